@@ -1,2 +1,4 @@
+pub mod cache_dir;
 pub mod hlo;
 pub mod pjrt;
+pub mod plugins;

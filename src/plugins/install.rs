@@ -1,0 +1,211 @@
+//! Installing plugins into our cache: download, check, unpack, rename. `<cache>/plugins/<kind>/<version>-<sha256>/` holds the
+//! library and a manifest.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{
+    Kind, PluginError, Result,
+    index::{Index, PipConfig},
+    pinned::{PINNED, Pinned},
+};
+use crate::cache_dir::cache_dir;
+
+/// What is known of an installed plugin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Manifest {
+    package: String,
+    version: String,
+    wheel_sha256: String,
+    library: String,
+    library_sha256: String,
+}
+
+/// A plugin in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    pub kind: Kind,
+    pub package: String,
+    pub version: String,
+    pub library: PathBuf,
+    library_sha256: String,
+}
+
+/// Tells how a download goes.
+pub trait Progress {
+    /// A download of so many bytes begins; 0 if that is not known.
+    fn start(&mut self, what: &str, total: u64);
+    fn advance(&mut self, bytes: u64);
+    fn finish(&mut self);
+}
+
+fn plugins_dir(kind: Kind) -> Result<PathBuf> {
+    Ok(cache_dir().ok_or(PluginError::NoCacheDir)?.join("plugins").join(kind.to_string()))
+}
+
+/// Plugins of this kind in the cache, those pinned first, in the order of the table.
+pub fn installed(kind: Kind) -> Result<Vec<Installed>> {
+    let dir = plugins_dir(kind)?;
+    let Ok(entries) = fs::read_dir(&dir) else { return Ok(Vec::new()) };
+    let mut found: Vec<Installed> = entries.flatten().filter_map(|entry| read_installed(kind, &entry.path())).collect();
+    let rank = |p: &Installed| {
+        let pinned = PINNED.iter().position(|q| q.package == p.package && q.version == p.version);
+        (pinned.unwrap_or(usize::MAX), p.version.clone())
+    };
+    found.sort_by_key(rank);
+    Ok(found)
+}
+
+fn read_installed(kind: Kind, dir: &Path) -> Option<Installed> {
+    let manifest: Manifest = serde_json::from_str(&fs::read_to_string(dir.join(MANIFEST)).ok()?).ok()?;
+    let library = dir.join(&manifest.library);
+    library.is_file().then_some(Installed {
+        kind,
+        package: manifest.package,
+        version: manifest.version,
+        library,
+        library_sha256: manifest.library_sha256,
+    })
+}
+
+const MANIFEST: &str = "manifest.json";
+
+/// Reads the library again and compares its sha256 with the one taken when it was installed.
+pub fn verify(plugin: &Installed) -> Result<()> {
+    let wheel = |problem: io::Error| PluginError::Wheel { path: plugin.library.clone(), problem: problem.to_string() };
+    let mut file = File::open(&plugin.library).map_err(wheel)?;
+    let found = copy_hashed(&mut file, &mut io::sink(), |_| ()).map_err(wheel)?;
+    check(&plugin.library.display().to_string(), &plugin.library_sha256, &found)
+}
+
+/// Installs pinned wheels.
+pub struct Installer<'a> {
+    pub offline: bool,
+    pub progress: &'a mut dyn Progress,
+}
+
+impl Installer<'_> {
+    /// Downloads and installs this wheel, unless it is installed already.
+    pub fn install(&mut self, pinned: &Pinned) -> Result<Installed> {
+        let dir = plugins_dir(pinned.kind)?;
+        // Two processes that need the same plugin: the second waits for the first, and finds it installed.
+        let _lock = lock(&dir)?;
+        if let Some(plugin) = read_installed(pinned.kind, &target(&dir, pinned)) {
+            return Ok(plugin);
+        }
+        let config = PipConfig::read();
+        if self.offline || config.no_index {
+            let Pinned { kind, package, version, .. } = *pinned;
+            return Err(PluginError::Offline { kind, package, version });
+        }
+        let index = Index::new(&config)?;
+        let url = index.find(pinned.package, pinned.wheel)?;
+        let (length, mut body) = index.open(&url)?;
+        self.progress.start(pinned.wheel, length.unwrap_or(0));
+        let written = |cause| PluginError::Write { path: dir.clone(), cause };
+        let mut wheel = tempfile::NamedTempFile::new_in(&dir).map_err(written)?;
+        let result = copy_hashed(&mut body, wheel.as_file_mut(), |n| self.progress.advance(n));
+        self.progress.finish();
+        let found = result.map_err(|e| match e.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => written(e),
+            _ => PluginError::Index {
+                index: pinned.package.to_owned(),
+                problem: format!("the download broke off ({e})"),
+            },
+        })?;
+        check(pinned.wheel, pinned.sha256, &found)?;
+        unpack(pinned, wheel.path(), &dir)
+    }
+
+    /// Installs from a wheel file that the user has. It must be one of the pinned ones of this kind.
+    pub fn install_file(&mut self, kind: Kind, wheel: &Path) -> Result<Installed> {
+        let unusable = |problem: String| PluginError::Wheel { path: wheel.to_owned(), problem };
+        let mut file = File::open(wheel).map_err(|e| unusable(e.to_string()))?;
+        let found = copy_hashed(&mut file, &mut io::sink(), |_| ()).map_err(|e| unusable(e.to_string()))?;
+        let Some(pinned) = PINNED.iter().find(|p| p.kind == kind && p.sha256 == found) else {
+            let known: Vec<&str> = PINNED.iter().filter(|p| p.kind == kind).map(|p| p.wheel).collect();
+            return Err(unusable(format!(
+                "its sha256 is {found}, which is none of the {kind} wheels that this program knows ({}). To use another \
+                 plugin, unzip it and pass its .so with --plugin",
+                known.join(", ")
+            )));
+        };
+        let dir = plugins_dir(kind)?;
+        let _lock = lock(&dir)?;
+        unpack(pinned, wheel, &dir)
+    }
+}
+
+fn target(dir: &Path, pinned: &Pinned) -> PathBuf {
+    dir.join(format!("{}-{}", pinned.version, &pinned.sha256[..16]))
+}
+
+/// Held until the result is dropped, or the process ends.
+fn lock(dir: &Path) -> Result<File> {
+    let failed = |path: &Path, cause| PluginError::Write { path: path.to_owned(), cause };
+    fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
+    let path = dir.join(".lock");
+    let file = File::create(&path).map_err(|e| failed(&path, e))?;
+    file.lock().map_err(|e| failed(&path, e))?;
+    Ok(file)
+}
+
+/// Unpacks the plugin into a directory beside its place, and renames it: a reader sees all of it or nothing.
+fn unpack(pinned: &Pinned, wheel: &Path, dir: &Path) -> Result<Installed> {
+    let unusable = |problem: String| PluginError::Wheel { path: wheel.to_owned(), problem };
+    let written = |cause| PluginError::Write { path: dir.to_owned(), cause };
+    let file = File::open(wheel).map_err(|e| unusable(e.to_string()))?;
+    let mut archive = zip::ZipArchive::new(file).map_err(|e| unusable(format!("it is not a wheel ({e})")))?;
+    let mut member =
+        archive.by_name(pinned.member).map_err(|e| unusable(format!("no {} in it ({e})", pinned.member)))?;
+    let library = Path::new(pinned.member).file_name().expect("members are files");
+
+    let temporary = tempfile::tempdir_in(dir).map_err(written)?;
+    let mut out = File::create(temporary.path().join(library)).map_err(written)?;
+    let library_sha256 = copy_hashed(&mut member, &mut out, |_| ()).map_err(written)?;
+    let manifest = Manifest {
+        package: pinned.package.to_owned(),
+        version: pinned.version.to_owned(),
+        wheel_sha256: pinned.sha256.to_owned(),
+        library: library.to_string_lossy().into_owned(),
+        library_sha256,
+    };
+    let text = serde_json::to_string_pretty(&manifest).expect("JSON of strings");
+    fs::write(temporary.path().join(MANIFEST), text).map_err(written)?;
+    fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).map_err(written)?;
+    let place = target(dir, pinned);
+    if place.exists() {
+        fs::remove_dir_all(&place).map_err(written)?; // damaged, or from before: we hold the lock
+    }
+    fs::rename(temporary.keep(), &place).map_err(written)?;
+    read_installed(pinned.kind, &place).ok_or_else(|| unusable("it could not be read back".into()))
+}
+
+/// Copies everything and returns its sha256, in hex.
+fn copy_hashed(from: &mut impl Read, to: &mut impl Write, mut progress: impl FnMut(u64)) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = from.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+        hasher.update(&buffer[..n]);
+        to.write_all(&buffer[..n])?;
+        progress(n as u64);
+    }
+}
+
+fn check(what: &str, expected: &str, found: &str) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(PluginError::Checksum { what: what.to_owned(), expected: expected.to_owned(), found: found.to_owned() })
+}
