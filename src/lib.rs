@@ -2,3 +2,4 @@ pub mod cache_dir;
 pub mod hlo;
 pub mod pjrt;
 pub mod plugins;
+pub mod sampling;

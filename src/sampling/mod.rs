@@ -1,0 +1,157 @@
+//! Choosing the next token on the device: greedy, temperature, top-k, top-p, with noise that depends only on the request's
+//! seed and the token's position.
+//!
+//! Nothing here sorts the vocabulary or gathers it over devices. Top-k and top-p are both thresholds on the logits, found
+//! by bisection over the 2^32 values of an order-preserving integer key ([`threshold`]); the choice itself is an argmax of
+//! logits plus Gumbel noise. On a vocabulary split over devices each step costs one all-reduce of a scalar per row.
+
+mod random;
+mod threshold;
+
+pub use random::{gumbel, threefry2x32};
+
+use crate::hlo::{DType, Graph, Mesh, Op, Shape};
+
+/// What a program can do with logits. The greedy one is much smaller and faster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sampler {
+    /// Always the largest logit; the first one where several are equal.
+    Greedy,
+    /// By each row's parameters; rows with temperature 0 are greedy.
+    Stochastic,
+}
+
+impl Sampler {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Greedy => "greedy",
+            Self::Stochastic => "sample",
+        }
+    }
+}
+
+/// One request's sampling parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Params {
+    /// 0 means greedy; else logits are divided by it.
+    pub temperature: f32,
+    /// Keep the k largest logits, and those equal to the k-th; 0 means all.
+    pub top_k: i32,
+    /// Keep the smallest set of most probable tokens whose probabilities sum to at least this, and those equal to its
+    /// last; 1 means all. Applied after top-k, on the renormalised probabilities, as transformers does.
+    pub top_p: f32,
+    pub seed: u64,
+}
+
+impl Params {
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+
+    /// The program variant that this request needs.
+    pub fn sampler(&self) -> Sampler {
+        if self.temperature == 0.0 { Sampler::Greedy } else { Sampler::Stochastic }
+    }
+
+    /// Says what is wrong with the parameters, if anything.
+    pub fn check(&self) -> Result<(), String> {
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Err(format!("temperature must be a number from 0 (greedy) up, not {}", self.temperature));
+        }
+        if self.top_k < 0 {
+            return Err(format!("top-k must be at least 1, or 0 for all tokens, not {}", self.top_k));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(format!("top-p must be above 0 and at most 1, not {}", self.top_p));
+        }
+        Ok(())
+    }
+}
+
+/// [`Params`] of every row, as inputs of a program.
+#[derive(Clone, Copy)]
+pub struct ParamOps<'g> {
+    /// f32[rows]
+    pub temperature: Op<'g>,
+    /// s32[rows]
+    pub top_k: Op<'g>,
+    /// f32[rows]
+    pub top_p: Op<'g>,
+    /// u32[rows, 2]: low and high word.
+    pub seed: Op<'g>,
+}
+
+impl<'g> ParamOps<'g> {
+    /// Declares the inputs.
+    pub fn declare(graph: &'g Graph, rows: i64) -> Self {
+        Self {
+            temperature: graph.parameter("temperature", Shape::new(DType::F32, [rows])),
+            top_k: graph.parameter("top_k", Shape::new(DType::S32, [rows])),
+            top_p: graph.parameter("top_p", Shape::new(DType::F32, [rows])),
+            seed: graph.parameter("seed", Shape::new(DType::U32, [rows, 2])),
+        }
+    }
+}
+
+/// The largest logit's token of each row: s32[rows] from f32[rows, vocab / mesh.model]. First one wins.
+pub fn greedy(logits: Op<'_>, mesh: Mesh) -> Op<'_> {
+    let [value, index] = logits.max_with_index();
+    first_of_largest(value, index + token_offset(logits, mesh), mesh)
+}
+
+/// Samples a token for each row: s32[rows] from f32[rows, vocab / mesh.model]. `positions` s32[rows] is where the token
+/// will stand.
+pub fn sample<'g>(logits: Op<'g>, params: &ParamOps<'g>, positions: Op<'g>, mesh: Mesh) -> Op<'g> {
+    let graph = logits.graph();
+    let rows = logits.dim(0);
+    let _scope = graph.scope("sample");
+    let column = |x: Op<'g>| x.reshape(&[rows, 1]);
+
+    let is_greedy = column(params.temperature.le(graph.scalar(DType::F32, 0.0))); // [rows, 1]
+    let one = graph.scalar(DType::F32, 1.0);
+    let scaled = logits / is_greedy.select(one, column(params.temperature)); // [rows, vocab/m]
+
+    let by_top_k = threshold::top_k(scaled, column(params.top_k), mesh);
+    let by_top_p = threshold::top_p(scaled, by_top_k, column(params.top_p), mesh);
+    let kept = threshold::key(scaled).ge(by_top_p);
+
+    // The noise of a token depends on its id, not on where its shard starts.
+    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(logits, mesh);
+    let noise = gumbel(params.seed, positions, ids); // [rows, vocab/m]
+    let zero = graph.scalar(DType::F32, 0.0);
+    let noisy = scaled + is_greedy.select(zero, noise);
+    let masked = kept.or(is_greedy).select(noisy, graph.scalar(DType::F32, f64::NEG_INFINITY));
+
+    let [value, index] = masked.max_with_index();
+    first_of_largest(value, index + token_offset(logits, mesh), mesh)
+}
+
+/// Id of the first token of this device's part of the vocabulary, s32[].
+fn token_offset<'g>(logits: Op<'g>, mesh: Mesh) -> Op<'g> {
+    let graph = logits.graph();
+    if mesh.model == 1 {
+        return graph.scalar(DType::S32, 0.0);
+    }
+    mesh.model_rank(graph) * logits.dim(1) as f64
+}
+
+/// Merges the devices' candidates: the token of the largest value, the smallest token where values are equal.
+fn first_of_largest<'g>(value: Op<'g>, token: Op<'g>, mesh: Mesh) -> Op<'g> {
+    if mesh.model == 1 {
+        return token;
+    }
+    let none = token.graph().scalar(DType::S32, f64::from(i32::MAX));
+    mesh.min(value.ge(mesh.max(value)).select(token, none))
+}
+
+/// Log-probability of each row's target: f32[rows] from f32[rows, vocab / mesh.model] and s32[rows].
+pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, mesh: Mesh) -> Op<'g> {
+    let graph = logits.graph();
+    let _scope = graph.scope("log_probability");
+    let rows = logits.dim(0);
+    let column = |x: Op<'g>| x.reshape(&[rows, 1]);
+    let largest = mesh.max(logits.reduce_max(&[1]));
+    let total = mesh.sum((logits - column(largest)).exp().reduce_sum(&[1])); // [rows]
+    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(logits, mesh);
+    let zero = graph.scalar(DType::F32, 0.0);
+    let target = mesh.sum(ids.eq(column(targets)).select(logits, zero).reduce_sum(&[1]));
+    target - largest - total.log()
+}
