@@ -1,0 +1,338 @@
+//! `config.json` of a Gemma checkpoint, checked.
+
+use serde_json::Value;
+
+use crate::hlo::Mesh;
+
+/// The architecture's sizes and constants. Field names are those of Hugging Face's `config.json`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub vocab_size: i64,
+    pub hidden_size: i64,
+    /// Width of gate and up, each.
+    pub intermediate_size: i64,
+    pub num_hidden_layers: i64,
+    pub num_attention_heads: i64,
+    /// 1 is multi-query, `num_attention_heads` is multi-head, anything between is grouped-query attention.
+    pub num_key_value_heads: i64,
+    pub head_dim: i64,
+    /// Longest context that the model was trained for, in tokens.
+    pub max_position_embeddings: i64,
+    pub rms_norm_eps: f64,
+    pub rope_theta: f64,
+    /// Whether the output layer is the embedding (true for all of Google's checkpoints).
+    pub tie_word_embeddings: bool,
+}
+
+/// A config that cannot be used, or things about it worth telling.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+/// Sizes above this are not a model, they are a mistake or an attack: they would overflow products further on.
+const MAX_SIZE: i64 = 1 << 24;
+
+impl Config {
+    /// The sizes of `gemma-2b`, `gemma-7b`, or a tiny model of the same architecture for tests and demos.
+    pub fn preset(name: &str) -> Option<Self> {
+        let base = Self {
+            vocab_size: 256_000,
+            hidden_size: 2048,
+            intermediate_size: 16384,
+            num_hidden_layers: 18,
+            num_attention_heads: 8,
+            num_key_value_heads: 1,
+            head_dim: 256,
+            max_position_embeddings: 8192,
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.0,
+            tie_word_embeddings: true,
+        };
+        match name {
+            "gemma-2b" | "gemma-1.1-2b" => Some(base),
+            "gemma-7b" | "gemma-1.1-7b" => Some(Self {
+                hidden_size: 3072,
+                intermediate_size: 24576,
+                num_hidden_layers: 28,
+                num_attention_heads: 16,
+                num_key_value_heads: 16,
+                ..base
+            }),
+            "tiny" => Some(Self {
+                vocab_size: 512,
+                hidden_size: 64,
+                intermediate_size: 256,
+                num_hidden_layers: 2,
+                num_attention_heads: 8,
+                num_key_value_heads: 1,
+                head_dim: 16,
+                max_position_embeddings: 1024,
+                ..base
+            }),
+            _ => None,
+        }
+    }
+
+    /// Names that [`Self::preset`] knows.
+    pub const PRESETS: [&str; 3] = ["tiny", "gemma-1.1-2b", "gemma-1.1-7b"];
+
+    /// Reads a `config.json`. The second part of the result are remarks for the user: things that were accepted although
+    /// they look odd.
+    pub fn parse(text: &str) -> Result<(Self, Vec<String>), ConfigError> {
+        let json: Value = serde_json::from_str(text)
+            .map_err(|e| ConfigError(format!("config.json is not valid JSON ({e}); download it again")))?;
+        let Some(object) = json.as_object() else {
+            return Err(ConfigError("config.json does not hold a JSON object; download it again".into()));
+        };
+        let mut problems = Vec::new();
+        let mut remarks = Vec::new();
+        let present = |name: &str| object.get(name).filter(|value| !value.is_null());
+
+        match present("model_type").and_then(Value::as_str) {
+            Some("gemma") => {}
+            Some(other) => problems.push(format!("model_type is {other:?}, this program runs \"gemma\" (1 and 1.1)")),
+            None => problems.push("model_type is missing (expected \"gemma\")".into()),
+        }
+        let mut size = |name: &str, default: Option<i64>| -> i64 {
+            let found = match present(name) {
+                None => default.ok_or_else(|| format!("{name} is missing")),
+                Some(value) => match value.as_i64() {
+                    Some(n) if (1..=MAX_SIZE).contains(&n) => Ok(n),
+                    _ => Err(format!("{name} is {value}, expected an integer from 1 to {MAX_SIZE}")),
+                },
+            };
+            found.unwrap_or_else(|problem| {
+                problems.push(problem);
+                1
+            })
+        };
+        let mut config = Self {
+            vocab_size: size("vocab_size", None),
+            hidden_size: size("hidden_size", None),
+            intermediate_size: size("intermediate_size", None),
+            num_hidden_layers: size("num_hidden_layers", None),
+            num_attention_heads: size("num_attention_heads", None),
+            num_key_value_heads: size("num_key_value_heads", None),
+            head_dim: size("head_dim", None),
+            max_position_embeddings: size("max_position_embeddings", Some(8192)),
+            rms_norm_eps: 1e-6,
+            rope_theta: 10_000.0,
+            tie_word_embeddings: true,
+        };
+        let mut positive = |name: &str, value: Option<&Value>, default: f64, below: f64| -> f64 {
+            match value.map(Value::as_f64) {
+                None => default,
+                Some(Some(n)) if n > 0.0 && n < below => n,
+                Some(_) => {
+                    problems.push(format!("{name} is {}, expected a number above 0 and below {below}", value.unwrap()));
+                    default
+                }
+            }
+        };
+        config.rms_norm_eps = positive("rms_norm_eps", present("rms_norm_eps"), 1e-6, 1.0);
+        // transformers 5 writes rope_theta into rope_parameters.
+        let rope = present("rope_parameters");
+        let theta = present("rope_theta").or_else(|| rope.and_then(|r| r.get("rope_theta")));
+        config.rope_theta = positive("rope_theta", theta, 10_000.0, 1e12);
+        match present("tie_word_embeddings").map(Value::as_bool) {
+            None => {}
+            Some(Some(tie)) => config.tie_word_embeddings = tie,
+            Some(None) => problems.push("tie_word_embeddings is not true or false".into()),
+        }
+
+        let rope_kind = present("rope_scaling").or(rope).and_then(|r| r.get("rope_type").or_else(|| r.get("type")));
+        if rope_kind.is_some_and(|kind| kind.as_str() != Some("default"))
+            || present("rope_scaling").is_some_and(|r| r.get("rope_type").is_none())
+        {
+            problems.push("rope_scaling is set; Gemma 1 and 1.1 have none".into());
+        }
+        if present("attention_bias").is_some_and(|bias| bias.as_bool() != Some(false)) {
+            problems.push("attention_bias is set; Gemma's linear layers have no bias".into());
+        }
+        check_activation(present("hidden_activation"), present("hidden_act"), &mut problems, &mut remarks);
+        if config.head_dim % 2 != 0 {
+            problems.push(format!("head_dim is {}, which RoPE cannot split in halves", config.head_dim));
+        }
+        if config.num_attention_heads % config.num_key_value_heads != 0 {
+            let (heads, kv) = (config.num_attention_heads, config.num_key_value_heads);
+            problems.push(format!("{heads} attention heads do not divide over {kv} key/value heads"));
+        }
+        if !problems.is_empty() {
+            let list = problems.join("\n  - ");
+            return Err(ConfigError(format!(
+                "config.json cannot be used:\n  - {list}\nCheck that this is a Gemma 1 or 1.1 model."
+            )));
+        }
+        Ok((config, remarks))
+    }
+
+    /// The config as `config.json`.
+    pub fn to_json(&self) -> Value {
+        serde_json::json!({
+            "architectures": ["GemmaForCausalLM"],
+            "attention_bias": false,
+            "attention_dropout": 0.0,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+            "head_dim": self.head_dim,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "model_type": "gemma",
+            "num_attention_heads": self.num_attention_heads,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_key_value_heads": self.num_key_value_heads,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "torch_dtype": "bfloat16",
+            "vocab_size": self.vocab_size,
+        })
+    }
+
+    /// Query heads that share one key/value head.
+    pub fn queries_per_kv(&self) -> i64 {
+        self.num_attention_heads / self.num_key_value_heads
+    }
+
+    /// Key/value heads on each device: split over the model axis, or repeated where there are fewer heads than devices.
+    pub fn kv_heads_per_device(&self, mesh: Mesh) -> i64 {
+        (self.num_key_value_heads / mesh.model as i64).max(1)
+    }
+
+    /// Says why this model cannot be split over the mesh's model axis, if it cannot, and which meshes fit.
+    pub fn check_mesh(&self, mesh: Mesh) -> Result<(), ConfigError> {
+        let problems = self.uneven_over(mesh.model as i64);
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let fitting = (1..=self.num_attention_heads).filter(|&n| self.uneven_over(n).is_empty());
+        let options: Vec<String> = fitting.map(|n| format!("1x{n}")).collect();
+        Err(ConfigError(format!(
+            "mesh {mesh} does not fit this model: {} do not divide over {} devices. Use one of --mesh {}",
+            problems.join(" and "),
+            mesh.model,
+            options.join(", ")
+        )))
+    }
+
+    /// What of this model does not divide over so many devices.
+    fn uneven_over(&self, devices: i64) -> Vec<String> {
+        let sizes = [
+            ("attention heads", self.num_attention_heads),
+            ("MLP columns", self.intermediate_size),
+            ("vocabulary entries", self.vocab_size),
+        ];
+        let uneven = sizes.iter().filter(|(_, size)| size % devices != 0);
+        let mut problems: Vec<String> = uneven.map(|(what, size)| format!("{size} {what}")).collect();
+        let kv = self.num_key_value_heads;
+        if kv % devices != 0 && devices % kv != 0 {
+            problems.push(format!("{kv} key/value heads"));
+        }
+        problems
+    }
+}
+
+/// Both `gelu_pytorch_tanh` and the legacy `gelu` mean the tanh form (transformers PR #29402).
+fn check_activation(
+    activation: Option<&Value>,
+    legacy: Option<&Value>,
+    problems: &mut Vec<String>,
+    remarks: &mut Vec<String>,
+) {
+    match activation.or(legacy).map(|value| value.as_str().unwrap_or_default()) {
+        None | Some("gelu_pytorch_tanh" | "gelu_tanh" | "gelu_new") => {}
+        Some("gelu") => remarks.push(
+            "config.json says hidden_act \"gelu\": a known mistake of early Gemma configs, read as the tanh form that the \
+             model was trained with"
+                .into(),
+        ),
+        Some(other) => problems.push(format!("the activation is {other:?}, Gemma's is \"gelu_pytorch_tanh\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_with(
+        change: impl FnOnce(&mut serde_json::Map<String, Value>),
+    ) -> Result<(Config, Vec<String>), ConfigError> {
+        let mut json = Config::preset("gemma-2b").unwrap().to_json();
+        change(json.as_object_mut().unwrap());
+        Config::parse(&json.to_string())
+    }
+
+    #[test]
+    fn round_trips_through_json() {
+        for name in Config::PRESETS {
+            let config = Config::preset(name).unwrap();
+            assert_eq!(Config::parse(&config.to_json().to_string()), Ok((config, vec![])));
+        }
+    }
+
+    #[test]
+    fn legacy_gelu_means_tanh_and_is_remarked() {
+        let (_, remarks) = parse_with(|c| {
+            c.remove("hidden_activation");
+            c.insert("hidden_act".into(), "gelu".into());
+        })
+        .unwrap();
+        assert_eq!(remarks.len(), 1);
+        // Where both are given, hidden_activation counts, as in transformers.
+        let (_, remarks) = parse_with(|c| {
+            c.insert("hidden_act".into(), "gelu".into());
+        })
+        .unwrap();
+        assert_eq!(remarks.len(), 0);
+    }
+
+    #[test]
+    fn transformers_5_rope_parameters() {
+        let (config, _) = parse_with(|c| {
+            c.remove("rope_theta");
+            c.insert("rope_parameters".into(), serde_json::json!({"rope_theta": 5000.0, "rope_type": "default"}));
+        })
+        .unwrap();
+        assert_eq!(config.rope_theta, 5000.0);
+    }
+
+    #[test]
+    fn bad_values_are_all_named_in_one_error() {
+        let error = parse_with(|c| {
+            c.remove("head_dim");
+            c.insert("hidden_size".into(), 0.into());
+            c.insert("num_hidden_layers".into(), (-3).into());
+            c.insert("vocab_size".into(), serde_json::json!(1e30));
+            c.insert("intermediate_size".into(), i64::MAX.into());
+            c.insert("rms_norm_eps".into(), "small".into());
+            c.insert("model_type".into(), "gemma2".into());
+            c.insert("hidden_activation".into(), "silu".into());
+        })
+        .unwrap_err()
+        .0;
+        for name in [
+            "head_dim",
+            "hidden_size",
+            "num_hidden_layers",
+            "vocab_size",
+            "intermediate_size",
+            "rms_norm_eps",
+            "gemma2",
+            "silu",
+        ] {
+            assert!(error.contains(name), "{name} is not in: {error}");
+        }
+    }
+
+    #[test]
+    fn meshes_that_do_not_divide_the_model_name_those_that_do() {
+        let config = Config::preset("gemma-2b").unwrap();
+        assert!(config.check_mesh(Mesh { data: 1, model: 8 }).is_ok());
+        let error = config.check_mesh(Mesh { data: 1, model: 3 }).unwrap_err().0;
+        assert!(error.contains("8 attention heads") && error.contains("1x1, 1x2, 1x4, 1x8"), "{error}");
+    }
+}

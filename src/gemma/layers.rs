@@ -1,0 +1,250 @@
+//! The architecture: embedding, RMSNorm, RoPE, attention, MLP, decoder layer, logits.
+//!
+//! Shapes in comments are those of one device. `heads`, `kv_heads`, `mlp` and `vocab` are this device's share;
+//! everything else is whole. Prefill and decode are the same code: prefill has `batch` 1 and `seq` tokens, decode has
+//! `batch` slots and `seq` 1.
+
+use super::{
+    Config, Target,
+    weights::{LayerWeights, Weights},
+};
+use crate::hlo::{DType, DotDims, Literal, Mesh, Op, Shape};
+
+/// What the layers need to know besides their inputs.
+#[derive(Clone, Copy)]
+pub(super) struct Context<'a> {
+    pub target: Target,
+    pub config: &'a Config,
+    pub mesh: Mesh,
+    /// Type of activations and of the KV cache. Norms, RoPE, softmax and GELU are computed in f32 whatever it is.
+    pub dtype: DType,
+}
+
+/// One layer's keys and values: each `[slots, kv_heads, cache_len, head_dim]`, donated to the program and updated in place.
+#[derive(Clone, Copy)]
+pub struct Cache<'g> {
+    pub keys: Op<'g>,
+    pub values: Op<'g>,
+}
+
+/// Where a step's tokens stand.
+#[derive(Clone, Copy)]
+pub(super) struct Positions<'g> {
+    /// s32[batch, seq]: position of each token in its sequence.
+    pub tokens: Op<'g>,
+    /// Where the step writes in the cache, and what it reads of it.
+    pub access: CacheAccess<'g>,
+    /// Number of cache positions that attention looks at; all tokens' positions are below it.
+    pub window: i64,
+}
+
+impl<'g> Positions<'g> {
+    /// The ops in it, to pass them to a computation.
+    pub(super) fn to_list(self) -> Vec<Op<'g>> {
+        match self.access {
+            CacheAccess::Slot { slot, start } => vec![self.tokens, slot, start],
+            CacheAccess::EachRow => vec![self.tokens],
+        }
+    }
+
+    /// From the list that [`Self::to_list`] made.
+    pub(super) fn from_list(ops: &[Op<'g>], window: i64) -> Self {
+        let access = match *ops {
+            [_, slot, start] => CacheAccess::Slot { slot, start },
+            _ => CacheAccess::EachRow,
+        };
+        Self { tokens: ops[0], access, window }
+    }
+}
+
+/// Which part of the cache belongs to a step.
+#[derive(Clone, Copy)]
+pub(super) enum CacheAccess<'g> {
+    /// All of the batch is one slot: `seq` tokens from position `start` on. Both s32[].
+    Slot { slot: Op<'g>, start: Op<'g> },
+    /// Row i of the batch is slot i, with one token.
+    EachRow,
+}
+
+/// Token ids s32[batch, seq] to `[batch, seq, hidden]`, times sqrt(hidden) rounded to the compute dtype (gemma.py's
+/// `normalizer`). Each device looks up the tokens that it has; the sum over devices has them all.
+pub(super) fn embed<'g>(cx: Context<'_>, tokens: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
+    let graph = tokens.graph();
+    let _scope = graph.scope("embed");
+    let table = weights.embed_tokens; // [vocab, hidden]
+    let rows = if cx.mesh.model == 1 {
+        table.take_rows(tokens).convert(cx.dtype)
+    } else {
+        let vocab = table.dim(0);
+        let local = tokens - cx.mesh.model_rank(graph) * vocab as f64;
+        let (zero, end) = (graph.scalar(DType::S32, 0.0), graph.scalar(DType::S32, vocab as f64));
+        let [batch, seq] = [tokens.dim(0), tokens.dim(1)];
+        let here = local.ge(zero).and(local.lt(end)).reshape(&[batch, seq, 1]);
+        let rows = table.take_rows(local.clamp(zero, end - 1.0)).convert(cx.dtype);
+        cx.mesh.sum(here.select(rows, graph.scalar(cx.dtype, 0.0)))
+    };
+    rows * (cx.config.hidden_size as f64).sqrt() // [batch, seq, hidden]
+}
+
+/// `x / sqrt(mean(x²) + eps) · (1 + w)` over the last dimension, in f32 throughout. The checkpoint stores w.
+pub(super) fn rms_norm<'g>(cx: Context<'_>, x: Op<'g>, weight: Op<'g>) -> Op<'g> {
+    let hidden = x.dim(-1);
+    let last = x.shape().rank() as i64 - 1;
+    let mut column = x.shape().dims;
+    column[last as usize] = 1;
+
+    let x32 = x.convert(DType::F32);
+    let mean_square = (x32 * x32).reduce_sum(&[last]) * (1.0 / hidden as f64);
+    let scale = (mean_square + cx.config.rms_norm_eps).rsqrt().reshape(&column); // [..., 1]
+    (x32 * scale * (weight.convert(DType::F32) + 1.0)).convert(cx.dtype)
+}
+
+/// Rotary position embedding (Su et al. 2021) of `[batch, seq, heads, head_dim]`, on pairs of elements half a head apart
+/// (rotate_half). Angles, cosines and sines are f32: in bf16 positions beyond 256 would collide.
+fn rope<'g>(cx: Context<'_>, x: Op<'g>, positions: Op<'g>) -> Op<'g> {
+    let graph = x.graph();
+    let half = cx.config.head_dim / 2;
+    let [batch, seq] = [positions.dim(0), positions.dim(1)];
+
+    // Computed here, in f64: an error in a frequency grows with the position.
+    let frequency = |pair: i64| cx.config.rope_theta.powf(-2.0 * pair as f64 / cx.config.head_dim as f64) as f32;
+    let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+    let frequency = graph.constant(Literal::f32s([half], &frequencies));
+    let angle = positions.convert(DType::F32).reshape(&[batch, seq, 1]) * frequency;
+    let angle = angle.reshape(&[batch, seq, 1, half]); // the same for all heads
+    let (cos, sin) = (angle.cos(), angle.sin());
+
+    let x32 = x.convert(DType::F32);
+    let (first, second) = (x32.slice_in_dim(-1, 0, half), x32.slice_in_dim(-1, half, 2 * half));
+    Op::concatenate(&[first * cos - second * sin, second * cos + first * sin], -1).convert(cx.dtype)
+}
+
+/// Writes this step's keys or values `[batch, kv_heads, seq, head_dim]` into the cache, at their positions.
+fn update_cache<'g>(cache: Op<'g>, new: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
+    let graph = cache.graph();
+    let zero = graph.scalar(DType::S32, 0.0);
+    match positions.access {
+        CacheAccess::Slot { slot, start } => cache.dynamic_update_slice(new, &[slot, zero, start, zero]),
+        CacheAccess::EachRow => (0..new.dim(0)).fold(cache, |cache, row| {
+            let slot = graph.scalar(DType::S32, row as f64);
+            let position = positions.tokens.slice(&[row, 0], &[row + 1, 1]).reshape(&[]);
+            cache.dynamic_update_slice(new.slice_in_dim(0, row, row + 1), &[slot, zero, position, zero])
+        }),
+    }
+}
+
+/// The part of the cache that this step attends to: `[batch, kv_heads, window, head_dim]`.
+fn read_cache<'g>(cache: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
+    let shape = cache.shape();
+    match positions.access {
+        CacheAccess::Slot { slot, .. } if shape.dims[0] > 1 => {
+            let zero = cache.graph().scalar(DType::S32, 0.0);
+            let sizes = [1, shape.dims[1], positions.window, shape.dims[3]];
+            cache.dynamic_slice(&[slot, zero, zero, zero], &sizes)
+        }
+        _ => cache.slice_in_dim(2, 0, positions.window),
+    }
+}
+
+/// Causal attention over the cache: `[batch, seq, hidden]` to `[batch, seq, hidden]`, still to be summed over devices.
+fn attention<'g>(
+    cx: Context<'_>,
+    x: Op<'g>,
+    weights: &LayerWeights<'g>,
+    cache: Cache<'g>,
+    positions: &Positions<'g>,
+) -> (Op<'g>, Cache<'g>) {
+    let graph = x.graph();
+    let _scope = graph.scope("attention");
+    let head_dim = cx.config.head_dim;
+    let [batch, seq] = [x.dim(0), x.dim(1)];
+    let heads = weights.q_proj.dim(0) / head_dim;
+    let kv_heads = weights.k_proj.dim(0) / head_dim;
+    let group = heads / kv_heads; // query heads that share a key/value head
+
+    let q = cx.target.linear(x, weights.q_proj, cx.dtype).reshape(&[batch, seq, heads, head_dim]);
+    let k = cx.target.linear(x, weights.k_proj, cx.dtype).reshape(&[batch, seq, kv_heads, head_dim]);
+    let v = cx.target.linear(x, weights.v_proj, cx.dtype).reshape(&[batch, seq, kv_heads, head_dim]);
+    let q = rope(cx, q, positions.tokens);
+    let k = rope(cx, k, positions.tokens);
+
+    let cache = Cache {
+        keys: update_cache(cache.keys, cx.target.cached(k.transpose(&[0, 2, 1, 3])), positions),
+        values: update_cache(cache.values, cx.target.cached(v.transpose(&[0, 2, 1, 3])), positions),
+    };
+    // Keeps the update in place: without it some lowerings copy the whole cache twice per layer.
+    let [keys, values] = Op::optimization_barrier(&[cache.keys, cache.values])[..] else {
+        unreachable!("a barrier returns what it was given")
+    };
+    let cache = Cache { keys, values };
+    let keys = cx.target.uncached(read_cache(cache.keys, positions), cx.dtype); // [batch, kv_heads, window, head_dim]
+    let values = cx.target.uncached(read_cache(cache.values, positions), cx.dtype);
+
+    // The queries of a group are rows of one matrix: [batch, kv_heads, seq * group, head_dim].
+    let q = q.reshape(&[batch, seq, kv_heads, group, head_dim]).transpose(&[0, 2, 1, 3, 4]);
+    let q = q.reshape(&[batch, kv_heads, seq * group, head_dim]);
+    let over_heads = |lhs: i64, rhs: i64| DotDims {
+        lhs_batch: vec![0, 1],
+        rhs_batch: vec![0, 1],
+        lhs_contract: vec![lhs],
+        rhs_contract: vec![rhs],
+    };
+    let scores = q.dot(keys, &over_heads(3, 3), DType::F32) * (head_dim as f64).powf(-0.5);
+    let scores = scores.reshape(&[batch, kv_heads, seq, group, positions.window]);
+
+    // A token sees positions up to its own; what lies beyond it in the cache is garbage.
+    let key_position = graph.iota(Shape::new(DType::S32, [positions.window]), 0);
+    let visible = key_position.le(positions.tokens.reshape(&[batch, 1, seq, 1, 1]));
+    let scores = visible.select(scores, graph.scalar(DType::F32, f64::NEG_INFINITY));
+    let probabilities = softmax(scores).convert(cx.dtype);
+
+    let probabilities = probabilities.reshape(&[batch, kv_heads, seq * group, positions.window]);
+    let mixed = probabilities.dot(values, &over_heads(3, 2), DType::F32).convert(cx.dtype);
+    let mixed = mixed.reshape(&[batch, kv_heads, seq, group, head_dim]).transpose(&[0, 2, 1, 3, 4]);
+    let out = cx.target.linear(mixed.reshape(&[batch, seq, heads * head_dim]), weights.o_proj, cx.dtype);
+    (out, cache)
+}
+
+/// Softmax over the last dimension.
+fn softmax(x: Op<'_>) -> Op<'_> {
+    let last = x.shape().rank() as i64 - 1;
+    let mut column = x.shape().dims;
+    column[last as usize] = 1;
+    let exp = (x - x.reduce_max(&[last]).reshape(&column)).exp();
+    exp / exp.reduce_sum(&[last]).reshape(&column)
+}
+
+/// `down(gelu(gate(x)) · up(x))`, still to be summed over devices.
+fn mlp<'g>(cx: Context<'_>, x: Op<'g>, weights: &LayerWeights<'g>) -> Op<'g> {
+    let _scope = x.graph().scope("mlp");
+    let gate = cx.target.linear(x, weights.gate_proj, DType::F32); // [batch, seq, mlp]
+    let up = cx.target.linear(x, weights.up_proj, DType::F32);
+    cx.target.linear((gelu_tanh(gate) * up).convert(cx.dtype), weights.down_proj, cx.dtype)
+}
+
+/// `x/2 · (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))` (Hendrycks and Gimpel 2016).
+fn gelu_tanh(x: Op<'_>) -> Op<'_> {
+    let inner = (x + x * x * x * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+    x * 0.5 * (inner.tanh() + 1.0)
+}
+
+/// `x + attention(norm(x))`, then `x + mlp(norm(x))`. Both partial results are summed over the devices, the only
+/// communication of a layer.
+pub(super) fn decoder_layer<'g>(
+    cx: Context<'_>,
+    x: Op<'g>,
+    weights: &LayerWeights<'g>,
+    cache: Cache<'g>,
+    positions: &Positions<'g>,
+) -> (Op<'g>, Cache<'g>) {
+    let (attended, cache) = attention(cx, rms_norm(cx, x, weights.input_layernorm), weights, cache, positions);
+    let x = x + cx.mesh.sum(attended);
+    let x = x + cx.mesh.sum(mlp(cx, rms_norm(cx, x, weights.post_attention_layernorm), weights));
+    (x, cache)
+}
+
+/// `[rows, hidden]` to f32[rows, vocab]: this device's part of the vocabulary.
+pub(super) fn logits<'g>(cx: Context<'_>, x: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
+    let _scope = x.graph().scope("logits");
+    cx.target.linear(rms_norm(cx, x, weights.norm), weights.lm_head, DType::F32)
+}

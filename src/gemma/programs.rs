@@ -1,0 +1,258 @@
+//! The programs that run the model: prefill, decode, score.
+//!
+//! Every program takes its own inputs first, then all weights in the order of [`weights::tensors`], then each layer's keys
+//! and values; it returns its own outputs first, then the updated caches, which reuse the memory of those passed in.
+
+use super::{
+    Cache, Config, Target,
+    layers::{CacheAccess, Context, Positions, decoder_layer, embed, logits},
+    weights::{LAYER_TENSORS, LayerWeights, StoredTypes, Weights},
+};
+use crate::{
+    hlo::{Computation, DType, Graph, HloError, Mesh, Module, Op, Shape},
+    sampling::{self, ParamOps, Sampler},
+};
+
+/// What a step returns besides the caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// The next token of each row, s32[rows].
+    Token(Sampler),
+    /// The logits of each row's last token, f32[rows, vocab].
+    Logits,
+}
+
+/// One of the model's programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// A chunk of one slot's prompt: `bucket` tokens from position `start` on, of which those after `last` are padding.
+    ///
+    /// Inputs: tokens s32[bucket], slot s32[], start s32[], last s32[]; then the sampler's.
+    Prefill { bucket: i64, output: Output },
+    /// One token for every slot.
+    ///
+    /// Inputs: tokens s32[slots], positions s32[slots]; then the sampler's.
+    Decode { output: Output },
+    /// A chunk of one slot's text, for its likelihood: as prefill, with the token that follows each one as a target.
+    ///
+    /// Inputs: tokens s32[bucket], slot s32[], start s32[], targets s32[bucket]. Outputs: the targets' log-probabilities
+    /// f32[bucket], the most likely tokens s32[bucket] and, if asked for, all logits f32[bucket, vocab].
+    Score { bucket: i64, logits: bool },
+    /// A chunk of one slot's text, for looking inside: inputs tokens s32[bucket], slot s32[], start s32[]. Output: what each
+    /// layer takes, and what the last one gives, before the final norm, f32[layers + 1, bucket, hidden].
+    Trace { bucket: i64 },
+}
+
+/// All that determines a program's graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProgramSpec {
+    pub program: Program,
+    pub target: Target,
+    pub config: Config,
+    pub mesh: Mesh,
+    /// Type of activations and caches.
+    pub compute: DType,
+    /// Types of the weights as stored.
+    pub stored: StoredTypes,
+    /// Sequences that the cache holds.
+    pub slots: i64,
+    /// Tokens that the cache holds for each.
+    pub cache_len: i64,
+    /// Cache positions that attention looks at.
+    pub window: i64,
+}
+
+impl ProgramSpec {
+    /// A readable name that tells the program, its buckets, mesh and types: `decode-greedy-b1-w1024-c2048-tp4-bf16-cpu`.
+    pub fn name(&self) -> String {
+        let Self { mesh, slots, cache_len, window, .. } = self;
+        let output = |output: Output| match output {
+            Output::Token(sampler) => sampler.name(),
+            Output::Logits => "logits",
+        };
+        let program = match self.program {
+            Program::Prefill { bucket, output: o } => format!("prefill-{}-t{bucket}", output(o)),
+            Program::Decode { output: o } => format!("decode-{}", output(o)),
+            Program::Score { bucket, logits } => {
+                format!("score{}-t{bucket}", if logits { "-logits" } else { "" })
+            }
+            Program::Trace { bucket } => format!("trace-t{bucket}"),
+        };
+        let data = if mesh.data > 1 { format!("dp{}-", mesh.data) } else { String::new() };
+        let stored = if self.stored.default == self.compute && self.stored.exceptions.is_empty() {
+            String::new()
+        } else {
+            format!("-w{}", self.stored.default)
+        };
+        let target = self.target.name();
+        format!("{program}-b{slots}-w{window}-c{cache_len}-{data}tp{}-{}{stored}-{target}", mesh.model, self.compute)
+    }
+
+    /// Shape of one layer's keys on one device, and of its values: `[slots, kv_heads, cache_len, head_dim]`.
+    pub fn cache_shape(&self) -> Shape {
+        let c = &self.config;
+        Shape::new(
+            self.target.cache_dtype(self.compute),
+            [self.slots, c.kv_heads_per_device(self.mesh), self.cache_len, c.head_dim],
+        )
+    }
+
+    /// Emits the program of one device.
+    pub fn build(&self) -> Result<Module, HloError> {
+        let graph = Graph::new(&self.name().replace('-', "_"));
+        let g = &graph;
+        let s32 = |name: &str, dims: &[i64]| g.parameter(name, Shape::new(DType::S32, dims));
+        let (window, hidden) = (self.window, self.config.hidden_size);
+        // Inputs of a chunk of one slot, and where its tokens stand.
+        let chunk = |bucket: i64| {
+            let (tokens, slot, start) = (s32("tokens", &[bucket]), s32("slot", &[]), s32("start", &[]));
+            let positions = move || {
+                let tokens = g.iota(Shape::new(DType::S32, [1, bucket]), 1) + start;
+                Positions { tokens, access: CacheAccess::Slot { slot, start }, window }
+            };
+            (tokens.reshape(&[1, bucket]), start, positions)
+        };
+        match self.program {
+            Program::Prefill { bucket, output } => {
+                let (tokens, start, positions) = chunk(bucket);
+                let last = s32("last", &[]);
+                let head = Head::declare(g, output, 1);
+                let run = self.forward(tokens, g, positions);
+                let zero = g.scalar(DType::S32, 0.0);
+                let row = run.hidden().reshape(&[bucket, hidden]).dynamic_slice(&[last, zero], &[1, hidden]);
+                let out = head.apply(self, row, &run.weights, (start + last + 1.0).reshape(&[1]));
+                run.finish(g, &[out])
+            }
+            Program::Decode { output } => {
+                let (tokens, positions) = (s32("tokens", &[self.slots]), s32("positions", &[self.slots]));
+                let head = Head::declare(g, output, self.slots);
+                let run = self.forward(tokens.reshape(&[self.slots, 1]), g, || {
+                    let tokens = positions.reshape(&[self.slots, 1]);
+                    Positions { tokens, access: CacheAccess::EachRow, window }
+                });
+                let rows = run.hidden().reshape(&[self.slots, hidden]);
+                let out = head.apply(self, rows, &run.weights, positions + 1.0);
+                run.finish(g, &[out])
+            }
+            Program::Score { bucket, logits: with_logits } => {
+                let (tokens, _, positions) = chunk(bucket);
+                let targets = s32("targets", &[bucket]);
+                let run = self.forward(tokens, g, positions);
+                let logits = logits(self.context(), run.hidden().reshape(&[bucket, hidden]), &run.weights);
+                let likelihood = sampling::log_probability(logits, targets, self.mesh);
+                let mut outputs = vec![likelihood, sampling::greedy(logits, self.mesh)];
+                if with_logits {
+                    outputs.push(self.mesh.gather(logits, 1));
+                }
+                run.finish(g, &outputs)
+            }
+            Program::Trace { bucket } => {
+                let (tokens, _, positions) = chunk(bucket);
+                let run = self.forward(tokens, g, positions);
+                let parts: Vec<Op<'_>> = run.hidden.iter().map(|x| x.convert(DType::F32)).collect();
+                run.finish(g, &[Op::concatenate(&parts, 0)])
+            }
+        }
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context { target: self.target, config: &self.config, mesh: self.mesh, dtype: self.compute }
+    }
+
+    /// Embedding and all layers. Declares weights and caches, after the inputs that the caller declared; `positions` may
+    /// compute from those.
+    fn forward<'g>(&self, tokens: Op<'g>, graph: &'g Graph, positions: impl FnOnce() -> Positions<'g>) -> Forward<'g> {
+        let (cx, window) = (self.context(), self.window);
+        let weights = Weights::declare(graph, cx.config, cx.mesh, &self.stored);
+        let declare = |kind: &str, layer: usize| graph.parameter(&format!("cache.{layer}.{kind}"), self.cache_shape());
+        let given: Vec<Cache<'g>> = (0..weights.layers.len())
+            .map(|layer| Cache { keys: declare("keys", layer), values: declare("values", layer) })
+            .collect();
+        let positions = positions();
+        let mut hidden = vec![embed(cx, tokens, &weights)];
+        let mut updated = Vec::new();
+        let mut computations: Vec<(Vec<Shape>, Computation)> = Vec::new();
+        for (layer, (layer_weights, &cache)) in weights.layers.iter().zip(&given).enumerate() {
+            let _scope = graph.scope(&format!("layer.{layer}"));
+            let mut arguments = vec![hidden[layer], cache.keys, cache.values];
+            arguments.extend(layer_weights.to_list());
+            arguments.extend(positions.to_list());
+            let shapes: Vec<Shape> = arguments.iter().map(|op| op.shape()).collect();
+            let names = ["x", "keys", "values"].into_iter().chain(LAYER_TENSORS).chain(["positions", "slot", "start"]);
+            let parameters: Vec<(&str, Shape)> = names.zip(shapes.iter().cloned()).collect();
+            // All layers are calls of one computation, unless a checkpoint stores some in other types.
+            let known = computations.iter().position(|(s, _)| *s == shapes).unwrap_or_else(|| {
+                let computation = graph.computation("decoder_layer", &parameters, |_, p| {
+                    let cache = Cache { keys: p[1], values: p[2] };
+                    let weights = LayerWeights::from_list(&p[3..12]);
+                    let positions = Positions::from_list(&p[12..], window);
+                    let (x, cache) = decoder_layer(cx, p[0], &weights, cache, &positions);
+                    vec![x, cache.keys, cache.values]
+                });
+                computations.push((shapes, computation));
+                computations.len() - 1
+            });
+            let out = graph.call(&computations[known].1, &arguments);
+            hidden.push(out[0]);
+            updated.push(Cache { keys: out[1], values: out[2] });
+        }
+        Forward { hidden, weights, given, updated }
+    }
+}
+
+/// The model up to the final norm.
+struct Forward<'g> {
+    /// What each layer takes, and what the last one gives: `[batch, seq, hidden]`.
+    hidden: Vec<Op<'g>>,
+    weights: Weights<'g>,
+    /// The caches as parameters, and as updated.
+    given: Vec<Cache<'g>>,
+    updated: Vec<Cache<'g>>,
+}
+
+impl<'g> Forward<'g> {
+    /// The last layer's output.
+    fn hidden(&self) -> Op<'g> {
+        *self.hidden.last().expect("the embedding is there")
+    }
+
+    /// Ends the program: its own outputs, then the caches in place of those given.
+    fn finish(&self, graph: &'g Graph, outputs: &[Op<'g>]) -> Result<Module, HloError> {
+        let mut all = outputs.to_vec();
+        for (given, updated) in self.given.iter().zip(&self.updated) {
+            for (parameter, output) in [(given.keys, updated.keys), (given.values, updated.values)] {
+                graph.alias(parameter, all.len());
+                all.push(output);
+            }
+        }
+        graph.finish(&all)
+    }
+}
+
+/// What is done with the last hidden states.
+enum Head<'g> {
+    Greedy,
+    Sample(ParamOps<'g>),
+    Logits,
+}
+
+impl<'g> Head<'g> {
+    /// Declares the inputs that it needs.
+    fn declare(graph: &'g Graph, output: Output, rows: i64) -> Self {
+        match output {
+            Output::Token(Sampler::Greedy) => Self::Greedy,
+            Output::Token(Sampler::Stochastic) => Self::Sample(ParamOps::declare(graph, rows)),
+            Output::Logits => Self::Logits,
+        }
+    }
+
+    /// From hidden states `[rows, hidden]`; the tokens will stand at `positions` s32[rows].
+    fn apply(self, spec: &ProgramSpec, rows: Op<'g>, weights: &Weights<'g>, positions: Op<'g>) -> Op<'g> {
+        let logits = logits(spec.context(), rows, weights);
+        match self {
+            Self::Greedy => sampling::greedy(logits, spec.mesh),
+            Self::Sample(params) => sampling::sample(logits, &params, positions, spec.mesh),
+            Self::Logits => spec.mesh.gather(logits, 1),
+        }
+    }
+}
