@@ -1,4 +1,5 @@
 pub mod cache_dir;
+pub mod checkpoint;
 pub mod gemma;
 pub mod hlo;
 pub mod pjrt;

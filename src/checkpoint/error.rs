@@ -1,0 +1,20 @@
+//! What can be wrong with a checkpoint.
+
+use std::path::PathBuf;
+
+/// A checkpoint that cannot be used. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("there is no model directory {0}; give the directory that holds config.json and *.safetensors")]
+    NoDirectory(PathBuf),
+    #[error("{dir} holds no safetensors files{hint}")]
+    NoWeights { dir: PathBuf, hint: String },
+    #[error("{path} is damaged: {problem}. Download it again, or compare its size and sha256 with the source")]
+    Damaged { path: PathBuf, problem: String },
+    #[error("{path} cannot be read: {problem}")]
+    Unreadable { path: PathBuf, problem: String },
+    #[error("the checkpoint does not fit the model that its config.json describes:\n{0}")]
+    Mismatch(String),
+    #[error("cannot write {path}: {cause}")]
+    Write { path: PathBuf, cause: std::io::Error },
+}

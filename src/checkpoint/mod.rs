@@ -1,0 +1,11 @@
+//! Checkpoints in Hugging Face's layout: safetensors files, mapped into memory, checked strictly before anything uses them.
+
+mod error;
+mod open;
+mod random;
+mod write;
+
+pub use error::CheckpointError;
+pub use open::{Checkpoint, Tensor};
+pub use random::write_random;
+pub use write::{ALIGNMENT, write_safetensors};

@@ -1,0 +1,222 @@
+//! Opening a checkpoint: which files, what tensors, and whether they are those the model needs.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use safetensors::SafeTensorError;
+
+use super::CheckpointError;
+use crate::{
+    hlo::DType,
+    pjrt::{HostBytes, HostMemory},
+};
+
+/// A tensor of a checkpoint: its bytes are a part of a mapped file.
+#[derive(Clone)]
+pub struct Tensor {
+    /// BF16, F16 or F32 for those a model can use; others are kept as their safetensors name.
+    pub dtype: Result<DType, String>,
+    pub dims: Vec<i64>,
+    pub bytes: HostBytes,
+    /// The file that it lies in.
+    pub file: Arc<PathBuf>,
+}
+
+/// An opened checkpoint. Names carry the `model.` prefix, whether the files have it or not.
+pub struct Checkpoint {
+    dir: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+impl Checkpoint {
+    /// Maps all files of the checkpoint in `dir` and checks their headers. No weights are read.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        if !dir.is_dir() {
+            return Err(CheckpointError::NoDirectory(dir.to_owned()));
+        }
+        let mut this = Self { dir: dir.to_owned(), tensors: BTreeMap::new() };
+        if dir.join(INDEX).exists() {
+            this.open_index()?;
+        } else if dir.join(SINGLE).exists() {
+            this.open_file(SINGLE, |_| true)?;
+        } else {
+            return Err(CheckpointError::NoWeights { dir: dir.to_owned(), hint: other_formats(dir) });
+        }
+        Ok(this)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
+        &self.tensors
+    }
+
+    fn open_index(&mut self) -> Result<(), CheckpointError> {
+        let path = self.dir.join(INDEX);
+        let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
+        let text = fs::read_to_string(&path)
+            .map_err(|e| CheckpointError::Unreadable { path: path.clone(), problem: e.to_string() })?;
+        let json: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| damaged(format!("it is not valid JSON ({e})")))?;
+        let map = json.get("weight_map").and_then(|m| m.as_object());
+        let map = map.ok_or_else(|| damaged("it has no weight_map".into()))?;
+        let mut files: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (tensor, file) in map {
+            let file = file.as_str().ok_or_else(|| damaged(format!("the file of {tensor} is not a string")))?;
+            // A name, not a path: an index must not reach outside the checkpoint.
+            if Path::new(file).file_name() != Some(file.as_ref()) {
+                return Err(damaged(format!("{tensor} lies in {file:?}, which is not a plain file name")));
+            }
+            files.entry(file).or_default().push(tensor);
+        }
+        for (file, names) in files {
+            if !self.dir.join(file).exists() {
+                let (count, first) = (names.len(), names[0]);
+                let problem = format!("it names {file} (for {first} and {} more), which does not exist", count - 1);
+                return Err(damaged(problem));
+            }
+            self.open_file(file, |name| names.contains(&name))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the tensors of one file that `wanted` says yes to.
+    fn open_file(&mut self, file: &str, wanted: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
+        let path = Arc::new(self.dir.join(file));
+        let damaged = |problem: String| CheckpointError::Damaged { path: path.as_ref().clone(), problem };
+        let memory = HostMemory::map(&path)
+            .map_err(|e| CheckpointError::Unreadable { path: path.as_ref().clone(), problem: e.to_string() })?;
+        let (header_len, metadata) = safetensors::SafeTensors::read_metadata(memory.bytes())
+            .map_err(|e| damaged(explain(&e, memory.bytes())))?;
+        let data_start = header_len + size_of::<u64>();
+        for (name, info) in metadata.tensors() {
+            if !wanted(&name) || name.ends_with("rotary_emb.inv_freq") {
+                continue; // inv_freq: a buffer that old exports carry; RoPE computes it
+            }
+            let dims: Result<Vec<i64>, _> = info.shape.iter().map(|&d| i64::try_from(d)).collect();
+            let dims = dims.map_err(|_| damaged(format!("{name} has an absurd shape {:?}", info.shape)))?;
+            let (start, end) = info.data_offsets;
+            let tensor = Tensor {
+                dtype: dtype_of(info.dtype),
+                dims,
+                bytes: HostBytes::new(memory.clone(), data_start + start..data_start + end),
+                file: path.clone(),
+            };
+            if self.tensors.insert(canonical(&name), tensor).is_some() {
+                return Err(damaged(format!(
+                    "{name} is there twice (with and without the model. prefix, or in two files)"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Picks the tensors that a model needs, in the given order. All that is missing, unused, of another shape or of a type
+    /// that is no float goes into one error. `optional` ones may be there and are left alone.
+    pub fn select(&self, needed: &[(&str, &[i64])], optional: &[&str]) -> Result<Vec<&Tensor>, CheckpointError> {
+        let mut missing = Vec::new();
+        let mut wrong = Vec::new();
+        let mut found = Vec::new();
+        for &(name, dims) in needed {
+            let Some(tensor) = self.tensors.get(name) else {
+                missing.push(format!("{name} {dims:?}"));
+                continue;
+            };
+            if tensor.dims != dims {
+                wrong.push(format!("{name}: expected {dims:?}, found {:?}", tensor.dims));
+            }
+            if let Err(other) = &tensor.dtype {
+                wrong.push(format!("{name}: expected BF16, F16 or F32, found {other}"));
+            }
+            found.push(tensor);
+        }
+        let unused: Vec<String> = self
+            .tensors
+            .iter()
+            .filter(|(name, _)| !needed.iter().any(|(n, _)| n == name) && !optional.contains(&name.as_str()))
+            .map(|(name, tensor)| format!("{name} {:?}", tensor.dims))
+            .collect();
+        if missing.is_empty() && wrong.is_empty() && unused.is_empty() {
+            return Ok(found);
+        }
+        let mut report = String::new();
+        for (title, list) in [("missing", missing), ("of another shape or type", wrong), ("not of this model", unused)]
+        {
+            const SHOWN: usize = 20;
+            if !list.is_empty() {
+                let _ = writeln!(report, "  {} {title}:", list.len());
+                list.iter().take(SHOWN).for_each(|line| {
+                    let _ = writeln!(report, "    {line}");
+                });
+                if list.len() > SHOWN {
+                    let _ = writeln!(report, "    ... and {} more", list.len() - SHOWN);
+                }
+            }
+        }
+        report.push_str("Check that config.json and the safetensors files are of the same model and complete.");
+        Err(CheckpointError::Mismatch(report))
+    }
+}
+
+/// The name with the `model.` prefix, which base-model exports lack.
+fn canonical(name: &str) -> String {
+    if name.starts_with("model.") || name.starts_with("lm_head.") { name.to_owned() } else { format!("model.{name}") }
+}
+
+fn dtype_of(dtype: safetensors::Dtype) -> Result<DType, String> {
+    match dtype {
+        safetensors::Dtype::BF16 => Ok(DType::BF16),
+        safetensors::Dtype::F16 => Ok(DType::F16),
+        safetensors::Dtype::F32 => Ok(DType::F32),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// What is wrong with a file, in words.
+fn explain(error: &SafeTensorError, bytes: &[u8]) -> String {
+    let size = bytes.len();
+    match error {
+        SafeTensorError::HeaderTooSmall => format!("it has {size} bytes, too few for a safetensors header"),
+        SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
+            let claimed = bytes.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
+            format!("its header claims {claimed} bytes, the file has {size}; it is truncated or not a safetensors file")
+        }
+        SafeTensorError::MetadataIncompleteBuffer => {
+            format!("its {size} bytes are not what its header describes; it is truncated or has bytes too many")
+        }
+        SafeTensorError::InvalidOffset(name) => {
+            format!("the data of {name} overlaps another tensor or leaves the file")
+        }
+        SafeTensorError::TensorInvalidInfo => "a tensor's size does not match its shape and type".into(),
+        SafeTensorError::ValidationOverflow => "a tensor's size overflows".into(),
+        other => format!("its header cannot be read ({other})"),
+    }
+}
+
+/// What else lies there, to say what can be done.
+fn other_formats(dir: &Path) -> String {
+    let names: Vec<String> = fs::read_dir(dir)
+        .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    let with = |ending: &str| names.iter().find(|name| name.ends_with(ending));
+    if names.is_empty() {
+        "; it is empty".into()
+    } else if let Some(name) = with(".gguf").or(with(".bin")).or(with(".h5")).or(with(".msgpack")) {
+        format!(", only {name}; download the safetensors version of the model")
+    } else if let Some(name) = with(".safetensors") {
+        format!(" named {SINGLE} and no {INDEX}, only {name}; rename it or add the index")
+    } else {
+        format!("; expected {SINGLE} or {INDEX}")
+    }
+}

@@ -1,0 +1,55 @@
+//! Writing safetensors files whose tensors are aligned for zero copy.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+use super::CheckpointError;
+use crate::hlo::DType;
+
+/// Tensors start at multiples of this: what the CPU plugin needs to use them where they lie.
+pub const ALIGNMENT: usize = 64;
+
+/// Writes a safetensors file of these tensors (name, type, dims), in this order. `fill` writes the bytes of one tensor.
+///
+/// The format allows no gaps, so the header is padded with spaces to [`ALIGNMENT`] and tensors follow each other; all of a
+/// model's tensors have sizes that keep the alignment. The file appears under its name only when it is complete.
+pub fn write_safetensors(
+    path: &Path,
+    tensors: &[(String, DType, Vec<i64>)],
+    mut fill: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
+) -> Result<(), CheckpointError> {
+    let failed = |cause| CheckpointError::Write { path: path.to_owned(), cause };
+    let mut header = BTreeMap::new();
+    header.insert("__metadata__".to_owned(), serde_json::json!({"format": "pt"}));
+    let mut offset = 0;
+    for (name, dtype, dims) in tensors {
+        let end = offset + dims.iter().product::<i64>() as usize * dtype.bits() / 8;
+        let dtype = dtype.name().to_uppercase();
+        header.insert(name.clone(), serde_json::json!({"dtype": dtype, "shape": dims, "data_offsets": [offset, end]}));
+        offset = end;
+    }
+    let mut text = serde_json::to_vec(&header).expect("JSON of strings and numbers");
+    while !(text.len() + size_of::<u64>()).is_multiple_of(ALIGNMENT) {
+        text.push(b' ');
+    }
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let temporary = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+    let write = |file: &File| -> io::Result<()> {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        out.write_all(&(text.len() as u64).to_le_bytes())?;
+        out.write_all(&text)?;
+        (0..tensors.len()).try_for_each(|i| fill(i, &mut out))?;
+        out.flush()
+    };
+    let mut write = write;
+    write(temporary.as_file()).map_err(failed)?;
+    let file = temporary.persist(path).map_err(|e| failed(e.error))?;
+    // Temporary files are private; a model is not.
+    let mut permissions = file.metadata().map_err(failed)?.permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
+    file.set_permissions(permissions).map_err(failed)
+}
