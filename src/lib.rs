@@ -5,3 +5,4 @@ pub mod hlo;
 pub mod pjrt;
 pub mod plugins;
 pub mod sampling;
+pub mod tokenizer;

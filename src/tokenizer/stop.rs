@@ -1,0 +1,66 @@
+//! Stop strings in a stream of text.
+
+/// Looks for stop strings across the pieces of a stream. Text that may be the beginning of one is held back.
+pub struct StopStrings {
+    stops: Vec<String>,
+    held: String,
+}
+
+impl StopStrings {
+    /// Empty strings never stop anything.
+    pub fn new(stops: Vec<String>) -> Self {
+        Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new() }
+    }
+
+    /// Adds a piece. Returns the text that can be shown, and whether a stop string was found right behind it.
+    pub fn push(&mut self, piece: &str) -> (String, bool) {
+        self.held.push_str(piece);
+        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.held.truncate(at);
+            return (std::mem::take(&mut self.held), true);
+        }
+        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let shown = self.held.len() - keep;
+        let held = self.held.split_off(shown);
+        (std::mem::replace(&mut self.held, held), false)
+    }
+
+    /// What is held back when the stream ends without a stop string.
+    pub fn take_held(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+/// Length of the longest end of `text` that is a beginning of `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    let mut ends = text.char_indices().map(|(i, _)| &text[i..]);
+    ends.find(|end| stop.starts_with(end)).map_or(0, str::len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_a_stop_string_across_pieces() {
+        let mut stop = StopStrings::new(vec!["\nQ:".into(), "END".into()]);
+        assert_eq!(stop.push("answer\n"), ("answer".into(), false));
+        assert_eq!(stop.push("Q"), (String::new(), false));
+        assert_eq!(stop.push(": next"), (String::new(), true));
+    }
+
+    #[test]
+    fn gives_back_what_only_looked_like_one() {
+        let mut stop = StopStrings::new(vec!["\u{e9}nd".into()]);
+        assert_eq!(stop.push("a \u{e9}n"), ("a ".into(), false));
+        assert_eq!(stop.push("t"), ("\u{e9}nt".into(), false));
+        assert_eq!(stop.push("\u{e9}"), (String::new(), false));
+        assert_eq!(stop.take_held(), "\u{e9}");
+    }
+
+    #[test]
+    fn the_earliest_of_several_counts() {
+        let mut stop = StopStrings::new(vec!["late".into(), "early".into()]);
+        assert_eq!(stop.push("x early late"), ("x ".into(), true));
+    }
+}
