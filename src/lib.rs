@@ -4,5 +4,6 @@ pub mod gemma;
 pub mod hlo;
 pub mod pjrt;
 pub mod plugins;
+pub mod runtime;
 pub mod sampling;
 pub mod tokenizer;

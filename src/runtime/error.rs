@@ -1,0 +1,40 @@
+//! Errors of running a model.
+
+use crate::{checkpoint::CheckpointError, gemma::ConfigError, hlo::HloError, pjrt, plugins::PluginError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+    #[error("{doing}: {cause}")]
+    Pjrt { doing: String, cause: pjrt::Error },
+    #[error("the program {program} cannot be built: {cause}. This is a defect of gemma-pjrt: please report it")]
+    Graph { program: String, cause: HloError },
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Invalid(String),
+    #[error(
+        "not enough device memory while {doing}: {message}. Use a shorter --context, more devices (--mesh 1xN), or a machine \
+         with more memory"
+    )]
+    OutOfMemory { doing: String, message: String },
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Says what was being done when the plugin refused.
+pub(super) trait While<T> {
+    fn during(self, doing: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> While<T> for pjrt::Result<T> {
+    fn during(self, doing: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|cause| match cause.code() {
+            Some(pjrt::Code::ResourceExhausted) => Error::OutOfMemory { doing: doing(), message: cause.to_string() },
+            _ => Error::Pjrt { doing: doing(), cause },
+        })
+    }
+}

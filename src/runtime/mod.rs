@@ -1,0 +1,29 @@
+//! Running the model: the platform, placed weights, compiled programs, sequences in a cache. The only room that sees graphs
+//! and plugins together.
+//!
+//! ```text
+//! Platform (plugin + client)  ─┐
+//! Checkpoint (mapped files)   ─┼─►  Model (weights on devices, programs)  ─►  Session (caches: prefill, decode, score)
+//! Config, Mesh, dtype         ─┘
+//! ```
+
+mod bridge;
+mod buckets;
+mod error;
+mod generate;
+mod host_memory;
+mod model;
+mod platform;
+mod program_cache;
+mod session;
+mod weights;
+
+pub use bridge::{element_type, signature, target};
+pub use buckets::{Chunk, cache_len_for, chunks, window_for};
+pub use error::{Error, Result};
+pub use generate::{FinishReason, Generation, Request, generate};
+pub use model::{CompileReport, Model, ModelOptions};
+pub use platform::{Platform, PlatformRequest};
+pub use program_cache::{Origin, ProgramCache};
+pub use session::{Scored, Session};
+pub use weights::Placement;

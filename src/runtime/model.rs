@@ -1,0 +1,178 @@
+//! A loaded model: weights on devices, and its programs, compiled when they are first needed.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use super::{
+    bridge,
+    error::{Error, Result},
+    platform::Platform,
+    program_cache::{Origin, ProgramCache},
+    weights::{self, Placement},
+};
+use crate::{
+    checkpoint::Checkpoint,
+    gemma::{
+        Config, Program, ProgramSpec, Target,
+        weights::{StoredTypes, TensorSpec, tensors},
+    },
+    hlo::{DType, Mesh},
+    pjrt::{Buffer, Client, CompileOptions, Device, Executable},
+};
+
+/// How a model is to be run.
+#[derive(Clone, Debug)]
+pub struct ModelOptions {
+    pub mesh: Mesh,
+    /// Type of activations and caches: BF16 or F32.
+    pub compute: DType,
+}
+
+/// Programs made ready so far, and the time that took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CompileReport {
+    pub compiled: usize,
+    pub cached: usize,
+    pub time: Duration,
+}
+
+/// A model on devices.
+pub struct Model {
+    pub(super) config: Config,
+    pub(super) options: ModelOptions,
+    pub(super) target: Target,
+    stored: StoredTypes,
+    pub(super) client: Client,
+    pub(super) devices: Vec<Device>,
+    /// `[device][tensor]`, in the order of [`tensors`].
+    pub(super) weights: Vec<Vec<Buffer>>,
+    placement: Placement,
+    cache: ProgramCache,
+    programs: Mutex<HashMap<String, Arc<Executable>>>,
+    report: Mutex<CompileReport>,
+}
+
+impl Model {
+    /// Checks the checkpoint against the config, and places its weights on the mesh's devices.
+    pub fn load(
+        platform: &Platform,
+        checkpoint: &Checkpoint,
+        config: Config,
+        options: ModelOptions,
+        warn: fn(&str),
+    ) -> Result<Self> {
+        config.check_mesh(options.mesh)?;
+        let (specs, found) = select(checkpoint, &config)?;
+        let stored = stored_types(&specs, &found);
+        let devices = platform.devices(options.mesh.devices())?;
+        let pairs: Vec<(TensorSpec, _)> = specs.into_iter().zip(found).collect();
+        let target = bridge::target(platform.kind);
+        let (weights, placement) = weights::place(&platform.client, target, &devices, &config, options.mesh, &pairs)?;
+        if placement.unaligned > 0 {
+            warn(&format!(
+                "note: {:.2} GiB of weights are not aligned to 64 bytes in their files, and were copied instead of mapped",
+                placement.unaligned as f64 / f64::from(1 << 30)
+            ));
+        }
+        Ok(Self {
+            config,
+            options,
+            target,
+            stored,
+            client: platform.client.clone(),
+            devices,
+            weights,
+            placement,
+            cache: ProgramCache::new(platform, warn),
+            programs: Mutex::default(),
+            report: Mutex::default(),
+        })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn mesh(&self) -> Mesh {
+        self.options.mesh
+    }
+
+    /// How the weights were placed.
+    pub fn placement(&self) -> Placement {
+        self.placement
+    }
+
+    /// Programs made ready so far.
+    pub fn compile_report(&self) -> CompileReport {
+        *self.report.lock().expect("no panic while held")
+    }
+
+    /// All that determines this program's graph.
+    pub fn spec(&self, program: Program, slots: i64, cache_len: i64, window: i64) -> ProgramSpec {
+        ProgramSpec {
+            program,
+            target: self.target,
+            config: self.config.clone(),
+            mesh: self.options.mesh,
+            compute: self.options.compute,
+            stored: self.stored.clone(),
+            slots,
+            cache_len,
+            window,
+        }
+    }
+
+    /// The compiled program: from memory, from the disk cache, or compiled now.
+    pub fn program(&self, spec: &ProgramSpec) -> Result<Arc<Executable>> {
+        let name = spec.name();
+        let mut programs = self.programs.lock().expect("no panic while held");
+        if let Some(executable) = programs.get(&name) {
+            return Ok(executable.clone());
+        }
+        let module = spec.build().map_err(|cause| Error::Graph { program: name.clone(), cause })?;
+        let ids: std::result::Result<Vec<i32>, _> = self.devices.iter().map(Device::id).collect();
+        let ids = ids.map_err(|cause| Error::Pjrt { doing: "reading device ids".into(), cause })?;
+        let (executable, origin) = self.cache.get(&self.client, &module, &CompileOptions::replicas(ids))?;
+        let mut report = self.report.lock().expect("no panic while held");
+        match origin {
+            Origin::Compiled(time) => {
+                report.compiled += 1;
+                report.time += time;
+            }
+            Origin::Cache(time) => {
+                report.cached += 1;
+                report.time += time;
+            }
+        }
+        let executable = Arc::new(executable);
+        programs.insert(name, executable.clone());
+        Ok(executable)
+    }
+}
+
+/// The model's tensors, and the checkpoint's for each.
+fn select<'c>(
+    checkpoint: &'c Checkpoint,
+    config: &Config,
+) -> Result<(Vec<TensorSpec>, Vec<&'c crate::checkpoint::Tensor>)> {
+    let specs = tensors(config);
+    let needed: Vec<(&str, &[i64])> = specs.iter().map(|s| (s.name.as_str(), s.dims.as_slice())).collect();
+    // Exports of tied models may carry the embedding a second time.
+    let optional: &[&str] = if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
+    let found = checkpoint.select(&needed, optional)?;
+    Ok((specs, found))
+}
+
+fn stored_types(specs: &[TensorSpec], found: &[&crate::checkpoint::Tensor]) -> StoredTypes {
+    let dtype = |tensor: &crate::checkpoint::Tensor| *tensor.dtype.as_ref().expect("checked when it was selected");
+    let mut stored = StoredTypes::uniform(dtype(found[0]));
+    for (spec, tensor) in specs.iter().zip(found) {
+        if dtype(tensor) != stored.default {
+            stored.exceptions.insert(spec.name.clone(), dtype(tensor));
+        }
+    }
+    stored
+}

@@ -1,0 +1,128 @@
+//! Choosing a platform: which plugin, and a client with enough devices.
+
+use std::path::PathBuf;
+
+use super::error::{Error, Result, While};
+use crate::{
+    pjrt::{Api, Client, Device, Value},
+    plugins::{self, Found, Installer, Kind, PluginError, Progress, Source},
+};
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct PlatformRequest {
+    /// `None` means the best that is there: tpu, cuda, cpu.
+    pub kind: Option<Kind>,
+    /// A plugin file, instead of searching for one.
+    pub plugin: Option<PathBuf>,
+    /// Devices needed.
+    pub devices: usize,
+    /// Whether a missing CPU plugin may not be downloaded.
+    pub offline: bool,
+}
+
+/// An open platform.
+pub struct Platform {
+    pub kind: Kind,
+    pub plugin: Found,
+    pub client: Client,
+    /// One line for the user: what was chosen, and why others were not.
+    pub summary: String,
+}
+
+impl Platform {
+    /// Finds the plugin (the CPU plugin is installed if there is none), loads it, and creates a client.
+    pub fn open(request: &PlatformRequest, progress: &mut dyn Progress) -> Result<Self> {
+        let named = plugins::named(request.plugin.as_deref());
+        if let Some(kind) = request.kind.or_else(|| named.map(|plugin| kind_by_name(&plugin.path))) {
+            refuse_absent(kind)?;
+            return Self::open_kind(kind, request, progress, &[]);
+        }
+        let mut skipped = Vec::new();
+        for kind in [Kind::Tpu, Kind::Cuda] {
+            match refuse_absent(kind).and_then(|()| Self::open_kind(kind, request, progress, &skipped)) {
+                Ok(platform) => return Ok(platform),
+                Err(error) => skipped.push(format!("{kind}: {}", first_sentence(&error))),
+            }
+        }
+        Self::open_kind(Kind::Cpu, request, progress, &skipped)
+    }
+
+    fn open_kind(
+        kind: Kind,
+        request: &PlatformRequest,
+        progress: &mut dyn Progress,
+        skipped: &[String],
+    ) -> Result<Self> {
+        let plugin = match plugins::locate(kind, request.plugin.as_deref()) {
+            Err(PluginError::NotFound { .. }) if kind == Kind::Cpu => {
+                let pinned = plugins::pinned_for(kind, None).expect("a CPU plugin is pinned");
+                let installed = Installer { offline: request.offline, progress }.install(pinned)?;
+                Found { path: installed.library, source: Source::Cache }
+            }
+            found => found?,
+        };
+        let doing = || format!("cannot open the {kind} plugin from {} ({})", plugin.source, plugin.path.display());
+        let api = Api::load(&plugin.path).during(doing)?;
+        let options = match kind {
+            Kind::Cpu => vec![("cpu_device_count".to_owned(), Value::Int(request.devices as i64))],
+            Kind::Tpu | Kind::Cuda => vec![],
+        };
+        let client = Client::new(&api, &options).during(doing)?;
+        let platform = client.platform_name().during(doing)?;
+        if platform != kind.to_string() {
+            return Err(Error::Invalid(format!(
+                "{} (from {}) is a plugin for {platform}, not for {kind}; name another one, or use --platform {platform}",
+                plugin.path.display(),
+                plugin.source
+            )));
+        }
+        let found = client.devices().during(doing)?.len();
+        if found < request.devices {
+            return Err(Error::Invalid(format!(
+                "the mesh needs {} devices, this machine has {found} {kind} devices; use a smaller --mesh",
+                request.devices
+            )));
+        }
+        let (major, minor) = api.version();
+        let mut summary = format!("platform {kind} (PJRT {major}.{minor}, from {})", plugin.source);
+        if !skipped.is_empty() {
+            summary += &format!("; not {}", skipped.join(", not "));
+        }
+        Ok(Self { kind, plugin, client, summary })
+    }
+
+    /// The first `count` devices.
+    pub fn devices(&self, count: usize) -> Result<Vec<Device>> {
+        let mut devices = self.client.devices().during(|| "listing devices".into())?;
+        devices.truncate(count);
+        Ok(devices)
+    }
+}
+
+/// Says no before a plugin is loaded that would look for hardware in vain.
+fn refuse_absent(kind: Kind) -> Result<()> {
+    let reason = match kind {
+        Kind::Tpu if plugins::tpu_chips().is_empty() => "no TPU chip on the PCI bus",
+        Kind::Cuda if !plugins::nvidia_driver() => "no NVIDIA driver is loaded",
+        _ => return Ok(()),
+    };
+    Err(Error::Invalid(format!("{reason}. Use --platform cpu, or run this where the {kind} is")))
+}
+
+/// The platform of a plugin that the user named, guessed from the file's name; checked when it is open.
+fn kind_by_name(path: &std::path::Path) -> Kind {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    if name.contains("tpu") {
+        Kind::Tpu
+    } else if name.contains("cuda") {
+        Kind::Cuda
+    } else {
+        Kind::Cpu
+    }
+}
+
+fn first_sentence(error: &Error) -> String {
+    let text = error.to_string();
+    text.split(". ").next().unwrap_or_default().lines().next().unwrap_or_default().to_owned()
+}
