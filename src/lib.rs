@@ -1,5 +1,6 @@
 pub mod cache_dir;
 pub mod checkpoint;
+pub mod cli;
 pub mod gemma;
 pub mod hlo;
 pub mod pjrt;

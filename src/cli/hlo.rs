@@ -1,0 +1,173 @@
+//! `hlo`: any program of a model as HLO text or proto, as we emit it or as the plugin optimised it. No weights are needed.
+
+use std::{io::Write, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use prost::Message;
+
+use super::{
+    Outcome,
+    model_args::{Compute, PlatformArgs, PlatformName},
+    note,
+    process::size,
+};
+use crate::{
+    gemma::{Config, Output, Program, ProgramSpec, Target, weights::StoredTypes},
+    hlo::{Mesh, proto, to_text},
+    pjrt::{self, CompileOptions, Device},
+    runtime::{signature, window_for},
+    sampling::Sampler,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ProgramName {
+    Prefill,
+    Decode,
+    Score,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OutputName {
+    /// The most likely token
+    Greedy,
+    /// A token drawn by temperature, top-k, top-p
+    Sample,
+    /// Logits
+    Logits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Proto,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Which program
+    #[arg(long, value_enum, default_value = "decode")]
+    program: ProgramName,
+    /// A preset (tiny, gemma-1.1-2b, gemma-1.1-7b), a config.json, or a directory that holds one
+    #[arg(long, default_value = "gemma-1.1-2b")]
+    config: String,
+    #[arg(long, value_name = "DxM", default_value = "1x1")]
+    mesh: Mesh,
+    /// Tokens in a chunk, for prefill and score
+    #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = clap::value_parser!(i64).range(1..=8192))]
+    bucket: i64,
+    /// Sequences in the cache
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(i64).range(1..=1024))]
+    slots: i64,
+    /// Tokens that the cache holds for each sequence
+    #[arg(long, value_name = "TOKENS", default_value = "1024", value_parser = clap::value_parser!(i64).range(1..=1048576))]
+    context: i64,
+    /// Cache positions that attention looks at [default: by the bucket]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(i64).range(1..=1048576))]
+    window: Option<i64>,
+    /// What prefill and decode return; for score, logits adds them
+    #[arg(long, value_enum, default_value = "greedy")]
+    output: OutputName,
+    #[arg(long, value_enum, default_value = "bf16")]
+    dtype: Compute,
+    /// Type of the weights as stored
+    #[arg(long, value_enum, default_value = "bf16")]
+    weights: Compute,
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    /// The program after the plugin's optimisations
+    #[arg(long)]
+    optimized: bool,
+    #[command(flatten)]
+    platform: PlatformArgs,
+    /// Write to this file instead of standard output
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let spec = spec(args)?;
+    let module = spec.build()?;
+    let proto = if args.optimized {
+        let platform = args.platform.open(spec.mesh.devices())?;
+        let ids = platform.devices(spec.mesh.devices())?.iter().map(Device::id).collect::<Result<Vec<_>, _>>()?;
+        let code = module.encode();
+        let program = pjrt::Program { code: &code, format: "hlo" };
+        let executable = platform.client.compile(&program, &CompileOptions::replicas(ids), signature(&module))?;
+        let memory = executable.memory_stats()?;
+        note(&format!(
+            "per device: arguments {}, temporaries {}, outputs {} of which {} reuse arguments",
+            size(memory.arguments as u64),
+            size(memory.temporaries as u64),
+            size(memory.outputs as u64),
+            size(memory.alias as u64)
+        ));
+        let (format, bytes) = executable.optimized_program()?;
+        if format != "hlo_with_config" {
+            bail!("this plugin returns optimized programs as {format:?}, which cannot be shown; try the CPU plugin");
+        }
+        let with_config = proto::ModuleWithConfig::decode(&bytes[..]).context("reading the optimized program")?;
+        with_config.module.context("the plugin returned no module")?
+    } else {
+        module.to_proto()
+    };
+    let bytes = match args.format {
+        Format::Text => to_text(&proto).into_bytes(),
+        Format::Proto => proto.encode_to_vec(),
+    };
+    match &args.out {
+        Some(path) => {
+            std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        None => std::io::stdout().lock().write_all(&bytes)?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn spec(args: &Args) -> Result<ProgramSpec> {
+    let config = config(&args.config)?;
+    config.check_mesh(args.mesh)?;
+    let output = match args.output {
+        OutputName::Greedy => Output::Token(Sampler::Greedy),
+        OutputName::Sample => Output::Token(Sampler::Stochastic),
+        OutputName::Logits => Output::Logits,
+    };
+    let (program, end) = match args.program {
+        ProgramName::Prefill => (Program::Prefill { bucket: args.bucket, output }, args.bucket),
+        ProgramName::Decode => (Program::Decode { output }, args.context),
+        ProgramName::Score => (Program::Score { bucket: args.bucket, logits: output == Output::Logits }, args.bucket),
+    };
+    let window = args.window.unwrap_or_else(|| window_for(end, args.context));
+    if window > args.context || args.bucket > args.context && args.program != ProgramName::Decode {
+        bail!("a bucket of {} and a window of {window} do not fit a context of {}", args.bucket, args.context);
+    }
+    let target = match args.platform.platform {
+        PlatformName::Tpu => Target::Tpu,
+        PlatformName::Cuda => Target::Cuda,
+        PlatformName::Auto | PlatformName::Cpu => Target::Cpu,
+    };
+    Ok(ProgramSpec {
+        program,
+        target,
+        config,
+        mesh: args.mesh,
+        compute: args.dtype.dtype(),
+        stored: StoredTypes::uniform(args.weights.dtype()),
+        slots: args.slots,
+        cache_len: args.context,
+        window,
+    })
+}
+
+fn config(name: &str) -> Result<Config> {
+    if let Some(config) = Config::preset(name) {
+        return Ok(config);
+    }
+    let path = PathBuf::from(name);
+    let path = if path.is_dir() { path.join("config.json") } else { path };
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        let presets = Config::PRESETS.join(", ");
+        format!("{name:?} is neither a preset ({presets}) nor a config.json that can be read")
+    })?;
+    Ok(Config::parse(&text)?.0)
+}

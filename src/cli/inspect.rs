@@ -1,0 +1,105 @@
+//! `inspect`: what a model directory holds, and whether it can be run.
+
+use std::{collections::BTreeMap, io::Write, path::PathBuf};
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::{Outcome, model_args::read_config, process::size};
+use crate::{
+    checkpoint::{ALIGNMENT, Checkpoint},
+    gemma::weights::{num_parameters, tensors},
+    tokenizer::Tokenizer,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Model directory
+    dir: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let config = read_config(&args.dir)?;
+    let checkpoint = Checkpoint::open(&args.dir)?;
+    let mut types: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    let mut total = 0;
+    let mut aligned = 0;
+    for tensor in checkpoint.tensors().values() {
+        let name = tensor.dtype.as_ref().map_or_else(Clone::clone, |dtype| dtype.name().to_owned());
+        let bytes = tensor.bytes.bytes().len() as u64;
+        let entry = types.entry(name).or_default();
+        *entry = (entry.0 + 1, entry.1 + bytes);
+        total += bytes;
+        aligned += if tensor.bytes.is_aligned(ALIGNMENT) { bytes } else { 0 };
+    }
+    let specs = tensors(&config);
+    let needed: Vec<(&str, &[i64])> = specs.iter().map(|s| (s.name.as_str(), s.dims.as_slice())).collect();
+    let optional: &[&str] = if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
+    let fit = checkpoint.select(&needed, optional).map(drop);
+    let tokenizer = Tokenizer::from_dir(&args.dir);
+    let kv_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
+
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let object = json!({
+            "config": config.to_json(),
+            "parameters": num_parameters(&config),
+            "weight_bytes": total,
+            "aligned_bytes": aligned,
+            "kv_bytes_per_token_bf16": kv_bytes,
+            "types": types,
+            "tensors": checkpoint.tensors().iter().map(|(name, t)| {
+                json!({"name": name, "shape": t.dims, "file": t.file.file_name().map(|f| f.to_string_lossy())})
+            }).collect::<Vec<_>>(),
+            "problem": fit.as_ref().err().map(ToString::to_string),
+            "tokenizer_problem": tokenizer.as_ref().err().map(ToString::to_string),
+        });
+        writeln!(out, "{object}")?;
+    } else {
+        let c = &config;
+        writeln!(
+            out,
+            "config      {} layers, hidden {}, mlp {}",
+            c.num_hidden_layers, c.hidden_size, c.intermediate_size
+        )?;
+        let (heads, kv, dim) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
+        writeln!(out, "attention   {heads} heads, {kv} key/value heads, head_dim {dim}")?;
+        writeln!(
+            out,
+            "vocabulary  {} (output layer {})",
+            c.vocab_size,
+            if c.tie_word_embeddings { "tied" } else { "own" }
+        )?;
+        writeln!(
+            out,
+            "context     {} tokens, {} of KV cache each (bf16)",
+            c.max_position_embeddings,
+            size(kv_bytes as u64)
+        )?;
+        writeln!(out, "parameters  {}", num_parameters(c))?;
+        for (name, (count, bytes)) in &types {
+            writeln!(out, "weights     {count} tensors {name}, {}", size(*bytes))?;
+        }
+        writeln!(out, "zero copy   {} of {} on one CPU device", size(aligned), size(total))?;
+        match &tokenizer {
+            Ok(t) => writeln!(out, "tokenizer   {} entries", t.vocab_size())?,
+            Err(e) => writeln!(out, "tokenizer   {e}")?,
+        }
+        if args.tensors {
+            for (name, tensor) in checkpoint.tensors() {
+                let dtype = tensor.dtype.as_ref().map_or_else(Clone::clone, |dtype| dtype.name().to_owned());
+                let bytes = size(tensor.bytes.bytes().len() as u64);
+                writeln!(out, "  {name} {dtype}{:?} {bytes}", tensor.dims)?;
+            }
+        }
+    }
+    fit?;
+    tokenizer?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,89 @@
+//! The command line: one file per subcommand. Results go to stdout, everything else to stderr.
+//!
+//! Exit codes: 0 done, 1 an error that is explained on stderr, 2 a wrong command line, 130 interrupted.
+
+mod devices;
+mod generate;
+mod hlo;
+mod init;
+mod inspect;
+mod interrupt;
+mod model_args;
+mod plugins;
+mod process;
+mod progress;
+mod score;
+
+use std::{process::ExitCode, time::Instant};
+
+use clap::{Parser, Subcommand};
+
+/// A JAX-free runtime for Google's Gemma 1.1 on PJRT: Cloud TPU, CUDA and CPU from one binary.
+#[derive(Parser)]
+#[command(name = "gemma-pjrt", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    /// Show what plugins log
+    #[arg(long, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Generate text from a prompt
+    Generate(generate::Args),
+    /// Compute the log-likelihood of a text, token by token
+    Score(score::Args),
+    /// Print or write the HLO of a program, without loading weights
+    Hlo(hlo::Args),
+    /// Show the platform, its plugin and its devices
+    Devices(devices::Args),
+    /// Show what a model directory holds, and whether it can be run
+    Inspect(inspect::Args),
+    /// Make a checkpoint with random weights, for tests and benchmarks
+    Init(init::Args),
+    /// List, install and verify PJRT plugins
+    Plugins(plugins::Args),
+}
+
+/// How a command ended.
+pub(crate) enum Outcome {
+    Done,
+    Interrupted,
+}
+
+/// Runs the command line. `started` is when the process began.
+pub fn main(started: Instant) -> ExitCode {
+    let cli = Cli::parse(); // exits with 2 if it is wrong
+    if cli.verbose {
+        crate::pjrt::Api::show_plugin_logs();
+    }
+    let result = match cli.command {
+        Command::Generate(args) => generate::run(&args, started),
+        Command::Score(args) => score::run(&args, started),
+        Command::Hlo(args) => hlo::run(&args),
+        Command::Devices(args) => devices::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Init(args) => init::run(&args),
+        Command::Plugins(args) => plugins::run(&args),
+    };
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(130),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS, // the reader has enough
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// A line for the user that is neither result nor error.
+fn note(line: &str) {
+    eprintln!("{line}");
+}

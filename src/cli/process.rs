@@ -1,0 +1,32 @@
+//! What the kernel tells about this process.
+
+/// Resident memory in bytes, from /proc/self/status.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    /// Largest so far, mapped files included.
+    pub peak: u64,
+    /// Now, without mapped files: what this program allocated.
+    pub anonymous: u64,
+}
+
+impl Memory {
+    pub fn now() -> Self {
+        let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let kib = |name: &str| -> u64 {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        Self { peak: kib("VmHWM:") * 1024, anonymous: kib("RssAnon:") * 1024 }
+    }
+}
+
+/// A size for people: `4.67 GiB`.
+pub fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        b if b >= 1024f64.powi(3) => format!("{:.2} GiB", b / 1024f64.powi(3)),
+        b if b >= 1024f64.powi(2) => format!("{:.1} MiB", b / 1024f64.powi(2)),
+        b if b >= 1024.0 => format!("{:.1} KiB", b / 1024.0),
+        b => format!("{b} B"),
+    }
+}
