@@ -1,0 +1,149 @@
+//! The committed HLO text of every program, and what the plugin makes of the caches.
+
+use std::{fs, path::Path};
+
+use gemma_pjrt::{
+    gemma::{Config, Output, Program, ProgramSpec, Target, weights::StoredTypes},
+    hlo::{DType, Mesh, proto},
+    pjrt::{self, CompileOptions},
+    runtime::signature,
+    sampling::Sampler,
+};
+use prost::Message;
+
+use crate::common::{platform, several_devices};
+
+const GREEDY: Output = Output::Token(Sampler::Greedy);
+
+fn spec(preset: &str, program: Program, model: usize) -> ProgramSpec {
+    let compute = DType::BF16;
+    ProgramSpec {
+        program,
+        target: Target::Cpu,
+        config: Config::preset(preset).unwrap(),
+        mesh: Mesh { data: 1, model },
+        compute,
+        stored: StoredTypes::uniform(compute),
+        slots: 2,
+        cache_len: 1024,
+        window: 512,
+    }
+}
+
+/// Every program that has a golden file.
+fn goldens() -> Vec<(String, ProgramSpec)> {
+    let programs = [
+        Program::Prefill { bucket: 128, output: GREEDY },
+        Program::Decode { output: GREEDY },
+        Program::Decode { output: Output::Token(Sampler::Stochastic) },
+        Program::Score { bucket: 128, logits: false },
+    ];
+    let mut all = Vec::new();
+    for preset in Config::PRESETS {
+        for program in programs {
+            for model in [1, 4] {
+                let spec = spec(preset, program, model);
+                all.push((format!("{preset}/{}.hlo.txt", spec.name()), spec));
+            }
+        }
+    }
+    all
+}
+
+/// `BLESS=1 cargo test --release --test suite golden_hlo` writes the files.
+#[test]
+fn programs_are_those_committed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("hlo");
+    let mut changed = Vec::new();
+    let mut expected = Vec::new();
+    for (name, spec) in goldens() {
+        let path = root.join(&name);
+        let text = spec.build().unwrap().text();
+        if std::env::var_os("BLESS").is_some() {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, &text).unwrap();
+        }
+        let committed = fs::read_to_string(&path).unwrap_or_default();
+        if committed != text {
+            let line = committed.lines().zip(text.lines()).position(|(a, b)| a != b).unwrap_or(0);
+            changed.push(format!("{name}, from line {}", line + 1));
+        }
+        expected.push(path);
+    }
+    assert!(changed.is_empty(), "these programs changed (BLESS=1 accepts that):\n  {}", changed.join("\n  "));
+    for preset in Config::PRESETS {
+        for entry in fs::read_dir(root.join(preset)).unwrap() {
+            let path = entry.unwrap().path();
+            assert!(expected.contains(&path), "{} belongs to no program any more", path.display());
+        }
+    }
+}
+
+/// Each layer has two all-reduces; embedding has one, and greedy sampling two scalars'.
+#[test]
+fn collectives_are_those_of_the_design() {
+    for preset in ["gemma-1.1-2b", "gemma-1.1-7b"] {
+        let text = spec(preset, Program::Decode { output: GREEDY }, 4).build().unwrap().text();
+        let layer_start = text.find("\n%decoder_layer").unwrap();
+        let layer_end = layer_start + text[layer_start..].find("\n}\n").unwrap();
+        let count = |text: &str| text.matches(" all-reduce(").count();
+        assert_eq!(count(&text[layer_start..layer_end]), 2, "{preset}");
+        assert_eq!(count(&text), 2 + 1 + 2, "{preset}");
+        let single = spec(preset, Program::Decode { output: GREEDY }, 1).build().unwrap().text();
+        assert!(!single.contains("all-reduce") && !single.contains("replica-id"));
+    }
+}
+
+/// The optimized program of the plugin, for a small model with caches of a shape that nothing else has.
+fn optimized(
+    program: Program,
+    slots: i64,
+    model: usize,
+    compute: DType,
+) -> (proto::Module, pjrt::CompiledMemoryStats, i64) {
+    let mut spec = spec("tiny", program, model);
+    spec.compute = compute;
+    (spec.slots, spec.cache_len, spec.window) = (slots, 640, 256);
+    let module = spec.build().unwrap();
+    let code = module.encode();
+    let options = CompileOptions::replicas(0..model as i32);
+    let executable =
+        platform().client.compile(&pjrt::Program { code: &code, format: "hlo" }, &options, signature(&module)).unwrap();
+    let (_, bytes) = executable.optimized_program().unwrap();
+    let module = proto::ModuleWithConfig::decode(&bytes[..]).unwrap().module.unwrap();
+    let cache_bytes = spec.cache_shape().bytes() * 2 * spec.config.num_hidden_layers;
+    (module, executable.memory_stats().unwrap(), cache_bytes)
+}
+
+/// The cache is updated where it lies: nothing of its size is copied, converted or allocated.
+#[test]
+fn caches_are_updated_in_place() {
+    let _alone = several_devices();
+    let prefill = Program::Prefill { bucket: 64, output: GREEDY };
+    let decode = Program::Decode { output: GREEDY };
+    for (program, slots, model, compute) in [
+        (decode, 1, 1, DType::BF16),
+        (decode, 3, 1, DType::BF16),
+        (decode, 3, 1, DType::F32),
+        (decode, 1, 4, DType::BF16),
+        (prefill, 1, 1, DType::BF16),
+        (prefill, 3, 1, DType::F32),
+    ] {
+        let (module, stats, cache_bytes) = optimized(program, slots, model, compute);
+        let of_cache_size = |i: &proto::Instruction| {
+            let dims = i.shape.as_ref().map(|s| s.dimensions.clone()).unwrap_or_default();
+            dims.contains(&640)
+        };
+        let allowed =
+            ["parameter", "dynamic-update-slice", "fusion", "bitcast", "get-tuple-element", "tuple", "opt-barrier"];
+        for instruction in module.computations.iter().flat_map(|c| &c.instructions).filter(|i| of_cache_size(i)) {
+            assert!(
+                allowed.contains(&instruction.opcode.as_str()),
+                "{program:?} with {slots} slots in {compute}: {} {} touches a whole cache",
+                instruction.opcode,
+                instruction.name
+            );
+        }
+        assert_eq!(stats.alias, cache_bytes, "{program:?} with {slots} slots in {compute} does not reuse all caches");
+    }
+}

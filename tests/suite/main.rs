@@ -1,0 +1,10 @@
+//! Tests of the library. One binary, so that they share one client of the plugin.
+
+mod checkpoint;
+mod common;
+mod golden_hlo;
+mod hlo_ops;
+mod parity;
+mod pjrt;
+mod sampling;
+mod tokenizer;

@@ -1,0 +1,183 @@
+//! Sampling on the device against plain Rust: the random bits, the thresholds, the choice.
+
+use gemma_pjrt::{
+    hlo::{DType, Graph, Literal, Mesh, Op, Shape},
+    sampling::{ParamOps, Params, greedy, log_probability, sample, threefry2x32},
+};
+
+use crate::common::{numbers, run_graph, run_on_devices, run_s32, several_devices, u32s};
+
+/// The known answers of the Random123 distribution (threefry2x32, 20 rounds).
+#[test]
+fn threefry_gives_the_published_vectors() {
+    let vectors: [([u32; 2], [u32; 2], [u32; 2]); 3] = [
+        ([0, 0], [0, 0], [0x6b20_0159, 0x99ba_4efe]),
+        ([u32::MAX; 2], [u32::MAX; 2], [0x1cb9_96fc, 0xbb00_2be7]),
+        ([0x1319_8a2e, 0x0370_7344], [0x243f_6a88, 0x85a3_08d3], [0xc492_3a9c, 0x483d_f7a0]),
+    ];
+    for (key, counter, expected) in vectors {
+        let inputs = [key[0], key[1], counter[0], counter[1]].map(|word| u32s(&[1], &[word]));
+        let out = run_graph(&inputs, |_, p| threefry2x32([p[0], p[1]], [p[2], p[3]]).to_vec());
+        assert_eq!([numbers::<u32>(&out[0])[0], numbers::<u32>(&out[1])[0]], expected);
+    }
+}
+
+fn parameters(params: &[Params]) -> Vec<Literal> {
+    let rows = params.len() as i64;
+    let seeds: Vec<u32> = params.iter().flat_map(|p| [p.seed as u32, (p.seed >> 32) as u32]).collect();
+    vec![
+        Literal::f32s([rows], &params.iter().map(|p| p.temperature).collect::<Vec<_>>()),
+        Literal::s32s([rows], &params.iter().map(|p| p.top_k).collect::<Vec<_>>()),
+        Literal::f32s([rows], &params.iter().map(|p| p.top_p).collect::<Vec<_>>()),
+        u32s(&[rows, 2], &seeds),
+    ]
+}
+
+/// Draws one token for each row of `logits`, on one device.
+fn draw(logits: &[f32], vocab: i64, params: &[Params], positions: &[i32]) -> Vec<i32> {
+    let rows = params.len() as i64;
+    let mut inputs = vec![Literal::f32s([rows, vocab], logits), Literal::s32s([rows], positions)];
+    inputs.extend(parameters(params));
+    run_s32(&inputs, |_, p| {
+        let params = ParamOps { temperature: p[2], top_k: p[3], top_p: p[4], seed: p[5] };
+        sample(p[0], &params, p[1], Mesh::SINGLE)
+    })
+}
+
+/// Probabilities after temperature, top-k and top-p, by sorting: the way of transformers' logits processors.
+fn probabilities(logits: &[f32], params: &Params) -> Vec<f64> {
+    let scaled: Vec<f64> = logits.iter().map(|&x| f64::from(x / params.temperature)).collect();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| scaled[b].total_cmp(&scaled[a]));
+    let kept_k = if params.top_k == 0 { logits.len() } else { (params.top_k as usize).min(logits.len()) };
+    let largest = scaled[order[0]];
+    let mut weights = vec![0.0; logits.len()];
+    for &i in &order[..kept_k] {
+        weights[i] = (scaled[i] - largest).exp();
+    }
+    let total: f64 = weights.iter().sum();
+    let mut mass = 0.0;
+    for &i in &order {
+        if mass >= f64::from(params.top_p) * total {
+            weights[i] = 0.0;
+        }
+        mass += weights[i];
+    }
+    let total: f64 = weights.iter().sum();
+    weights.iter().map(|w| w / total).collect()
+}
+
+/// 4096 draws of each setting follow the reference's distribution, and never leave its support.
+#[test]
+fn draws_follow_temperature_top_k_and_top_p() {
+    let logits = [2.0, 1.5, 1.0, 0.2, 0.0, -0.5, -1.0, -3.0, -3.5, -9.0_f32];
+    let settings = [(1.0, 0, 1.0), (0.7, 4, 1.0), (1.5, 0, 0.8), (2.0, 6, 0.9), (1.0, 1, 1.0), (1.0, 0, 1e-6)];
+    const DRAWS: usize = 4096;
+    for (temperature, top_k, top_p) in settings {
+        let params: Vec<Params> =
+            (0..DRAWS).map(|i| Params { temperature, top_k, top_p, seed: 1_000_000_007 * i as u64 }).collect();
+        let rows = logits.repeat(DRAWS);
+        let tokens = draw(&rows, logits.len() as i64, &params, &vec![3; DRAWS]);
+        let expected = probabilities(&logits, &params[0]);
+        let mut counts = vec![0; logits.len()];
+        tokens.iter().for_each(|&t| counts[t as usize] += 1);
+        for (token, (&count, &p)) in counts.iter().zip(&expected).enumerate() {
+            if p == 0.0 {
+                assert_eq!(count, 0, "token {token} is outside the support of {:?}", params[0]);
+            }
+            let deviation = (count as f64 - p * DRAWS as f64) / (p * (1.0 - p) * DRAWS as f64).sqrt().max(1.0);
+            assert!(deviation.abs() < 5.0, "token {token}: {count} draws, expected {}", p * DRAWS as f64);
+        }
+    }
+}
+
+/// Each row has its own parameters; rows with temperature 0 are greedy whatever else they say.
+#[test]
+fn rows_are_independent_of_the_batch() {
+    let vocab = 300;
+    let logits: Vec<f32> = (0..4 * vocab).map(|i| ((i * 7919) % 1009) as f32 / 100.0).collect();
+    let params = [
+        Params { temperature: 0.0, top_k: 3, top_p: 0.1, seed: 5 },
+        Params { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 5 },
+        Params { temperature: 3.0, top_k: 20, top_p: 0.5, seed: u64::MAX - 1 },
+        Params { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 5 << 32 },
+    ];
+    let positions = [0, 10, 20, 10];
+    let together = draw(&logits, vocab, &params, &positions);
+    for row in 0..4 {
+        let part = &logits[row * vocab as usize..(row + 1) * vocab as usize];
+        assert_eq!(draw(part, vocab, &params[row..=row], &positions[row..=row]), [together[row]], "row {row}");
+    }
+    let first: Vec<f32> = logits[..vocab as usize].to_vec();
+    let best = (0..vocab as usize).rev().max_by(|&a, &b| first[a].total_cmp(&first[b])).unwrap();
+    assert_eq!(together[0] as usize, best);
+    // Another position draws anew.
+    let other: Vec<i32> =
+        (0..20).map(|p| draw(&logits[vocab as usize..2 * vocab as usize], vocab, &params[1..2], &[p])[0]).collect();
+    assert!(other.iter().any(|&t| t != other[0]));
+}
+
+/// The vocabulary split over devices: the same tokens, the same log-probabilities.
+#[test]
+fn a_split_vocabulary_gives_the_same_result() {
+    let _alone = several_devices();
+    let (rows, vocab) = (3_i64, 64_i64);
+    let logits: Vec<f32> = (0..rows * vocab).map(|i| ((i * 31) % 47) as f32 / 5.0).collect(); // with many equal ones
+    let params = [
+        Params { temperature: 0.9, top_k: 12, top_p: 0.8, seed: 1 },
+        Params { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 2 },
+        Params { temperature: 1.2, top_k: 0, top_p: 0.7, seed: 3 },
+    ];
+    let targets = Literal::s32s([rows], &[0, 63, 17]);
+    let run = |devices: i64| -> Vec<Vec<u8>> {
+        let mesh = Mesh { data: 1, model: devices as usize };
+        let graph = Graph::new("split");
+        let local = vocab / devices;
+        let x = graph.parameter("logits", Shape::new(DType::F32, [rows, local]));
+        let positions = graph.parameter("positions", Shape::new(DType::S32, [rows]));
+        let wanted = graph.parameter("targets", Shape::new(DType::S32, [rows]));
+        let ops = ParamOps::declare(&graph, rows);
+        let outputs: Vec<Op<'_>> =
+            vec![sample(x, &ops, positions, mesh), greedy(x, mesh), log_probability(x, wanted, mesh)];
+        let module = graph.finish(&outputs).unwrap();
+        let inputs: Vec<Vec<Literal>> = (0..devices)
+            .map(|d| {
+                let part: Vec<f32> = (0..rows)
+                    .flat_map(|r| {
+                        logits[(r * vocab + d * local) as usize..(r * vocab + (d + 1) * local) as usize].to_vec()
+                    })
+                    .collect();
+                let mut list =
+                    vec![Literal::f32s([rows, local], &part), Literal::s32s([rows], &[5, 6, 7]), targets.clone()];
+                list.extend(parameters(&params));
+                list
+            })
+            .collect();
+        let all = run_on_devices(&module, &inputs);
+        assert!(all.iter().all(|outputs| outputs == &all[0]), "devices disagree");
+        all.into_iter().next().unwrap()
+    };
+    let single = run(1);
+    for devices in [2, 4, 8] {
+        let split = run(devices);
+        assert_eq!(split[0], single[0], "sampled tokens on {devices}");
+        assert_eq!(split[1], single[1], "greedy tokens on {devices}");
+        let (a, b) = (numbers::<f32>(&split[2]), numbers::<f32>(&single[2]));
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn wrong_parameters_are_explained() {
+    let good = Params { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0 };
+    assert_eq!(good.check(), Ok(()));
+    for (bad, word) in [
+        (Params { temperature: -1.0, ..good }, "temperature"),
+        (Params { temperature: f32::NAN, ..good }, "temperature"),
+        (Params { top_k: -1, ..good }, "top-k"),
+        (Params { top_p: 0.0, ..good }, "top-p"),
+        (Params { top_p: 1.5, ..good }, "top-p"),
+    ] {
+        assert!(bad.check().unwrap_err().contains(word));
+    }
+}
