@@ -1,0 +1,77 @@
+//! Gemma's own tokenizer: 256000 entries, byte fallback, no pre-tokenizer.
+
+use std::sync::OnceLock;
+
+use gemma_pjrt::tokenizer::{Message, Tokenizer};
+
+fn tokenizer() -> &'static Tokenizer {
+    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+    TOKENIZER
+        .get_or_init(|| Tokenizer::from_dir(super::data("gemma-tokenizer/tokenizer.json").parent().unwrap()).unwrap())
+}
+
+const HELLO_WORLD: [u32; 14] = [2, 106, 1645, 108, 5559, 476, 25612, 2134, 2733, 107, 108, 106, 2516, 108];
+
+/// The ids of the model card's example, by its template and by ours.
+#[test]
+fn the_chat_format_gives_the_published_ids() {
+    let t = tokenizer();
+    assert_eq!(t.vocab_size(), 256_000);
+    assert_eq!(t.encode_chat(&[Message::user("Write a hello world program")]).unwrap(), HELLO_WORLD);
+    let text = "<bos><start_of_turn>user\nWrite a hello world program<end_of_turn>\n<start_of_turn>model\n";
+    assert_eq!(t.encode(text).unwrap(), HELLO_WORLD);
+    // Without its config, our own template is used: the same.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(super::data("gemma-tokenizer/tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    let plain = Tokenizer::from_dir(dir.path()).unwrap();
+    let turns = [Message::user("Hi"), Message::assistant("Hello!"), Message::user("2+2?")];
+    assert_eq!(plain.encode_chat(&turns).unwrap(), t.encode_chat(&turns).unwrap());
+}
+
+#[test]
+fn special_tokens_have_their_ids() {
+    let special = tokenizer().special();
+    assert_eq!((special.bos, special.eos, special.end_of_turn), (2, 1, Some(107)));
+}
+
+#[test]
+fn texts_of_many_scripts_survive_whole_and_streamed() {
+    let long = "The quick brown fox jumps over the lazy dog. ".repeat(400);
+    let texts = [
+        "Hello, world!",
+        "  leading and trailing spaces  ",
+        "tabs\tand\nnewlines\r\n\n\n",
+        "Größe, naïve, žluťoučký kůň",
+        "Привет, мир",
+        "你好,世界。日本語のテキスト。한국어",
+        "مرحبا بالعالم שלום עולם",
+        "नमस्ते दुनिया",
+        "👩🏽‍🚀🏴󠁧󠁢󠁳󠁣󠁴󠁿 emoji 🙂",
+        "𓀀 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 \u{10FFFF} \u{0}\u{7f}",
+        "fn main() { println!(\"{}\", 1 << 20); } // código",
+        &long,
+    ];
+    let t = tokenizer();
+    for text in texts {
+        let ids = t.encode(text).unwrap();
+        assert_eq!(ids[0], 2);
+        assert_eq!(ids.iter().filter(|&&id| id == 2).count(), 1);
+        assert_eq!(t.decode(&ids).unwrap(), *text);
+        let mut stream = t.stream();
+        let mut streamed = String::new();
+        for &id in &ids {
+            let piece = stream.push(id).unwrap();
+            assert!(!piece.contains(char::REPLACEMENT_CHARACTER));
+            streamed += &piece;
+        }
+        streamed += &stream.finish().unwrap();
+        assert_eq!(streamed, *text);
+    }
+}
+
+/// Characters that the vocabulary lacks are bytes: ids 217 to 472.
+#[test]
+fn unknown_characters_fall_back_to_bytes() {
+    let ids = tokenizer().encode("\u{F0000}").unwrap();
+    assert_eq!(ids[1..], [0xF3, 0xB0, 0x80, 0x80].map(|byte: u32| 217 + byte));
+}
