@@ -25,6 +25,8 @@ enum ProgramName {
     Prefill,
     Decode,
     Score,
+    /// What goes into each layer, for looking inside
+    Trace,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -136,6 +138,7 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
         ProgramName::Prefill => (Program::Prefill { bucket: args.bucket, output }, args.bucket),
         ProgramName::Decode => (Program::Decode { output }, args.context),
         ProgramName::Score => (Program::Score { bucket: args.bucket, logits: output == Output::Logits }, args.bucket),
+        ProgramName::Trace => (Program::Trace { bucket: args.bucket }, args.bucket),
     };
     let window = args.window.unwrap_or_else(|| window_for(end, args.context));
     if window > args.context || args.bucket > args.context && args.program != ProgramName::Decode {

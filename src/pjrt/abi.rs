@@ -44,7 +44,7 @@ pub struct ExtensionBase {
 pub const EXTENSION_FFI: c_int = 5;
 
 /// Names of the extension types, by number.
-pub const EXTENSION_NAMES: [&str; 17] = [
+pub const EXTENSION_NAMES: [&str; 25] = [
     "GpuCustomCall",
     "Profiler",
     "CustomPartitioner",
@@ -62,6 +62,14 @@ pub const EXTENSION_NAMES: [&str; 17] = [
     "Callback",
     "HostAllocator",
     "TpuTopology",
+    "TpuExecutable",
+    "Megascale",
+    "Shardings",
+    "AbiVersion",
+    "Collectives",
+    "MultiSlice",
+    "HostMemoryAllocator",
+    "XlaTransform",
 ];
 
 macro_rules! slots {

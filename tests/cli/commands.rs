@@ -170,6 +170,7 @@ fn hlo_prints_every_program() {
         ("prefill", &["--bucket", "64"][..]),
         ("decode", &["--output", "sample", "--mesh", "2x4"]),
         ("score", &["--output", "logits", "--mesh", "1x4", "--dtype", "f32"]),
+        ("trace", &["--bucket", "32"]),
     ] {
         let args = [&["hlo", "--config", "gemma-1.1-7b", "--program", program], extra].concat();
         let text = home.run(&args).ok().stdout;
