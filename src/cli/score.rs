@@ -22,6 +22,7 @@ pub struct Args {
     text: Option<String>,
     /// Token ids instead of text, taken as they are: 2,106,1645
     #[arg(long, value_name = "IDS", value_parser = parse_tokens)]
+    // The full path keeps clap from taking the list for a repeated option.
     prompt_tokens: Option<std::vec::Vec<u32>>,
     #[command(flatten)]
     model: ModelArgs,
