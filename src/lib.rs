@@ -1,3 +1,21 @@
+//! Google's Gemma 1 and 1.1 on PJRT plugins, without JAX or Python: a graph builder emits the forward pass as XLA HLO, a
+//! plugin (libtpu, CUDA, CPU) compiles it, and one host-side driver places the weights on all devices and runs the
+//! sampling loop.
+//!
+//! Each module is a room that imports only rooms above it in this list:
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`hlo`] | element types, shapes, meshes, the graph builder, `HloModuleProto`, HLO text |
+//! | [`pjrt`] | the C ABI and its safe wrapper: plugin, client, device, buffer, executable, topology, FFI |
+//! | [`cache_dir`], [`plugins`] | finding, installing and verifying plugin libraries |
+//! | [`sampling`] | choosing the next token on the device |
+//! | [`gemma`] | the architecture: config, weights and their sharding, layers, programs |
+//! | [`checkpoint`] | safetensors files: mapping, strict checks, writing |
+//! | [`tokenizer`] | tokenizer.json, the chat template, streaming text |
+//! | [`runtime`] | platform, placed weights, program cache, sessions, generation |
+//! | [`cli`] | the commands |
+
 pub mod cache_dir;
 pub mod checkpoint;
 pub mod cli;

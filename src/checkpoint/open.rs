@@ -53,6 +53,7 @@ impl Checkpoint {
         Ok(this)
     }
 
+    /// The directory that it was opened from.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

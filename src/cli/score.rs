@@ -29,7 +29,7 @@ pub struct Args {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
-    /// Write the logits after each token to this file: tensor "logits", f32 [tokens, vocab]
+    /// Write the logits after each token to this file: tensor "logits", `f32 [tokens, vocab]`
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
 }

@@ -30,7 +30,7 @@ pub struct Cache<'g> {
 /// Where a step's tokens stand.
 #[derive(Clone, Copy)]
 pub(super) struct Positions<'g> {
-    /// s32[batch, seq]: position of each token in its sequence.
+    /// `s32[batch, seq]`: position of each token in its sequence.
     pub tokens: Op<'g>,
     /// Where the step writes in the cache, and what it reads of it.
     pub access: CacheAccess<'g>,
@@ -60,13 +60,13 @@ impl<'g> Positions<'g> {
 /// Which part of the cache belongs to a step.
 #[derive(Clone, Copy)]
 pub(super) enum CacheAccess<'g> {
-    /// All of the batch is one slot: `seq` tokens from position `start` on. Both s32[].
+    /// All of the batch is one slot: `seq` tokens from position `start` on. Both `s32[]`.
     Slot { slot: Op<'g>, start: Op<'g> },
     /// Row i of the batch is slot i, with one token.
     EachRow,
 }
 
-/// Token ids s32[batch, seq] to `[batch, seq, hidden]`, times sqrt(hidden) rounded to the compute dtype (gemma.py's
+/// Token ids `s32[batch, seq]` to `[batch, seq, hidden]`, times sqrt(hidden) rounded to the compute dtype (gemma.py's
 /// `normalizer`). Each device looks up the tokens that it has; the sum over devices has them all.
 pub(super) fn embed<'g>(cx: Context<'_>, tokens: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
     let graph = tokens.graph();
@@ -243,7 +243,7 @@ pub(super) fn decoder_layer<'g>(
     (x, cache)
 }
 
-/// `[rows, hidden]` to f32[rows, vocab]: this device's part of the vocabulary.
+/// `[rows, hidden]` to `f32[rows, vocab]`: this device's part of the vocabulary.
 pub(super) fn logits<'g>(cx: Context<'_>, x: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
     let _scope = x.graph().scope("logits");
     cx.target.linear(rms_norm(cx, x, weights.norm), weights.lm_head, DType::F32)

@@ -16,9 +16,9 @@ use crate::{
 /// What a step returns besides the caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Output {
-    /// The next token of each row, s32[rows].
+    /// The next token of each row, `s32[rows]`.
     Token(Sampler),
-    /// The logits of each row's last token, f32[rows, vocab].
+    /// The logits of each row's last token, `f32[rows, vocab]`.
     Logits,
 }
 
@@ -27,19 +27,19 @@ pub enum Output {
 pub enum Program {
     /// A chunk of one slot's prompt: `bucket` tokens from position `start` on, of which those after `last` are padding.
     ///
-    /// Inputs: tokens s32[bucket], slot s32[], start s32[], last s32[]; then the sampler's.
+    /// Inputs: tokens `s32[bucket]`, slot `s32[]`, start `s32[]`, last `s32[]`; then the sampler's.
     Prefill { bucket: i64, output: Output },
     /// One token for every slot.
     ///
-    /// Inputs: tokens s32[slots], positions s32[slots]; then the sampler's.
+    /// Inputs: tokens `s32[slots]`, positions `s32[slots]`; then the sampler's.
     Decode { output: Output },
     /// A chunk of one slot's text, for its likelihood: as prefill, with the token that follows each one as a target.
     ///
-    /// Inputs: tokens s32[bucket], slot s32[], start s32[], targets s32[bucket]. Outputs: the targets' log-probabilities
-    /// f32[bucket], the most likely tokens s32[bucket] and, if asked for, all logits f32[bucket, vocab].
+    /// Inputs: tokens `s32[bucket]`, slot `s32[]`, start `s32[]`, targets `s32[bucket]`. Outputs: the targets' log-probabilities
+    /// `f32[bucket]`, the most likely tokens `s32[bucket]` and, if asked for, all logits `f32[bucket, vocab]`.
     Score { bucket: i64, logits: bool },
-    /// A chunk of one slot's text, for looking inside: inputs tokens s32[bucket], slot s32[], start s32[]. Output: what each
-    /// layer takes, and what the last one gives, before the final norm, f32[layers + 1, bucket, hidden].
+    /// A chunk of one slot's text, for looking inside: inputs tokens `s32[bucket]`, slot `s32[]`, start `s32[]`. Output: what each
+    /// layer takes, and what the last one gives, before the final norm, `f32[layers + 1, bucket, hidden]`.
     Trace { bucket: i64 },
 }
 
@@ -246,7 +246,7 @@ impl<'g> Head<'g> {
         }
     }
 
-    /// From hidden states `[rows, hidden]`; the tokens will stand at `positions` s32[rows].
+    /// From hidden states `[rows, hidden]`; the tokens will stand at `positions` `s32[rows]`.
     fn apply(self, spec: &ProgramSpec, rows: Op<'g>, weights: &Weights<'g>, positions: Op<'g>) -> Op<'g> {
         let logits = logits(spec.context(), rows, weights);
         match self {

@@ -30,7 +30,7 @@ impl Target {
         self.matmul(x.reshape(&[rows, width]), weight).convert(out).reshape(&dims)
     }
 
-    /// f32[rows, out] from `[rows, in]` and `[out, in]`.
+    /// `f32[rows, out]` from `[rows, in]` and `[out, in]`.
     fn matmul<'g>(self, x: Op<'g>, weight: Op<'g>) -> Op<'g> {
         let contract_last = DotDims { lhs_contract: vec![1], rhs_contract: vec![1], ..DotDims::default() };
         let dtype = x.shape().dtype;

@@ -177,10 +177,12 @@ pub struct StoredTypes {
 }
 
 impl StoredTypes {
+    /// All tensors of one type.
     pub fn uniform(dtype: DType) -> Self {
         Self { default: dtype, exceptions: BTreeMap::new() }
     }
 
+    /// Type of the tensor of this name.
     pub fn of(&self, name: &str) -> DType {
         self.exceptions.get(name).copied().unwrap_or(self.default)
     }

@@ -68,10 +68,12 @@ impl DType {
         }
     }
 
+    /// F16, BF16, F32 or F64.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F16 | Self::BF16 | Self::F32 | Self::F64)
     }
 
+    /// Signed or unsigned; not `pred`.
     pub fn is_integer(self) -> bool {
         !self.is_float() && self != Self::Pred
     }

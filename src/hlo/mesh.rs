@@ -17,6 +17,7 @@ impl Mesh {
     /// One device.
     pub const SINGLE: Self = Self { data: 1, model: 1 };
 
+    /// Devices in the whole grid.
     pub fn devices(self) -> usize {
         self.data * self.model
     }
@@ -27,7 +28,7 @@ impl Mesh {
         (0..self.data).map(row).collect()
     }
 
-    /// This device's model column, s32[], as an op of the program that it runs.
+    /// This device's model column, `s32[]`, as an op of the program that it runs.
     pub fn model_rank(self, graph: &Graph) -> Op<'_> {
         let columns = graph.scalar(DType::U32, self.model as f64);
         graph.replica_id().rem(columns).convert(DType::S32)

@@ -23,6 +23,7 @@ const TYPED_FFI: i32 = 4;
 const MAY_ALIAS: i32 = 1;
 
 impl Module {
+    /// The module's name, which is its entry computation's.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -22,10 +22,12 @@ impl Shape {
         Self { dtype, dims, minor_to_major }
     }
 
+    /// A scalar.
     pub fn scalar(dtype: DType) -> Self {
         Self::new(dtype, [])
     }
 
+    /// Number of dimensions.
     pub fn rank(&self) -> usize {
         self.dims.len()
     }

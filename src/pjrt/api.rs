@@ -95,6 +95,7 @@ impl Api {
         Ok(api)
     }
 
+    /// The file that it was loaded from.
     pub fn path(&self) -> &Path {
         &self.0.path
     }

@@ -57,6 +57,7 @@ impl Client {
         Ok(Self(Arc::new(ClientInner { api: api.clone(), ptr: out.client })))
     }
 
+    /// The plugin.
     pub fn api(&self) -> &Api {
         &self.0.api
     }
@@ -67,6 +68,7 @@ impl Client {
         Ok(string(out.platform_name, out.platform_name_size))
     }
 
+    /// The platform's version, as the plugin words it; plain `cpu` on the CPU plugins.
     pub fn platform_version(&self) -> Result<String> {
         let out = self.api().call(ClientPlatformVersion { client: self.0.ptr, ..CStruct::zeroed() })?;
         Ok(string(out.platform_version, out.platform_version_size))
@@ -343,6 +345,7 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
+    /// The memory's id.
     pub fn id(&self) -> Result<i32> {
         Ok(self.client.api().call(MemoryId { memory: self.ptr, ..CStruct::zeroed() })?.id)
     }

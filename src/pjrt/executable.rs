@@ -24,6 +24,7 @@ pub struct TensorType {
 }
 
 impl TensorType {
+    /// A type from its parts.
     pub fn new(element_type: ElementType, dims: impl Into<Vec<i64>>) -> Self {
         Self { element_type, dims: dims.into() }
     }
@@ -228,6 +229,7 @@ impl Executable {
         Ok(this)
     }
 
+    /// What it takes and gives.
     pub fn signature(&self) -> &Signature {
         &self.signature
     }

@@ -246,10 +246,12 @@ impl RawBuffer {
 }
 
 impl<'a> Operand<'a> {
+    /// Dimensions.
     pub fn dims(&self) -> &'a [i64] {
         self.0.dims()
     }
 
+    /// Element type, if this crate knows it.
     pub fn element_type(&self) -> Option<ElementType> {
         self.0.element_type()
     }
@@ -266,6 +268,7 @@ impl<'a> Operand<'a> {
 }
 
 impl<'a> Output<'a> {
+    /// Dimensions.
     pub fn dims(&self) -> &'a [i64] {
         self.0.dims()
     }

@@ -21,6 +21,7 @@ impl HostMemory {
         Ok(Arc::new(Self::Mapped(map)))
     }
 
+    /// All bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
@@ -47,6 +48,7 @@ impl HostBytes {
         Self { memory, range }
     }
 
+    /// The bytes of the range.
     pub fn bytes(&self) -> &[u8] {
         &self.memory.bytes()[self.range.clone()]
     }

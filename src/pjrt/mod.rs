@@ -1,7 +1,7 @@
 //! PJRT through its C API: plugins, clients, devices, buffers, programs. Takes program bytes, not graphs, and knows
 //! nothing else of this crate.
 //!
-//! Reading order: [`abi`] is the C side as it is, [`api`] the one place where it is called; above them are the safe
+//! Reading order: `abi` is the C side as it is, `api` the one place where it is called; above them are the safe
 //! types. A handle keeps its parents alive, is destroyed on drop, and is `Send + Sync`, which PJRT allows for all of them.
 
 mod abi;

@@ -44,11 +44,13 @@ impl Topology {
         Self { api: client.api().clone(), ptr, client: Some(client.clone()) }
     }
 
+    /// `tpu`, `cuda` or `cpu`.
     pub fn platform_name(&self) -> Result<String> {
         let out = self.api.call(TopologyDescriptionPlatformName { topology: self.ptr, ..CStruct::zeroed() })?;
         Ok(string(out.platform_name, out.platform_name_size))
     }
 
+    /// The platform's version, as the plugin words it.
     pub fn platform_version(&self) -> Result<String> {
         let out = self.api.call(TopologyDescriptionPlatformVersion { topology: self.ptr, ..CStruct::zeroed() })?;
         Ok(string(out.platform_version, out.platform_version_size))

@@ -42,7 +42,9 @@ pub struct Installed {
 pub trait Progress {
     /// A download of so many bytes begins; 0 if that is not known.
     fn start(&mut self, what: &str, total: u64);
+    /// So many more bytes have arrived.
     fn advance(&mut self, bytes: u64);
+    /// The download is over, in success or failure.
     fn finish(&mut self);
 }
 

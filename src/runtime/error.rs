@@ -2,6 +2,7 @@
 
 use crate::{checkpoint::CheckpointError, gemma::ConfigError, hlo::HloError, pjrt, plugins::PluginError};
 
+/// What can go wrong with running a model. Each message says what was being done and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]

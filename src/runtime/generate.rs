@@ -27,6 +27,7 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
+    /// The reason's name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",

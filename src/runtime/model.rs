@@ -92,10 +92,12 @@ impl Model {
         })
     }
 
+    /// The model's sizes.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
+    /// The devices that it is placed on.
     pub fn mesh(&self) -> Mesh {
         self.options.mesh
     }

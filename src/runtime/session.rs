@@ -22,7 +22,7 @@ pub struct Scored {
     pub logprobs: Vec<f32>,
     /// The most likely token at each of those places.
     pub greedy: Vec<u32>,
-    /// Logits after each token, the last one included: f32 [tokens, vocab], if asked for.
+    /// Logits after each token, the last one included: `f32 [tokens, vocab]`, if asked for.
     pub logits: Option<Vec<f32>>,
 }
 
@@ -100,7 +100,7 @@ impl Session {
         Ok(read::<i32>(&out)?[0] as u32)
     }
 
-    /// As [`Self::prefill`], but returns the logits f32[vocab] after the last token.
+    /// As [`Self::prefill`], but returns the logits `f32[vocab]` after the last token.
     pub fn prefill_logits(&mut self, slot: i64, start: i64, tokens: &[u32]) -> Result<Vec<f32>> {
         let out = self.prefill_output(slot, start, tokens, &Params::GREEDY, Output::Logits)?;
         read(&out)
@@ -142,7 +142,7 @@ impl Session {
         Ok(read::<i32>(&out)?.into_iter().map(|id| id as u32).collect())
     }
 
-    /// As [`Self::decode`], but returns the logits f32[slots, vocab].
+    /// As [`Self::decode`], but returns the logits `f32[slots, vocab]`.
     pub fn decode_logits(&mut self, tokens: &[u32], positions: &[i64]) -> Result<Vec<f32>> {
         let params = vec![Params::GREEDY; tokens.len()];
         read(&self.decode_output(tokens, positions, &params, Output::Logits)?)
@@ -209,7 +209,7 @@ impl Session {
         Ok(scored)
     }
 
-    /// What each layer takes, and what the last one gives, before the final norm: f32 [layers + 1, tokens, hidden]. In slot 0,
+    /// What each layer takes, and what the last one gives, before the final norm: `f32 [layers + 1, tokens, hidden]`. In slot 0,
     /// which is overwritten; for looking inside the model. The tokens must fit one chunk.
     pub fn trace(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         self.check_room(0, 0, tokens.len() as i64)?;

@@ -2,7 +2,7 @@
 //! seed and the token's position.
 //!
 //! Nothing here sorts the vocabulary or gathers it over devices. Top-k and top-p are both thresholds on the logits, found
-//! by bisection over the 2^32 values of an order-preserving integer key ([`threshold`]); the choice itself is an argmax of
+//! by bisection over the 2^32 values of an order-preserving integer key (`threshold`); the choice itself is an argmax of
 //! logits plus Gumbel noise. On a vocabulary split over devices each step costs one all-reduce of a scalar per row.
 
 mod random;
@@ -22,6 +22,7 @@ pub enum Sampler {
 }
 
 impl Sampler {
+    /// Name in program names.
     pub fn name(self) -> &'static str {
         match self {
             Self::Greedy => "greedy",
@@ -69,13 +70,13 @@ impl Params {
 /// [`Params`] of every row, as inputs of a program.
 #[derive(Clone, Copy)]
 pub struct ParamOps<'g> {
-    /// f32[rows]
+    /// `f32[rows]`
     pub temperature: Op<'g>,
-    /// s32[rows]
+    /// `s32[rows]`
     pub top_k: Op<'g>,
-    /// f32[rows]
+    /// `f32[rows]`
     pub top_p: Op<'g>,
-    /// u32[rows, 2]: low and high word.
+    /// `u32[rows, 2]`: low and high word.
     pub seed: Op<'g>,
 }
 
@@ -91,13 +92,13 @@ impl<'g> ParamOps<'g> {
     }
 }
 
-/// The largest logit's token of each row: s32[rows] from f32[rows, vocab / mesh.model]. First one wins.
+/// The largest logit's token of each row: `s32[rows]` from `f32[rows, vocab / mesh.model]`. First one wins.
 pub fn greedy(logits: Op<'_>, mesh: Mesh) -> Op<'_> {
     let [value, index] = logits.max_with_index();
     first_of_largest(value, index + token_offset(logits, mesh), mesh)
 }
 
-/// Samples a token for each row: s32[rows] from f32[rows, vocab / mesh.model]. `positions` s32[rows] is where the token
+/// Samples a token for each row: `s32[rows]` from `f32[rows, vocab / mesh.model]`. `positions` `s32[rows]` is where the token
 /// will stand.
 pub fn sample<'g>(logits: Op<'g>, params: &ParamOps<'g>, positions: Op<'g>, mesh: Mesh) -> Op<'g> {
     let graph = logits.graph();
@@ -124,7 +125,7 @@ pub fn sample<'g>(logits: Op<'g>, params: &ParamOps<'g>, positions: Op<'g>, mesh
     first_of_largest(value, index + token_offset(logits, mesh), mesh)
 }
 
-/// Id of the first token of this device's part of the vocabulary, s32[].
+/// Id of the first token of this device's part of the vocabulary, `s32[]`.
 fn token_offset<'g>(logits: Op<'g>, mesh: Mesh) -> Op<'g> {
     let graph = logits.graph();
     if mesh.model == 1 {
@@ -142,7 +143,7 @@ fn first_of_largest<'g>(value: Op<'g>, token: Op<'g>, mesh: Mesh) -> Op<'g> {
     mesh.min(value.ge(mesh.max(value)).select(token, none))
 }
 
-/// Log-probability of each row's target: f32[rows] from f32[rows, vocab / mesh.model] and s32[rows].
+/// Log-probability of each row's target: `f32[rows]` from `f32[rows, vocab / mesh.model]` and `s32[rows]`.
 pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, mesh: Mesh) -> Op<'g> {
     let graph = logits.graph();
     let _scope = graph.scope("log_probability");

@@ -14,7 +14,7 @@ pub fn key(x: Op<'_>) -> Op<'_> {
     negative.select(bits.not(), bits.or(sign))
 }
 
-/// The largest key u32[rows, 1] for which at least `k` tokens are at or above it; 0 where `k` is 0 (keep all).
+/// The largest key `u32[rows, 1]` for which at least `k` tokens are at or above it; 0 where `k` is 0 (keep all).
 pub fn top_k<'g>(logits: Op<'g>, k: Op<'g>, mesh: Mesh) -> Op<'g> {
     bisect(&[key(logits), k], |g, state, candidate| {
         let above = state[0].ge(candidate).convert(DType::S32).reduce_sum(&[1]);
@@ -24,7 +24,7 @@ pub fn top_k<'g>(logits: Op<'g>, k: Op<'g>, mesh: Mesh) -> Op<'g> {
     })
 }
 
-/// The largest key u32[rows, 1], not below `floor`, for which the tokens at or above it hold at least `p` of the probability
+/// The largest key `u32[rows, 1]`, not below `floor`, for which the tokens at or above it hold at least `p` of the probability
 /// of those at or above `floor`. `floor` itself where `p` is 1 or more.
 pub fn top_p<'g>(logits: Op<'g>, floor: Op<'g>, p: Op<'g>, mesh: Mesh) -> Op<'g> {
     let rows = logits.dim(0);

@@ -23,10 +23,12 @@ pub struct Message {
 }
 
 impl Message {
+    /// A turn of the user.
     pub fn user(content: impl Into<String>) -> Self {
         Self { role: Role::User, content: content.into() }
     }
 
+    /// A turn of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self { role: Role::Assistant, content: content.into() }
     }

@@ -63,6 +63,7 @@ impl Tokenizer {
         Ok(Self { inner, special, template })
     }
 
+    /// Ids of the special tokens.
     pub fn special(&self) -> SpecialTokens {
         self.special
     }

@@ -3,7 +3,7 @@
 use crate::hlo::{Computation, DType, Graph, Op, Shape, Type, instruction::Attributes};
 
 impl Graph {
-    /// Repeats `body` on the state while `condition` (pred[]) holds.
+    /// Repeats `body` on the state while `condition` (`pred[]`) holds.
     #[track_caller]
     pub fn while_loop<'g>(
         &'g self,
@@ -24,7 +24,7 @@ impl Graph {
         self.push("while", Type::Tuple(shapes), &[tuple], attributes).elements()
     }
 
-    /// The branch of number `index` (s32[]; the last one if it is out of range), each with its own operands.
+    /// The branch of number `index` (`s32[]`; the last one if it is out of range), each with its own operands.
     #[track_caller]
     pub fn conditional<'g>(&'g self, index: Op<'g>, branches: &[(&Computation, &[Op<'g>])]) -> Vec<Op<'g>> {
         let results = branches[0].0.results.clone();

@@ -143,26 +143,31 @@ impl<'g> Op<'g> {
         self.graph.push("compare", ty, &operands, Attributes::Compare(direction))
     }
 
+    /// pred: equal elements.
     #[track_caller]
     pub fn eq(self, other: Self) -> Self {
         self.compare(Comparison::Eq, other)
     }
 
+    /// pred: elements less than the other's.
     #[track_caller]
     pub fn lt(self, other: Self) -> Self {
         self.compare(Comparison::Lt, other)
     }
 
+    /// pred: elements less than or equal to the other's.
     #[track_caller]
     pub fn le(self, other: Self) -> Self {
         self.compare(Comparison::Le, other)
     }
 
+    /// pred: elements greater than the other's.
     #[track_caller]
     pub fn gt(self, other: Self) -> Self {
         self.compare(Comparison::Gt, other)
     }
 
+    /// pred: elements greater than or equal to the other's.
     #[track_caller]
     pub fn ge(self, other: Self) -> Self {
         self.compare(Comparison::Ge, other)

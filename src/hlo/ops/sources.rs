@@ -24,7 +24,7 @@ impl Graph {
         self.push("iota", Type::Array(shape), &[], Attributes::Dimensions(vec![dim]))
     }
 
-    /// This device's number among the replicas, u32[].
+    /// This device's number among the replicas, `u32[]`.
     #[track_caller]
     pub fn replica_id(&self) -> Op<'_> {
         self.push("replica-id", Type::Array(Shape::scalar(DType::U32)), &[], Attributes::None)
