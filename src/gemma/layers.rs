@@ -89,9 +89,7 @@ pub(super) fn embed<'g>(cx: Context<'_>, tokens: Op<'g>, weights: &Weights<'g>) 
 /// `x / sqrt(mean(x²) + eps) · (1 + w)` over the last dimension, in f32 throughout. The checkpoint stores w.
 pub(super) fn rms_norm<'g>(cx: Context<'_>, x: Op<'g>, weight: Op<'g>) -> Op<'g> {
     let hidden = x.dim(-1);
-    let last = x.shape().rank() as i64 - 1;
-    let mut column = x.shape().dims;
-    column[last as usize] = 1;
+    let (last, column) = last_dimension(x);
 
     let x32 = x.convert(DType::F32);
     let mean_square = (x32 * x32).reduce_sum(&[last]) * (1.0 / hidden as f64);
@@ -205,11 +203,18 @@ fn attention<'g>(
     (out, cache)
 }
 
+/// Number of the last dimension, and the dims that broadcast what it is reduced to: `[..., 1]`.
+fn last_dimension(x: Op<'_>) -> (i64, Vec<i64>) {
+    let mut column = x.shape().dims;
+    column.pop();
+    let last = column.len() as i64;
+    column.push(1);
+    (last, column)
+}
+
 /// Softmax over the last dimension.
 fn softmax(x: Op<'_>) -> Op<'_> {
-    let last = x.shape().rank() as i64 - 1;
-    let mut column = x.shape().dims;
-    column[last as usize] = 1;
+    let (last, column) = last_dimension(x);
     let exp = (x - x.reduce_max(&[last]).reshape(&column)).exp();
     exp / exp.reduce_sum(&[last]).reshape(&column)
 }
