@@ -35,7 +35,7 @@ pub fn platform() -> &'static Platform {
     })
 }
 
-/// Held while programs run on several devices: two of them at once can starve each other of the plugin's threads.
+/// Held while programs run on several devices: one controller runs one of them at a time, and so do the tests.
 pub fn several_devices() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
