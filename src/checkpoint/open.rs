@@ -29,7 +29,6 @@ pub struct Tensor {
 
 /// An opened checkpoint. Names carry the `model.` prefix, whether the files have it or not.
 pub struct Checkpoint {
-    dir: PathBuf,
     tensors: BTreeMap<String, Tensor>,
 }
 
@@ -42,20 +41,22 @@ impl Checkpoint {
         if !dir.is_dir() {
             return Err(CheckpointError::NoDirectory(dir.to_owned()));
         }
-        let mut this = Self { dir: dir.to_owned(), tensors: BTreeMap::new() };
+        let mut this = Self { tensors: BTreeMap::new() };
         if dir.join(INDEX).exists() {
-            this.open_index()?;
+            this.open_index(dir)?;
         } else if dir.join(SINGLE).exists() {
-            this.open_file(SINGLE, |_| true)?;
+            this.open_file(dir.join(SINGLE), |_| true)?;
         } else {
             return Err(CheckpointError::NoWeights { dir: dir.to_owned(), hint: other_formats(dir) });
         }
         Ok(this)
     }
 
-    /// The directory that it was opened from.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// A checkpoint of one safetensors file that is in memory already; errors call it `name`.
+    pub fn from_memory(name: &str, memory: Arc<HostMemory>) -> Result<Self, CheckpointError> {
+        let mut this = Self { tensors: BTreeMap::new() };
+        this.add(PathBuf::from(name), memory, |_| true)?;
+        Ok(this)
     }
 
     /// All tensors by name.
@@ -63,8 +64,8 @@ impl Checkpoint {
         &self.tensors
     }
 
-    fn open_index(&mut self) -> Result<(), CheckpointError> {
-        let path = self.dir.join(INDEX);
+    fn open_index(&mut self, dir: &Path) -> Result<(), CheckpointError> {
+        let path = dir.join(INDEX);
         let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
         let text = fs::read_to_string(&path)
             .map_err(|e| CheckpointError::Unreadable { path: path.clone(), problem: e.to_string() })?;
@@ -82,22 +83,31 @@ impl Checkpoint {
             files.entry(file).or_default().push(tensor);
         }
         for (file, names) in files {
-            if !self.dir.join(file).exists() {
+            if !dir.join(file).exists() {
                 let (count, first) = (names.len(), names[0]);
                 let problem = format!("it names {file} (for {first} and {} more), which does not exist", count - 1);
                 return Err(damaged(problem));
             }
-            self.open_file(file, |name| names.contains(&name))?;
+            self.open_file(dir.join(file), |name| names.contains(&name))?;
         }
         Ok(())
     }
 
-    /// Adds the tensors of one file that `wanted` says yes to.
-    fn open_file(&mut self, file: &str, wanted: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
-        let path = Arc::new(self.dir.join(file));
-        let damaged = |problem: String| CheckpointError::Damaged { path: path.as_ref().clone(), problem };
+    fn open_file(&mut self, path: PathBuf, wanted: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
         let memory = HostMemory::map(&path)
-            .map_err(|e| CheckpointError::Unreadable { path: path.as_ref().clone(), problem: e.to_string() })?;
+            .map_err(|e| CheckpointError::Unreadable { path: path.clone(), problem: e.to_string() })?;
+        self.add(path, memory, wanted)
+    }
+
+    /// Adds the tensors of one file that `wanted` says yes to.
+    fn add(
+        &mut self,
+        path: PathBuf,
+        memory: Arc<HostMemory>,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), CheckpointError> {
+        let path = Arc::new(path);
+        let damaged = |problem: String| CheckpointError::Damaged { path: path.as_ref().clone(), problem };
         let (header_len, metadata) = safetensors::SafeTensors::read_metadata(memory.bytes())
             .map_err(|e| damaged(explain(&e, memory.bytes())))?;
         let data_start = header_len + size_of::<u64>();

@@ -4,10 +4,11 @@ use std::{fs::File, ops::Range, path::Path, sync::Arc};
 
 use super::error::{Error, Result};
 
-/// Immutable host memory: a read-only mapping of a file, or bytes of our own.
+/// Immutable host memory: a read-only mapping of a file, bytes of our own, or bytes of the program itself.
 pub enum HostMemory {
     Mapped(memmap2::Mmap),
     Owned(Vec<u8>),
+    Static(&'static [u8]),
 }
 
 impl HostMemory {
@@ -26,6 +27,7 @@ impl HostMemory {
         match self {
             Self::Mapped(map) => map,
             Self::Owned(bytes) => bytes,
+            Self::Static(bytes) => bytes,
         }
     }
 }

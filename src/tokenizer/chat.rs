@@ -1,7 +1,5 @@
 //! The chat format: the template of `tokenizer_config.json`, or Gemma's own.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
 use super::TokenizerError;
@@ -48,24 +46,18 @@ pub struct ChatTemplate(minijinja::Environment<'static>);
 const NAME: &str = "chat";
 
 impl ChatTemplate {
-    /// The template of a model directory. The first of several named ones is called `default` by convention.
-    pub(super) fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
-        let path = dir.join("tokenizer_config.json");
-        let damaged = |reason: String| TokenizerError::Damaged { path: path.clone(), reason };
-        if let Ok(text) = std::fs::read_to_string(dir.join("chat_template.jinja")) {
-            return Self::compile(text).map_err(damaged); // where newer exports put it
-        }
-        let Ok(text) = std::fs::read_to_string(&path) else { return Ok(Self::gemma()) };
-        let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+    /// The template that `tokenizer_config.json` holds, or Gemma's own if it has none. The first of several named ones is
+    /// called `default` by convention.
+    pub fn of_config(json: &str) -> Result<Self, String> {
+        let json: serde_json::Value = serde_json::from_str(json).map_err(|e| e.to_string())?;
         match json.get("chat_template") {
             None | Some(serde_json::Value::Null) => Ok(Self::gemma()),
-            Some(serde_json::Value::String(template)) => Self::compile(template.clone()).map_err(damaged),
+            Some(serde_json::Value::String(template)) => Self::compile(template.clone()),
             Some(serde_json::Value::Array(named)) => {
                 let default = named.iter().find(|t| t["name"] == "default").and_then(|t| t["template"].as_str());
-                let template = default.ok_or_else(|| damaged("it has no default chat template".into()))?;
-                Self::compile(template.to_owned()).map_err(damaged)
+                Self::compile(default.ok_or("it has no default chat template")?.to_owned())
             }
-            Some(_) => Err(damaged("its chat_template is not a string".into())),
+            Some(_) => Err("its chat_template is not a string".into()),
         }
     }
 
@@ -74,7 +66,7 @@ impl ChatTemplate {
         Self::compile(GEMMA.to_owned()).expect("our own template compiles")
     }
 
-    fn compile(source: String) -> Result<Self, String> {
+    pub(super) fn compile(source: String) -> Result<Self, String> {
         let mut environment = minijinja::Environment::new();
         // As transformers sets jinja up.
         let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();

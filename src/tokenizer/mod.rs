@@ -47,19 +47,33 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` of a model directory, and the chat template of `tokenizer_config.json` if there is one.
+    /// Loads `tokenizer.json` of a model directory, and its chat template: that of `chat_template.jinja`, where newer exports
+    /// put it, or of `tokenizer_config.json`, or Gemma's own.
     pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
             return Err(TokenizerError::Missing(path));
         }
-        let damaged = |reason: String| TokenizerError::Damaged { path: path.clone(), reason };
-        let inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| damaged(e.to_string()))?;
+        let damaged = |path: &Path, reason: String| TokenizerError::Damaged { path: path.to_owned(), reason };
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
+        let json = std::fs::read(&path).map_err(|e| damaged(&path, e.to_string()))?;
+        let template = if let Some(source) = read("chat_template.jinja") {
+            ChatTemplate::compile(source).map_err(|reason| damaged(&dir.join("chat_template.jinja"), reason))?
+        } else if let Some(config) = read("tokenizer_config.json") {
+            ChatTemplate::of_config(&config).map_err(|reason| damaged(&dir.join("tokenizer_config.json"), reason))?
+        } else {
+            ChatTemplate::gemma()
+        };
+        Self::new(&json, template).map_err(|reason| damaged(&path, reason))
+    }
+
+    /// A tokenizer from the contents of its `tokenizer.json`. The error says what is wrong with them.
+    pub fn new(json: &[u8], template: ChatTemplate) -> Result<Self, String> {
+        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
         let id = |token: &str| inner.token_to_id(token);
-        let required = |token: &str| id(token).ok_or_else(|| damaged(format!("it has no {token} token")));
+        let required = |token: &str| id(token).ok_or_else(|| format!("it has no {token} token"));
         let special =
             SpecialTokens { bos: required("<bos>")?, eos: required("<eos>")?, end_of_turn: id("<end_of_turn>") };
-        let template = ChatTemplate::from_dir(dir)?;
         Ok(Self { inner, special, template })
     }
 
@@ -80,9 +94,15 @@ impl Tokenizer {
 
     /// Token ids of plain text, with exactly one `<bos>` in front. Special tokens written in the text are recognised.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        Ok(self.with_one_bos(&self.encode_continuation(text)?))
+    }
+
+    /// Token ids of text that follows other text, without a `<bos>`. They are those of the whole only where the text begins with
+    /// a special token.
+    pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         // Without the tokenizer's own post-processing, which would add a <bos> to the one that a template writes.
         let encoding = self.inner.encode_fast(text, false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
-        Ok(self.with_one_bos(encoding.get_ids()))
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// Token ids of a conversation in the chat format, ready for the model's answer.
