@@ -7,11 +7,11 @@ use anyhow::{Context, Result, bail};
 use super::{Outcome, note, process::size, progress::Bar};
 use crate::{
     checkpoint::write_random,
+    download::Progress,
     gemma::{
         Config,
         weights::{num_parameters, tensors},
     },
-    plugins::Progress,
     tokenizer::minimal_tokenizer_json,
 };
 

@@ -5,7 +5,7 @@ use std::{io::Write, path::PathBuf};
 use anyhow::{Result, bail};
 use clap::Subcommand;
 
-use super::{Outcome, note, progress::InstallProgress};
+use super::{Outcome, note, progress::DownloadProgress};
 use crate::plugins::{Installer, Kind, PINNED, installed, locate, pinned_for, verify};
 
 #[derive(Debug, clap::Args)]
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             }
         }
         Command::Install { kind, package, from_file, offline } => {
-            let mut installer = Installer { offline: *offline, progress: &mut InstallProgress::default() };
+            let mut installer = Installer { offline: *offline, progress: &mut DownloadProgress::of_plugin() };
             let plugin = match from_file {
                 Some(wheel) => installer.install_file(*kind, wheel)?,
                 None => {

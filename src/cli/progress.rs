@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::plugins::Progress;
+use crate::download::Progress;
 
 /// A bar that counts bytes.
 #[derive(Default)]
@@ -44,20 +44,34 @@ impl Progress for Bar {
     }
 }
 
-/// Downloads of plugins: says first what is being done.
-#[derive(Default)]
-pub struct InstallProgress(Bar);
+/// Downloads: says first what is being done.
+pub struct DownloadProgress {
+    doing: &'static str,
+    bar: Bar,
+}
 
-impl Progress for InstallProgress {
+impl DownloadProgress {
+    /// `doing` stands before the file's name.
+    pub fn new(doing: &'static str) -> Self {
+        Self { doing, bar: Bar::default() }
+    }
+
+    /// Of plugins.
+    pub fn of_plugin() -> Self {
+        Self::new("installing the PJRT plugin")
+    }
+}
+
+impl Progress for DownloadProgress {
     fn start(&mut self, what: &str, total: u64) {
-        self.0.start(&format!("installing the PJRT plugin {what}"), total);
+        self.bar.start(&format!("{} {what}", self.doing), total);
     }
 
     fn advance(&mut self, bytes: u64) {
-        self.0.advance(bytes);
+        self.bar.advance(bytes);
     }
 
     fn finish(&mut self) {
-        self.0.finish();
+        self.bar.finish();
     }
 }

@@ -16,7 +16,10 @@ use super::{
     index::{Index, PipConfig},
     pinned::{PINNED, Pinned},
 };
-use crate::cache_dir::cache_dir;
+use crate::{
+    cache_dir::cache_dir,
+    download::{Progress, copy_hashed, hex},
+};
 
 /// What is known of an installed plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,16 +39,6 @@ pub struct Installed {
     pub version: String,
     pub library: PathBuf,
     library_sha256: String,
-}
-
-/// Tells how a download goes.
-pub trait Progress {
-    /// A download of so many bytes begins; 0 if that is not known.
-    fn start(&mut self, what: &str, total: u64);
-    /// So many more bytes have arrived.
-    fn advance(&mut self, bytes: u64);
-    /// The download is over, in success or failure.
-    fn finish(&mut self);
 }
 
 fn plugins_dir(kind: Kind) -> Result<PathBuf> {
@@ -83,7 +76,7 @@ const MANIFEST: &str = "manifest.json";
 pub fn verify(plugin: &Installed) -> Result<()> {
     let wheel = |problem: io::Error| PluginError::Wheel { path: plugin.library.clone(), problem: problem.to_string() };
     let mut file = File::open(&plugin.library).map_err(wheel)?;
-    let found = copy_hashed(&mut file, &mut io::sink(), |_| ()).map_err(wheel)?;
+    let found = copy_with_sha256(&mut file, &mut io::sink(), |_| ()).map_err(wheel)?;
     check(&plugin.library.display().to_string(), &plugin.library_sha256, &found)
 }
 
@@ -113,7 +106,7 @@ impl Installer<'_> {
         self.progress.start(pinned.wheel, length.unwrap_or(0));
         let written = |cause| PluginError::Write { path: dir.clone(), cause };
         let mut wheel = tempfile::NamedTempFile::new_in(&dir).map_err(written)?;
-        let result = copy_hashed(&mut body, wheel.as_file_mut(), |n| self.progress.advance(n));
+        let result = copy_with_sha256(&mut body, wheel.as_file_mut(), |n| self.progress.advance(n));
         self.progress.finish();
         let found = result.map_err(|e| match e.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => written(e),
@@ -130,7 +123,7 @@ impl Installer<'_> {
     pub fn install_file(&mut self, kind: Kind, wheel: &Path) -> Result<Installed> {
         let unusable = |problem: String| PluginError::Wheel { path: wheel.to_owned(), problem };
         let mut file = File::open(wheel).map_err(|e| unusable(e.to_string()))?;
-        let found = copy_hashed(&mut file, &mut io::sink(), |_| ()).map_err(|e| unusable(e.to_string()))?;
+        let found = copy_with_sha256(&mut file, &mut io::sink(), |_| ()).map_err(|e| unusable(e.to_string()))?;
         let Some(pinned) = PINNED.iter().find(|p| p.kind == kind && p.sha256 == found) else {
             let known: Vec<&str> = PINNED.iter().filter(|p| p.kind == kind).map(|p| p.wheel).collect();
             return Err(unusable(format!(
@@ -171,7 +164,7 @@ fn unpack(pinned: &Pinned, wheel: &Path, dir: &Path) -> Result<Installed> {
 
     let temporary = tempfile::tempdir_in(dir).map_err(written)?;
     let mut out = File::create(temporary.path().join(library)).map_err(written)?;
-    let library_sha256 = copy_hashed(&mut member, &mut out, |_| ()).map_err(written)?;
+    let library_sha256 = copy_with_sha256(&mut member, &mut out, |_| ()).map_err(written)?;
     let manifest = Manifest {
         package: pinned.package.to_owned(),
         version: pinned.version.to_owned(),
@@ -191,18 +184,10 @@ fn unpack(pinned: &Pinned, wheel: &Path, dir: &Path) -> Result<Installed> {
 }
 
 /// Copies everything and returns its sha256, in hex.
-fn copy_hashed(from: &mut impl Read, to: &mut impl Write, mut progress: impl FnMut(u64)) -> io::Result<String> {
+fn copy_with_sha256(from: &mut impl Read, to: &mut impl Write, progress: impl FnMut(u64)) -> io::Result<String> {
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = from.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-        }
-        hasher.update(&buffer[..n]);
-        to.write_all(&buffer[..n])?;
-        progress(n as u64);
-    }
+    copy_hashed(from, to, &mut hasher, progress)?;
+    Ok(hex(hasher))
 }
 
 fn check(what: &str, expected: &str, found: &str) -> Result<()> {

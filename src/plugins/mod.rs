@@ -11,7 +11,7 @@ mod locate;
 mod pinned;
 mod probe;
 
-pub use install::{Installed, Installer, Progress, installed, verify};
+pub use install::{Installed, Installer, installed, verify};
 pub use locate::{Found, Source, locate, named};
 pub use pinned::{PINNED, Pinned, pinned_for};
 pub use probe::{nvidia_driver, tpu_chips};

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use super::error::{Error, Result, While};
 use crate::{
+    download::Progress,
     pjrt::{Api, Client, Device, Value},
-    plugins::{self, Found, Installer, Kind, PluginError, Progress, Source},
+    plugins::{self, Found, Installer, Kind, PluginError, Source},
 };
 
 /// What the user asked for.

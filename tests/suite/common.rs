@@ -7,10 +7,10 @@ use std::{
 
 use gemma_pjrt::{
     checkpoint::Checkpoint,
+    download::Progress,
     gemma::Config,
     hlo::{DType, Graph, Literal, Mesh, Module, Op, Shape},
     pjrt::{Arg, CompileOptions, Device, Program, TensorType},
-    plugins::Progress,
     runtime::{Model, ModelOptions, Platform, PlatformRequest, element_type, signature},
 };
 
