@@ -1,0 +1,95 @@
+//! Hugging Face's cache on this machine.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use super::{HubError, Repo, Result};
+
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
+/// What a model needs beside its weights, and what it may have.
+pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
+pub(super) const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
+
+/// The directory that holds `models--organisation--name` directories.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+/// A variable that is set to something.
+pub(super) fn set(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// `HF_HOME`, where the cache and the token lie.
+pub(super) fn hf_home() -> Option<PathBuf> {
+    let caches =
+        || set("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(set("HOME")?).join(".cache")));
+    set("HF_HOME").map(PathBuf::from).or_else(|| Some(caches()?.join("huggingface")))
+}
+
+impl Cache {
+    /// The cache that `HF_HUB_CACHE` or `HF_HOME` name, as the `huggingface_hub` package finds it.
+    pub fn from_env() -> Result<Self> {
+        let named = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+        let root = named.or_else(|| Some(hf_home()?.join("hub"))).ok_or(HubError::NoCacheDir)?;
+        Ok(Self { root })
+    }
+
+    /// Where this model's files are kept.
+    pub(super) fn repo_dir(&self, repo: &Repo) -> PathBuf {
+        self.root.join(format!("models--{}", repo.name.replace('/', "--")))
+    }
+
+    /// Files that are held while a download is under way.
+    pub(super) fn lock_dir(&self, repo: &Repo) -> PathBuf {
+        self.root.join(".locks").join(format!("models--{}", repo.name.replace('/', "--")))
+    }
+
+    /// The directory of a snapshot.
+    pub(super) fn snapshot_dir(&self, repo: &Repo, commit: &str) -> PathBuf {
+        self.repo_dir(repo).join("snapshots").join(commit)
+    }
+
+    /// The complete snapshot of this revision, or what is missing.
+    pub fn find(&self, repo: &Repo) -> std::result::Result<PathBuf, String> {
+        let dir = self.repo_dir(repo);
+        if !dir.is_dir() {
+            return Err(format!("there is no {}", dir.display()));
+        }
+        // A revision is a branch or tag that refs/ knows, or a commit.
+        let commit =
+            fs::read_to_string(dir.join("refs").join(&repo.revision)).unwrap_or_else(|_| repo.revision.clone());
+        let snapshot = self.snapshot_dir(repo, commit.trim());
+        let missing = missing(&snapshot);
+        if missing.is_empty() {
+            return Ok(snapshot);
+        }
+        Err(format!("{} lacks {}", snapshot.display(), missing.join(", ")))
+    }
+}
+
+/// Files that a snapshot would need and does not have.
+fn missing(snapshot: &Path) -> Vec<String> {
+    let absent = |name: &&str| !snapshot.join(name).exists(); // follows links: a blob may be gone
+    let mut missing: Vec<String> = REQUIRED.iter().filter(|name| absent(name)).map(|&name| name.to_owned()).collect();
+    if let Ok(index) = fs::read_to_string(snapshot.join(INDEX)) {
+        let shards = shards(&index).unwrap_or_default();
+        missing.extend(shards.into_iter().filter(|name| absent(&name.as_str())));
+    } else if absent(&SINGLE) {
+        missing.push(SINGLE.to_owned());
+    }
+    missing
+}
+
+/// Names of the files that an index speaks of; `None` if it is not an index, or if it reaches for other directories.
+pub(super) fn shards(index: &str) -> Option<BTreeSet<String>> {
+    let json: serde_json::Value = serde_json::from_str(index).ok()?;
+    let files: Option<BTreeSet<String>> =
+        json["weight_map"].as_object()?.values().map(|file| file.as_str().map(str::to_owned)).collect();
+    files.filter(|names| names.iter().all(|name| !name.contains('/') && !name.starts_with('.')))
+}

@@ -1,0 +1,198 @@
+//! Asking the hub, and fetching a model's files into the cache.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ureq::{Body, http::Response};
+
+use super::{
+    Cache, HubError, Repo, Result,
+    cache::{INDEX, OPTIONAL, REQUIRED, SINGLE, hf_home, set, shards},
+    download::Fetch,
+};
+use crate::download::Progress;
+
+/// A connection to the hub.
+pub struct Hub {
+    pub(super) endpoint: String,
+    pub(super) token: Option<String>,
+    /// Follows no redirects: a file's own answer carries its size and hash, the server that it points to does not.
+    asking: ureq::Agent,
+    pub(super) fetching: ureq::Agent,
+    offline: bool,
+}
+
+/// A file on the hub.
+pub(super) struct RemoteFile {
+    pub name: String,
+    /// sha256 of files in large-file storage, else git's sha1.
+    pub etag: String,
+    pub size: u64,
+    /// Where its bytes are, and whether that is the hub itself, which may be shown the token.
+    pub url: String,
+    pub on_hub: bool,
+}
+
+impl Hub {
+    /// The hub at `HF_ENDPOINT`, with the token of `HF_TOKEN` or of `hf auth login`.
+    pub fn from_env(offline: bool) -> Self {
+        let token_file = set("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(hf_home()?.join("token")));
+        let written = || fs::read_to_string(token_file?).ok();
+        let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(written);
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let agent = |redirects| -> ureq::Agent {
+            ureq::Agent::config_builder()
+                .tls_config(ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build())
+                .http_status_as_error(false)
+                .max_redirects(redirects)
+                .max_redirects_will_error(false)
+                .timeout_connect(Some(Duration::from_secs(20)))
+                .timeout_recv_response(Some(Duration::from_secs(60)))
+                .user_agent(concat!("gemma-pjrt/", env!("CARGO_PKG_VERSION")))
+                .build()
+                .into()
+        };
+        Self {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            token: token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()),
+            asking: agent(0),
+            fetching: agent(5),
+            offline: offline || set("HF_HUB_OFFLINE").is_some_and(|v| v != "0"),
+        }
+    }
+
+    /// The model's directory: in the cache already, or downloaded now.
+    pub fn get(&self, cache: &Cache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
+        match cache.find(repo) {
+            Ok(snapshot) => Ok(snapshot),
+            Err(missing) if self.offline => Err(HubError::Offline { repo: repo.clone(), missing }),
+            Err(_) => self.download(cache, repo, progress),
+        }
+    }
+
+    fn download(&self, cache: &Cache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
+        let (commit, names) = self.list(repo)?;
+        let unusable = |problem: String| HubError::NotAModel { repo: repo.clone(), problem };
+        let snapshot = cache.snapshot_dir(repo, &commit);
+        let has = |name: &str| names.iter().any(|n| n == name);
+        if let Some(absent) = REQUIRED.iter().find(|name| !has(name)) {
+            return Err(unusable(format!("it has no {absent}")));
+        }
+        let mut fetch = Fetch { hub: self, cache, repo, commit: &commit, progress };
+        for name in REQUIRED.into_iter().chain(OPTIONAL.into_iter().filter(|name| has(name))) {
+            fetch.file(name)?;
+        }
+        if has(INDEX) {
+            fetch.file(INDEX)?;
+            let path = snapshot.join(INDEX);
+            let index = fs::read_to_string(&path).map_err(|cause| HubError::Write { path, cause })?;
+            let shards = shards(&index).ok_or_else(|| unusable(format!("its {INDEX} names no files of its own")))?;
+            for shard in &shards {
+                fetch.file(shard)?;
+            }
+        } else if has(SINGLE) {
+            fetch.file(SINGLE)?;
+        } else {
+            return Err(unusable("it has no safetensors files".into()));
+        }
+        // Last, so that a broken-off download is not taken for the model.
+        let reference = cache.repo_dir(repo).join("refs").join(&repo.revision);
+        write_reference(&reference, &commit).map_err(|cause| HubError::Write { path: reference, cause })?;
+        Ok(snapshot)
+    }
+
+    /// The commit that the revision stands for, and the names of its files.
+    fn list(&self, repo: &Repo) -> Result<(String, Vec<String>)> {
+        let url = format!("{}/api/models/{}/revision/{}", self.endpoint, repo.name, repo.revision.replace('/', "%2F"));
+        let mut response = self.ask(repo, &url, false)?;
+        let answer = |problem: &str| HubError::Answer { url: url.clone(), problem: problem.to_owned() };
+        let body = response.body_mut().read_to_string().map_err(|e| answer(&e.to_string()))?;
+        let json: serde_json::Value = serde_json::from_str(&body).map_err(|_| answer("something else than JSON"))?;
+        let commit = json["sha"].as_str().filter(|sha| is_hex(sha, 40)).ok_or_else(|| answer("no commit"))?;
+        let files = json["siblings"].as_array().ok_or_else(|| answer("no list of files"))?;
+        let names = files.iter().filter_map(|file| file["rfilename"].as_str()).map(str::to_owned).collect();
+        Ok((commit.to_owned(), names))
+    }
+
+    /// What the hub says about a file: hash, size, and where its bytes are.
+    pub(super) fn locate(&self, repo: &Repo, commit: &str, name: &str) -> Result<RemoteFile> {
+        let url = format!("{}/{}/resolve/{commit}/{name}", self.endpoint, repo.name);
+        let response = self.ask(repo, &url, true)?;
+        let answer = |problem: String| HubError::Answer { url: url.clone(), problem };
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let etag = header("x-linked-etag").or(header("etag")).unwrap_or_default();
+        let etag = etag.trim_start_matches("W/").trim_matches('"');
+        // It becomes a file name, and what the contents are checked against.
+        if !is_hex(etag, 40) && !is_hex(etag, 64) {
+            return Err(answer(format!("with {etag:?} as the hash of {name}, which is neither sha1 nor sha256")));
+        }
+        let size = header("x-linked-size").or(header("content-length")).and_then(|size| size.parse().ok());
+        let size = size.ok_or_else(|| answer(format!("without a size of {name}")))?;
+        let elsewhere = response.status().is_redirection().then(|| header("location")).flatten();
+        Ok(RemoteFile {
+            name: name.to_owned(),
+            etag: etag.to_owned(),
+            size,
+            url: elsewhere.map_or_else(|| url.clone(), str::to_owned),
+            on_hub: elsewhere.is_none(),
+        })
+    }
+
+    /// One question to the hub, with the token. Redirects that stay on the hub (a renamed model) are followed.
+    fn ask(&self, repo: &Repo, url: &str, head: bool) -> Result<Response<Body>> {
+        let mut url = url.to_owned();
+        for _ in 0..5 {
+            let request = if head { self.asking.head(&url) } else { self.asking.get(&url) };
+            // A compressed answer would have another length and hash.
+            let request = if head { request.header("Accept-Encoding", "identity") } else { request };
+            let request = match &self.token {
+                Some(token) => request.header("Authorization", format!("Bearer {token}")),
+                None => request,
+            };
+            let response = request.call().map_err(|e| HubError::Unreachable {
+                repo: repo.clone(),
+                endpoint: self.endpoint.clone(),
+                problem: e.to_string(),
+            })?;
+            let location = response.headers().get("location").and_then(|v| v.to_str().ok());
+            match location.filter(|_| response.status().is_redirection()) {
+                Some(path) if path.starts_with('/') && !path.starts_with("//") => {
+                    url = format!("{}{path}", self.endpoint)
+                }
+                Some(other) if other.starts_with(&format!("{}/", self.endpoint)) => url = other.to_owned(),
+                _ => return self.check(repo, &url, response),
+            }
+        }
+        Err(HubError::Answer { url, problem: "too many redirects".into() })
+    }
+
+    fn check(&self, repo: &Repo, url: &str, response: Response<Body>) -> Result<Response<Body>> {
+        let status = response.status();
+        if status.is_success() || status.is_redirection() {
+            return Ok(response);
+        }
+        let (repo, endpoint, token) = (repo.clone(), self.endpoint.clone(), self.token.is_some());
+        let code = response.headers().get("x-error-code").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        Err(match (status.as_u16(), code) {
+            (_, "GatedRepo") => HubError::Gated { repo, endpoint, token },
+            (_, "RepoNotFound") => HubError::NotFound { repo, endpoint, token },
+            (_, "RevisionNotFound") => HubError::NoRevision { repo },
+            (401, _) if token => HubError::BadToken { endpoint },
+            (401 | 403, _) => HubError::Gated { repo, endpoint, token },
+            (404, _) => HubError::NotFound { repo, endpoint, token },
+            (_, _) => HubError::Answer { url: url.to_owned(), problem: status.to_string() },
+        })
+    }
+}
+
+fn is_hex(text: &str, len: usize) -> bool {
+    text.len() == len && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+fn write_reference(path: &Path, commit: &str) -> std::io::Result<()> {
+    fs::create_dir_all(path.parent().expect("it lies below refs"))?;
+    fs::write(path, commit)
+}

@@ -1,0 +1,208 @@
+//! Fetching one file: resumed where it broke off, checked against its hash, then linked into the snapshot.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+use super::{Cache, Hub, HubError, Repo, Result, client::RemoteFile};
+use crate::download::{Progress, copy_hashed, hex};
+
+/// A download into one snapshot.
+pub(super) struct Fetch<'a> {
+    pub hub: &'a Hub,
+    pub cache: &'a Cache,
+    pub repo: &'a Repo,
+    pub commit: &'a str,
+    pub progress: &'a mut dyn Progress,
+}
+
+/// Attempts in a row that bring nothing before a download is given up.
+const ATTEMPTS: u32 = 4;
+
+impl Fetch<'_> {
+    /// Puts the file into the snapshot, unless it is there.
+    pub fn file(&mut self, name: &str) -> Result<()> {
+        let link_path = self.cache.snapshot_dir(self.repo, self.commit).join(name);
+        if link_path.exists() {
+            return Ok(());
+        }
+        let remote = self.hub.locate(self.repo, self.commit, name)?;
+        let blob = self.cache.repo_dir(self.repo).join("blobs").join(&remote.etag);
+        // Two processes that need the same file: the second waits for the first, and finds it there.
+        let _lock = self.lock(&remote)?;
+        if !blob.exists() {
+            self.progress.start(name, remote.size);
+            let result = self.blob(&remote, &blob);
+            self.progress.finish();
+            result?;
+        }
+        link(&blob, &link_path).map_err(|cause| HubError::Write { path: link_path, cause })
+    }
+
+    /// Held until it is dropped, or the process ends.
+    fn lock(&self, remote: &RemoteFile) -> Result<File> {
+        let dir = self.cache.lock_dir(self.repo);
+        let path = dir.join(format!("{}.lock", remote.etag));
+        let open = || {
+            fs::create_dir_all(&dir)?;
+            let file = OpenOptions::new().create(true).append(true).open(&path)?;
+            file.lock()?;
+            Ok(file)
+        };
+        open().map_err(|cause| HubError::Write { path, cause })
+    }
+
+    fn blob(&mut self, remote: &RemoteFile, blob: &Path) -> Result<()> {
+        let path = blob.with_file_name(format!("{}.incomplete", remote.etag));
+        let written = |cause| HubError::Write { path: path.clone(), cause };
+        fs::create_dir_all(blob.parent().expect("blobs/")).map_err(written)?;
+        let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path).map_err(written)?;
+        let mut received = file.metadata().map_err(written)?.len();
+        let (mut hash, mut failures) = (Hash::new(remote), 0);
+        if received <= remote.size {
+            file.rewind().map_err(written)?;
+            hash.copy(&mut file, &mut io::sink(), |n| self.progress.advance(n)).map_err(written)?;
+        } else {
+            file.set_len(0).map_err(written)?; // of another program's making
+            received = 0;
+        }
+        while received < remote.size {
+            let before = received;
+            let problem = match self.open(remote, received)? {
+                Some(mut body) => {
+                    let mut out = Counted { file: &mut file, written: &mut received, failed: false };
+                    let result = hash
+                        .copy(&mut body.by_ref().take(remote.size - before), &mut out, |n| self.progress.advance(n));
+                    match result {
+                        Err(cause) if out.failed => return Err(written(cause)),
+                        Err(cause) => cause.to_string(),
+                        Ok(()) => "the connection was closed".into(),
+                    }
+                }
+                None => {
+                    // The server cannot resume: from the beginning.
+                    file.set_len(0).map_err(written)?;
+                    (received, hash) = (0, Hash::new(remote));
+                    continue;
+                }
+            };
+            failures = if received > before { 1 } else { failures + 1 };
+            if received < remote.size {
+                if failures >= ATTEMPTS {
+                    let (file, size) = (remote.name.clone(), remote.size);
+                    return Err(HubError::BrokeOff { file, received, size, problem });
+                }
+                std::thread::sleep(Duration::from_millis(250) * 2_u32.pow(failures));
+            }
+        }
+        file.flush().map_err(written)?;
+        if let Err(error) = hash.check(remote) {
+            let _ = fs::remove_file(&path);
+            return Err(error);
+        }
+        fs::rename(&path, blob).map_err(written)
+    }
+
+    /// The file's bytes from `start` on; `None` if the server can only send them all.
+    fn open(&self, remote: &RemoteFile, start: u64) -> Result<Option<impl Read + use<>>> {
+        let mut request = self.hub.fetching.get(&remote.url).header("Accept-Encoding", "identity");
+        if start > 0 {
+            request = request.header("Range", format!("bytes={start}-"));
+        }
+        if let (true, Some(token)) = (remote.on_hub, &self.hub.token) {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let response = request.call().map_err(|e| HubError::Unreachable {
+            repo: self.repo.clone(),
+            endpoint: host(&remote.url).to_owned(),
+            problem: e.to_string(),
+        })?;
+        let starts_there = |range: &str| range.trim_start_matches("bytes ").starts_with(&format!("{start}-"));
+        let range = response.headers().get("content-range").and_then(|v| v.to_str().ok());
+        match response.status().as_u16() {
+            200 if start == 0 => {}
+            200 => return Ok(None),
+            206 if range.is_some_and(starts_there) => {}
+            _ => {
+                let url = host(&remote.url).to_owned();
+                return Err(HubError::Answer { url, problem: format!("{} for {}", response.status(), remote.name) });
+            }
+        }
+        Ok(Some(response.into_body().into_with_config().limit(u64::MAX).reader()))
+    }
+}
+
+/// Scheme and host of an address: the rest may be signed.
+fn host(url: &str) -> &str {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    url[start..].find('/').map_or(url, |at| &url[..start + at])
+}
+
+/// What a file's etag is the hash of.
+enum Hash {
+    /// The contents.
+    Sha256(Sha256),
+    /// git's name of a blob: `blob <size>\0` and the contents.
+    Git(Sha1),
+}
+
+impl Hash {
+    fn new(remote: &RemoteFile) -> Self {
+        if remote.etag.len() == 64 {
+            Self::Sha256(Sha256::new())
+        } else {
+            Self::Git(Sha1::new_with_prefix(format!("blob {}\0", remote.size)))
+        }
+    }
+
+    fn copy(&mut self, from: &mut impl Read, to: &mut impl Write, progress: impl FnMut(u64)) -> io::Result<()> {
+        match self {
+            Self::Sha256(hasher) => copy_hashed(from, to, hasher, progress),
+            Self::Git(hasher) => copy_hashed(from, to, hasher, progress),
+        }
+    }
+
+    fn check(self, remote: &RemoteFile) -> Result<()> {
+        let (what, found) = match self {
+            Self::Sha256(hasher) => ("sha256", hex(hasher)),
+            Self::Git(hasher) => ("git sha1", hex(hasher)),
+        };
+        if found == remote.etag {
+            return Ok(());
+        }
+        Err(HubError::Damaged { file: remote.name.clone(), what, found, expected: remote.etag.clone() })
+    }
+}
+
+/// Counts what reaches the file, and knows whether an error was the file's.
+struct Counted<'f> {
+    file: &'f mut File,
+    written: &'f mut u64,
+    failed: bool,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes).inspect_err(|_| self.failed = true)?;
+        *self.written += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Links the snapshot's file to the blob, relatively, so that the cache can be moved.
+fn link(blob: &Path, path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path.parent().expect("it lies in a snapshot"))?;
+    let target = PathBuf::from("../../blobs").join(blob.file_name().expect("blobs have names"));
+    let _ = fs::remove_file(path); // a link to a blob that is gone
+    std::os::unix::fs::symlink(target, path)
+}
