@@ -11,12 +11,11 @@ use serde_json::json;
 
 use super::{
     Outcome, interrupt,
-    model_args::{Loaded, ModelArgs, Opened, parse_tokens, read_text},
+    model_args::{Loaded, ModelArgs, Opened, SamplingArgs, parse_tokens, read_text},
     process::{Memory, size},
 };
 use crate::{
     runtime::{FinishReason, Generation, Request, Session, cache_len_for, generate},
-    sampling::Params,
     tokenizer::{Detokenizer, Message, StopStrings},
 };
 
@@ -40,18 +39,8 @@ pub struct Args {
     /// Most tokens to generate
     #[arg(long, short = 'n', value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
-    /// 0 is greedy; above 0, tokens are drawn at random
-    #[arg(long, value_name = "T", default_value = "0")]
-    temperature: f32,
-    /// Draw from the K most likely tokens only (0: all)
-    #[arg(long, value_name = "K", default_value = "0")]
-    top_k: i32,
-    /// Draw from the most likely tokens that together have probability P only
-    #[arg(long, value_name = "P", default_value = "1")]
-    top_p: f32,
-    /// The same seed draws the same tokens
-    #[arg(long, value_name = "SEED", default_value = "0")]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// End the text before this string (may be repeated)
     #[arg(long, value_name = "STR")]
     stop: Vec<String>,
@@ -62,8 +51,7 @@ pub struct Args {
 
 pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     interrupt::install();
-    let params = Params { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
-    params.check().map_err(anyhow::Error::msg)?;
+    let params = args.sampling.params()?;
     let opened = args.model.open()?;
     let prompt = prompt_tokens(args, &opened)?;
     opened.check_prompt(&prompt, 1)?;
@@ -72,14 +60,15 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     let wanted = prompt.len() as i64 + i64::from(args.max_tokens);
     let cache_len = cache_len_for(wanted, opened.context);
     let mut session = Session::new(loaded.model.clone(), 1, cache_len)?;
-    session.prepare(prompt.len() as i64, wanted.min(cache_len), params.sampler())?;
+    session.prepare(0, prompt.len() as i64, params.sampler())?;
 
     interrupt::begin_writing();
     let mut writer = Writer::new(&opened, &args.stop, !args.json);
     let mut first_token = None;
     let mut failed = None;
     let stop_ids = opened.tokenizer.stop_ids();
-    let request = Request { prompt: &prompt, max_tokens: args.max_tokens as usize, params, stop_ids: &stop_ids };
+    let request =
+        Request { prompt: &prompt, cached: 0, max_tokens: args.max_tokens as usize, params, stop_ids: &stop_ids };
     let generation = generate(&mut session, &request, |token| {
         first_token.get_or_insert_with(|| started.elapsed());
         match writer.push(token) {

@@ -1,6 +1,9 @@
 //! Errors of running a model.
 
-use crate::{checkpoint::CheckpointError, gemma::ConfigError, hlo::HloError, pjrt, plugins::PluginError};
+use crate::{
+    checkpoint::CheckpointError, gemma::ConfigError, hlo::HloError, pjrt, plugins::PluginError,
+    tokenizer::TokenizerError,
+};
 
 /// What can go wrong with running a model. Each message says what was being done and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -15,8 +18,12 @@ pub enum Error {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     #[error("{0}")]
     Invalid(String),
+    #[error("the context is full: {prompt} tokens of conversation and {room} for an answer are more than {context}")]
+    ContextFull { prompt: usize, room: usize, context: i64 },
     #[error(
         "not enough device memory while {doing}: {message}. Use a shorter --context, more devices (--mesh 1xN), or a machine \
          with more memory"

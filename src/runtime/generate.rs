@@ -9,6 +9,8 @@ use crate::sampling::Params;
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
     pub prompt: &'a [u32],
+    /// How many of the prompt's first tokens the slot holds already; fewer than all.
+    pub cached: usize,
     pub max_tokens: usize,
     pub params: Params,
     /// Ids that end the answer; they are not part of it.
@@ -41,6 +43,8 @@ impl FinishReason {
 #[derive(Clone, Debug)]
 pub struct Generation {
     pub tokens: Vec<u32>,
+    /// How many tokens of prompt and answer the slot holds now: the last one of the answer may not have been needed.
+    pub cached: usize,
     pub finish_reason: FinishReason,
     pub prefill: Duration,
     pub decode: Duration,
@@ -54,7 +58,8 @@ pub fn generate(
 ) -> Result<Generation> {
     let started = Instant::now();
     let mut position = request.prompt.len() as i64;
-    let mut next = session.prefill(0, 0, request.prompt, &request.params)?;
+    let new = &request.prompt[request.cached..];
+    let mut next = session.prefill(0, request.cached as i64, new, &request.params)?;
     let prefill = started.elapsed();
     let started = Instant::now();
     let mut tokens = Vec::new();
@@ -72,5 +77,5 @@ pub fn generate(
         next = session.decode(&[next], &[position], &[request.params])?[0];
         position += 1;
     };
-    Ok(Generation { tokens, finish_reason, prefill, decode: started.elapsed() })
+    Ok(Generation { tokens, cached: position as usize, finish_reason, prefill, decode: started.elapsed() })
 }

@@ -9,6 +9,7 @@
 
 mod bridge;
 mod buckets;
+mod conversation;
 mod error;
 mod generate;
 mod host_memory;
@@ -20,6 +21,7 @@ mod weights;
 
 pub use bridge::{element_type, signature, target};
 pub use buckets::{Chunk, cache_len_for, chunks, window_for};
+pub use conversation::{Conversation, Turn};
 pub use error::{Error, Result};
 pub use generate::{FinishReason, Generation, Request, generate};
 pub use model::{CompileReport, Model, ModelOptions};

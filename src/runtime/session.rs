@@ -73,13 +73,13 @@ impl Session {
         self.cache_len
     }
 
-    /// Makes the programs ready that a generation of this extent will need.
-    pub fn prepare(&self, prompt: i64, end: i64, sampler: Sampler) -> Result<()> {
+    /// Makes the programs ready that it takes to extend a sequence of `start` tokens by `tokens`, and to begin decoding.
+    pub fn prepare(&self, start: i64, tokens: i64, sampler: Sampler) -> Result<()> {
         let output = Output::Token(sampler);
-        for chunk in chunks(0, prompt, self.cache_len, MAX_PREFILL) {
+        for chunk in chunks(start, tokens, self.cache_len, MAX_PREFILL) {
             self.prefill_program(chunk, output)?;
         }
-        self.decode_program((prompt + 1).min(end), output)?;
+        self.decode_program((start + tokens + 1).min(self.cache_len), output)?;
         Ok(())
     }
 

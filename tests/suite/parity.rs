@@ -19,7 +19,7 @@ fn mesh(model: usize) -> Mesh {
 
 fn greedy(model: &str, mesh: Mesh, prompt: &[u32], tokens: usize) -> Vec<u32> {
     let mut session = Session::new(golden_model(model, mesh, DType::F32), 1, CACHE).unwrap();
-    let request = Request { prompt, max_tokens: tokens, params: Params::GREEDY, stop_ids: &[] };
+    let request = Request { prompt, cached: 0, max_tokens: tokens, params: Params::GREEDY, stop_ids: &[] };
     let generation = generate(&mut session, &request, |_| None).unwrap();
     assert_eq!(generation.finish_reason, FinishReason::Length);
     generation.tokens
@@ -200,7 +200,7 @@ fn slots_do_not_see_each_other() {
         .zip(params)
         .map(|(prompt, params)| {
             let mut session = Session::new(model.clone(), 1, 256).unwrap();
-            let request = Request { prompt, max_tokens: 24, params, stop_ids: &[] };
+            let request = Request { prompt, cached: 0, max_tokens: 24, params, stop_ids: &[] };
             generate(&mut session, &request, |_| None).unwrap().tokens
         })
         .collect();
@@ -233,7 +233,7 @@ fn the_same_seed_draws_the_same_tokens_on_any_mesh() {
     let draw = |devices: usize, seed: u64| {
         let mut session = Session::new(golden_model("mqa", mesh(devices), DType::F32), 1, 256).unwrap();
         let params = Params { temperature: 1.3, top_k: 100, top_p: 0.95, seed };
-        let request = Request { prompt: &prompt, max_tokens: 32, params, stop_ids: &[] };
+        let request = Request { prompt: &prompt, cached: 0, max_tokens: 32, params, stop_ids: &[] };
         generate(&mut session, &request, |_| None).unwrap().tokens
     };
     let first = draw(1, 1);
