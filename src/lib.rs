@@ -8,19 +8,25 @@
 //! |---|---|
 //! | [`hlo`] | element types, shapes, meshes, the graph builder, `HloModuleProto`, HLO text |
 //! | [`pjrt`] | the C ABI and its safe wrapper: plugin, client, device, buffer, executable, topology, FFI |
-//! | [`cache_dir`], [`plugins`] | finding, installing and verifying plugin libraries |
+//! | [`cache_dir`], [`download`] | where files are kept, and how they arrive |
+//! | [`plugins`] | finding, installing and verifying plugin libraries |
+//! | [`hub`] | models by name: Hugging Face's cache and hub |
 //! | [`sampling`] | choosing the next token on the device |
 //! | [`gemma`] | the architecture: config, weights and their sharding, layers, programs |
 //! | [`checkpoint`] | safetensors files: mapping, strict checks, writing |
 //! | [`tokenizer`] | tokenizer.json, the chat template, streaming text |
-//! | [`runtime`] | platform, placed weights, program cache, sessions, generation |
+//! | [`demo`] | the demo model, embedded |
+//! | [`runtime`] | platform, placed weights, program cache, sessions, generation, conversations |
 //! | [`cli`] | the commands |
 
 pub mod cache_dir;
 pub mod checkpoint;
 pub mod cli;
+pub mod demo;
+pub mod download;
 pub mod gemma;
 pub mod hlo;
+pub mod hub;
 pub mod pjrt;
 pub mod plugins;
 pub mod runtime;

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod common;
+mod demo;
 mod golden_hlo;
 mod hlo_ops;
 mod parity;

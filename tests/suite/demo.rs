@@ -1,0 +1,195 @@
+//! The embedded demo model on questions that it was not taught (`tests/demo/held-out.jsonl`, made by scripts/demo-model), and
+//! the same answers as transformers, on any mesh, with what was said before kept in the cache or computed again.
+
+use std::sync::{Arc, OnceLock};
+
+use gemma_pjrt::{
+    demo,
+    gemma::Config,
+    hlo::{DType, Mesh},
+    runtime::{Conversation, Model, ModelOptions, Session},
+    sampling::Params,
+    tokenizer::{Message, Tokenizer},
+};
+use serde_json::Value;
+
+use crate::common::{platform, several_devices};
+
+struct Item {
+    /// Questions with the answers that are right.
+    turns: Vec<(String, String)>,
+}
+
+/// Token ids of each turn's answer.
+type Answers = Vec<Vec<u32>>;
+
+fn held_out() -> Vec<Item> {
+    let text = include_str!("../demo/held-out.jsonl");
+    let string = |value: &Value| value.as_str().unwrap().to_owned();
+    let item = |line: &str| {
+        let json: Value = serde_json::from_str(line).unwrap();
+        let turns = json["turns"].as_array().unwrap();
+        let turns = turns.iter().map(|turn| (string(&turn["user"]), string(&turn["model"]))).collect();
+        Item { turns }
+    };
+    text.lines().map(item).collect()
+}
+
+fn transformers_answers() -> Vec<Answers> {
+    include_str!("../demo/transformers.jsonl").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn demo_model(mesh: Mesh, compute: DType) -> Arc<Model> {
+    let config = Config::parse(demo::CONFIG).unwrap().0;
+    let options = ModelOptions { mesh, compute };
+    Arc::new(Model::load(platform(), &demo::checkpoint(), config, options, |_| ()).unwrap())
+}
+
+fn tokenizer() -> &'static Tokenizer {
+    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+    TOKENIZER.get_or_init(demo::tokenizer)
+}
+
+const SLOTS: usize = 20;
+const CONTEXT: i64 = 512;
+const MAX_TOKENS: usize = 64;
+
+/// Greedy answers to all items, many at a time. A turn's prefill begins after what the cache has, or at the beginning.
+fn answers(model: &Arc<Model>, items: &[Item], keep_cache: bool) -> Vec<Answers> {
+    let mut session = Session::new(model.clone(), SLOTS as i64, CONTEXT).unwrap();
+    items.chunks(SLOTS).flat_map(|part| answers_in_slots(&mut session, part, keep_cache)).collect()
+}
+
+fn answers_in_slots(session: &mut Session, items: &[Item], keep_cache: bool) -> Vec<Answers> {
+    let stop = tokenizer().stop_ids();
+    let mut conversations = vec![vec![2_u32]; items.len()];
+    let mut cached = [0_usize; SLOTS];
+    let mut answers: Vec<Answers> = vec![vec![]; items.len()];
+    for turn in 0..items.iter().map(|item| item.turns.len()).max().unwrap() {
+        let mut next: [Option<u32>; SLOTS] = [None; SLOTS];
+        for (slot, item) in items.iter().enumerate().filter(|(_, item)| turn < item.turns.len()) {
+            let end = if turn > 0 { "<end_of_turn>\n" } else { "" };
+            let question =
+                format!("{end}<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n", item.turns[turn].0);
+            conversations[slot].extend(tokenizer().encode_continuation(&question).unwrap());
+            let start = if keep_cache { cached[slot] } else { 0 };
+            let new = &conversations[slot][start..];
+            next[slot] = Some(session.prefill(slot as i64, start as i64, new, &Params::GREEDY).unwrap());
+            cached[slot] = conversations[slot].len();
+            answers[slot].push(vec![]);
+        }
+        loop {
+            for (slot, token) in next.iter_mut().enumerate() {
+                let Some(id) = *token else { continue };
+                if stop.contains(&id) || answers[slot][turn].len() == MAX_TOKENS {
+                    *token = None;
+                } else {
+                    answers[slot][turn].push(id);
+                    conversations[slot].push(id);
+                }
+            }
+            if next.iter().all(Option::is_none) {
+                break;
+            }
+            // A slot that has finished computes along, behind what it has.
+            let tokens: Vec<u32> = next.iter().map(|token| token.unwrap_or(0)).collect();
+            let positions: Vec<i64> = cached.iter().map(|&at| at as i64).collect();
+            let chosen = session.decode(&tokens, &positions, &[Params::GREEDY; SLOTS]).unwrap();
+            for (slot, token) in next.iter_mut().enumerate() {
+                if let Some(id) = token {
+                    *id = chosen[slot];
+                    cached[slot] += 1;
+                }
+            }
+        }
+    }
+    answers
+}
+
+#[test]
+fn f32_answers_are_those_of_transformers() {
+    let items = held_out();
+    assert!(items.len() >= 500);
+    let answers = answers(&demo_model(Mesh { data: 1, model: 1 }, DType::F32), &items, true);
+    for ((item, found), expected) in items.iter().zip(&answers).zip(transformers_answers()) {
+        assert_eq!(*found, expected, "{:?}", item.turns);
+    }
+}
+
+#[test]
+fn four_devices_give_the_same_answers() {
+    let _lock = several_devices();
+    let items = held_out();
+    assert_eq!(answers(&demo_model(Mesh { data: 1, model: 4 }, DType::F32), &items, true), transformers_answers());
+}
+
+/// Only items of several turns have a cache to keep.
+#[test]
+fn a_rebuilt_cache_gives_the_same_answers() {
+    let several: Vec<(Item, Answers)> =
+        held_out().into_iter().zip(transformers_answers()).filter(|(item, _)| item.turns.len() > 1).collect();
+    let (items, expected): (Vec<Item>, Vec<Answers>) = several.into_iter().unzip();
+    assert!(items.len() >= 40);
+    assert_eq!(answers(&demo_model(Mesh { data: 1, model: 1 }, DType::F32), &items, false), expected);
+}
+
+#[test]
+fn a_conversation_prefills_only_what_is_new() {
+    let model = demo_model(Mesh { data: 1, model: 1 }, DType::F32);
+    let mut kept = Conversation::new(model.clone(), tokenizer(), CONTEXT, None).unwrap();
+    let mut rebuilt = Conversation::new(model, tokenizer(), CONTEXT, None).unwrap();
+    let recall = held_out().into_iter().zip(transformers_answers()).filter(|(item, _)| item.turns.len() > 1);
+    for (item, expected) in recall.take(12) {
+        kept.replace(vec![], None).unwrap();
+        let mut end = 0;
+        for (turn, (question, _)) in item.turns.iter().enumerate() {
+            let answered = kept.ask(question, MAX_TOKENS, 1, Params::GREEDY, |_| None).unwrap();
+            assert_eq!(answered.generation.tokens, expected[turn], "{question}");
+            if turn > 0 {
+                assert_eq!(answered.kept, end, "all but the new turn is in the cache");
+            }
+            end = answered.prompt + answered.generation.tokens.len();
+        }
+        // The same conversation from its text alone, in a cache that holds another one.
+        let mut before = kept.messages().to_vec();
+        before.truncate(before.len() - 2);
+        rebuilt.replace(before, None).unwrap();
+        let question = &item.turns.last().unwrap().0;
+        let again = rebuilt.ask(question, MAX_TOKENS, 1, Params::GREEDY, |_| None).unwrap();
+        assert_eq!(again.generation.tokens, *expected.last().unwrap());
+    }
+}
+
+#[test]
+fn turns_can_be_taken_back_and_the_oldest_dropped() {
+    let model = demo_model(Mesh { data: 1, model: 1 }, DType::F32);
+    let mut conversation = Conversation::new(model, tokenizer(), 128, Some("Be kind.".into())).unwrap();
+    let ask = |c: &mut Conversation<'_>, question: &str| c.ask(question, 32, 8, Params::GREEDY, |_| None);
+    let first = ask(&mut conversation, "My name is Anna.").unwrap();
+    let second = ask(&mut conversation, "What is 2 + 3?").unwrap();
+    assert_eq!(conversation.undo().as_deref(), Some("What is 2 + 3?"));
+    let again = ask(&mut conversation, "What is 2 + 3?").unwrap();
+    assert_eq!((again.answer, again.prompt), (second.answer, second.prompt));
+    assert_eq!(again.kept, again.prompt - 1, "the cache has the question already");
+
+    // Until nothing more fits. The conversation stays as it was, and with its oldest turns dropped it goes on.
+    let error = loop {
+        match ask(&mut conversation, "What is the capital of Norway?") {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(error.to_string().contains("the context is full"), "{error}");
+    let before = conversation.messages().len();
+    let dropped = conversation.drop_oldest("What is 1 + 1?", 32).unwrap();
+    assert!(dropped > 0 && conversation.messages().len() == before - 2 * dropped);
+    let after = ask(&mut conversation, "What is 1 + 1?").unwrap();
+    assert!(after.prompt + 32 <= 128);
+    assert!(conversation.drop_oldest(&"long ".repeat(200), 8).unwrap_err().to_string().contains("the context is full"));
+    assert_eq!(conversation.messages().len(), before - 2 * dropped + 2, "nothing was dropped for it");
+    assert!(first.kept == 0 && conversation.system() == Some("Be kind."));
+
+    for wrong in [vec![Message::user("a")], vec![Message::assistant("a"), Message::user("b")]] {
+        assert!(conversation.replace(wrong, None).unwrap_err().to_string().contains("in turn"));
+    }
+}
