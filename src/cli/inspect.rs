@@ -1,21 +1,21 @@
-//! `inspect`: what a model directory holds, and whether it can be run.
+//! `inspect`: what a model holds, and whether it can be run.
 
-use std::{collections::BTreeMap, io::Write, path::PathBuf};
+use std::{collections::BTreeMap, io::Write};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::{Outcome, model_args::read_config, process::size};
+use super::{Outcome, model_files::ModelFiles, process::size};
 use crate::{
-    checkpoint::{ALIGNMENT, Checkpoint},
+    checkpoint::ALIGNMENT,
     gemma::weights::{num_parameters, tensors},
-    tokenizer::Tokenizer,
 };
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Model directory
-    dir: PathBuf,
+    /// A model's directory, its name on Hugging Face, or demo
+    #[arg(value_name = "MODEL")]
+    model: String,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -25,8 +25,9 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    let config = read_config(&args.dir)?;
-    let checkpoint = Checkpoint::open(&args.dir)?;
+    let files = ModelFiles::locate(&args.model, true).context("inspect downloads nothing")?;
+    let config = files.config()?;
+    let checkpoint = files.checkpoint()?;
     let mut types: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     let mut total = 0;
     let mut aligned = 0;
@@ -42,7 +43,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let needed: Vec<(&str, &[i64])> = specs.iter().map(|s| (s.name.as_str(), s.dims.as_slice())).collect();
     let optional: &[&str] = if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
     let fit = checkpoint.select(&needed, optional).map(drop);
-    let tokenizer = Tokenizer::from_dir(&args.dir);
+    let tokenizer = files.tokenizer();
     let kv_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
 
     let mut out = std::io::stdout().lock();

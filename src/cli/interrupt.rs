@@ -1,16 +1,26 @@
 //! Ctrl-C. While an answer is being written, the first one ends it cleanly; at any other time, and for the second one, the
 //! process ends at once.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    io::stdin,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 static WRITING: AtomicBool = AtomicBool::new(false);
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Installs the handler, for SIGINT, SIGTERM and SIGHUP.
 pub fn install() {
+    // A signal may come while a line is being edited: the terminal is left as it was.
+    let terminal = tcgetattr(stdin()).ok();
     // Fails only if it is installed already.
-    let _ = ctrlc::set_handler(|| {
+    let _ = ctrlc::set_handler(move || {
         if !WRITING.load(Ordering::SeqCst) || ASKED.swap(true, Ordering::SeqCst) {
+            if let Some(settings) = &terminal {
+                let _ = tcsetattr(stdin(), OptionalActions::Now, settings);
+            }
             std::process::exit(130);
         }
     });
@@ -18,7 +28,13 @@ pub fn install() {
 
 /// From here on there is something to end cleanly.
 pub fn begin_writing() {
+    ASKED.store(false, Ordering::SeqCst);
     WRITING.store(true, Ordering::SeqCst);
+}
+
+/// There is nothing to end any more.
+pub fn end_writing() {
+    WRITING.store(false, Ordering::SeqCst);
 }
 
 /// Whether the user asked to stop.

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 an error that is explained on stderr, 2 a wrong command line, 130 interrupted.
 
+mod chat;
 mod devices;
 mod generate;
 mod hlo;
@@ -9,6 +10,7 @@ mod init;
 mod inspect;
 mod interrupt;
 mod model_args;
+mod model_files;
 mod plugins;
 mod process;
 mod progress;
@@ -33,13 +35,15 @@ struct Cli {
 enum Command {
     /// Generate text from a prompt
     Generate(generate::Args),
+    /// Hold a conversation
+    Chat(chat::Args),
     /// Compute the log-likelihood of a text, token by token
     Score(score::Args),
     /// Print or write the HLO of a program, without loading weights
     Hlo(hlo::Args),
     /// Show the platform, its plugin and its devices
     Devices(devices::Args),
-    /// Show what a model directory holds, and whether it can be run
+    /// Show what a model holds, and whether it can be run
     Inspect(inspect::Args),
     /// Make a checkpoint with random weights, for tests and benchmarks
     Init(init::Args),
@@ -61,6 +65,7 @@ pub fn main(started: Instant) -> ExitCode {
     }
     let result = match cli.command {
         Command::Generate(args) => generate::run(&args, started),
+        Command::Chat(args) => chat::run(&args, started),
         Command::Score(args) => score::run(&args, started),
         Command::Hlo(args) => hlo::run(&args),
         Command::Devices(args) => devices::run(&args),

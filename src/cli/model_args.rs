@@ -9,14 +9,14 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use super::{init, note, progress::InstallProgress};
+use super::{model_files::ModelFiles, note, progress::DownloadProgress};
 use crate::{
-    cache_dir::cache_dir,
     checkpoint::Checkpoint,
     gemma::Config,
     hlo::{DType, Mesh},
     plugins::Kind,
     runtime::{Model, ModelOptions, Platform, PlatformRequest},
+    sampling::Params,
     tokenizer::Tokenizer,
 };
 
@@ -69,7 +69,7 @@ impl PlatformArgs {
             PlatformName::Cuda => Some(Kind::Cuda),
         };
         let request = PlatformRequest { kind, plugin: self.plugin.clone(), devices, offline: self.offline };
-        let platform = Platform::open(&request, &mut InstallProgress::default())?;
+        let platform = Platform::open(&request, &mut DownloadProgress::of_plugin())?;
         if kind.is_none() {
             note(&platform.summary);
         }
@@ -80,10 +80,10 @@ impl PlatformArgs {
 /// Which model to run, and how.
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// Directory of a Gemma checkpoint: config.json, tokenizer.json, *.safetensors. Without it, a tiny model with random
-    /// weights is made and run
-    #[arg(long, short, value_name = "DIR")]
-    pub model: Option<PathBuf>,
+    /// A Gemma checkpoint's directory (config.json, tokenizer.json, *.safetensors), a name on Hugging Face such as
+    /// google/gemma-1.1-2b-it, or demo, the tiny model in this program
+    #[arg(long, short, value_name = "MODEL", default_value = "demo")]
+    pub model: String,
     #[command(flatten)]
     pub platform: PlatformArgs,
     /// Devices: DATAxMODEL, such as 1x4 for one model over 4 devices
@@ -97,7 +97,32 @@ pub struct ModelArgs {
     pub context: Option<i64>,
 }
 
-/// A model directory whose small files have been read.
+/// How tokens are chosen.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SamplingArgs {
+    /// 0 is greedy; above 0, tokens are drawn at random
+    #[arg(long, value_name = "T", default_value = "0")]
+    temperature: f32,
+    /// Draw from the K most likely tokens only (0: all)
+    #[arg(long, value_name = "K", default_value = "0")]
+    top_k: i32,
+    /// Draw from the most likely tokens that together have probability P only
+    #[arg(long, value_name = "P", default_value = "1")]
+    top_p: f32,
+    /// The same seed draws the same tokens
+    #[arg(long, value_name = "SEED", default_value = "0")]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    pub fn params(&self) -> Result<Params> {
+        let params = Params { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed };
+        params.check().map_err(anyhow::Error::msg)?;
+        Ok(params)
+    }
+}
+
+/// A model whose small files have been read.
 pub struct Opened {
     pub config: Config,
     pub tokenizer: Tokenizer,
@@ -115,13 +140,11 @@ pub struct Loaded {
 impl ModelArgs {
     /// Reads and checks everything but the weights.
     pub fn open(&self) -> Result<Opened> {
-        let dir = match &self.model {
-            Some(dir) => dir.clone(),
-            None => random_demo()?,
-        };
-        let config = read_config(&dir)?;
-        let checkpoint = Checkpoint::open(&dir)?;
-        let tokenizer = Tokenizer::from_dir(&dir)?;
+        let files = ModelFiles::locate(&self.model, self.platform.offline)?;
+        let config = files.config()?;
+        let checkpoint = files.checkpoint()?;
+        let tokenizer = files.tokenizer()?;
+        files.introduce(&config);
         let trained = config.max_position_embeddings;
         if self.context.is_some_and(|context| context > trained) {
             bail!(
@@ -161,36 +184,6 @@ impl Opened {
         }
         Ok(())
     }
-}
-
-/// `config.json` of a model directory; remarks go to stderr.
-pub fn read_config(dir: &Path) -> Result<Config> {
-    if !dir.is_dir() {
-        bail!(
-            "there is no model directory {}; give the directory that holds config.json and *.safetensors",
-            dir.display()
-        );
-    }
-    let path = dir.join("config.json");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("{} cannot be read; copy it from the model's repository", path.display()))?;
-    let (config, remarks) = Config::parse(&text).with_context(|| format!("{}", path.display()))?;
-    remarks.iter().for_each(|remark| note(&format!("note: {remark}")));
-    Ok(config)
-}
-
-/// The tiny random model that stands in where none is named.
-fn random_demo() -> Result<PathBuf> {
-    let cache = cache_dir().context("no --model was given, and there is no place for a demo model: set HOME")?;
-    let dir = cache.join("random-tiny");
-    note(
-        "note: no --model was given, so this runs a tiny model with random weights: its text is noise, but everything that \
-         makes it is real. For real text give the directory of a Gemma 1.1 checkpoint: --model gemma-1.1-2b-it",
-    );
-    if !dir.join("model.safetensors").exists() {
-        init::write(&dir, &Config::preset("tiny").expect("a preset"), 0)?;
-    }
-    Ok(dir)
 }
 
 /// Reads a prompt: from the argument, a file, or standard input.

@@ -213,8 +213,15 @@ fn devices_and_inspect_tell_what_is_there() {
 }
 
 #[test]
-fn without_a_model_a_tiny_random_one_is_made_and_said_so() {
+fn without_a_model_the_demo_model_answers_and_says_what_it_is() {
     let home = Home::new();
-    let ran = home.run(&["generate", "Hello", "-n", "2", "--json"]).ok();
-    assert!(ran.stderr.contains("random weights") && ran.stderr.contains("--model"), "{}", ran.stderr);
+    let ran = home.run(&["generate", "What is the capital of France?"]).ok();
+    assert_eq!(ran.stdout, "The capital of France is Paris.\n");
+    assert_eq!(ran.stderr.matches("tiny demo model").count(), 1);
+    assert!(ran.stderr.contains("--model google/gemma-1.1-2b-it"), "{}", ran.stderr);
+    // It is used where it lies in the program.
+    let json = home.run(&["generate", "What is the capital of France?", "--json", "--model", "demo"]).json();
+    assert_eq!(json["timings"]["weights_copied_bytes"], 0);
+    assert!(json["timings"]["weights_mapped_bytes"].as_u64().unwrap() > 1 << 20);
+    assert!(home.run(&["inspect", "demo"]).ok().stdout.contains("context     512 tokens"));
 }

@@ -1,7 +1,9 @@
 //! The program, driven as a user drives it.
 
 mod bad_input;
+mod chat;
 mod commands;
+mod hub;
 mod plugins;
 
 use std::{

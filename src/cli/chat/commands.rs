@@ -1,0 +1,86 @@
+//! What the user can say that is not meant for the model.
+
+/// Commands with their arguments and what they do, in the order of `/help`.
+pub const COMMANDS: [(&str, &str, &str); 8] = [
+    ("/reset", "", "begin a new conversation"),
+    ("/undo", "", "take the last turn back"),
+    ("/regenerate", "", "answer the last question again (with another seed, where tokens are drawn at random)"),
+    ("/save", " FILE", "write the conversation as JSON"),
+    ("/load", " FILE", "go on from a saved conversation"),
+    ("/stats", "", "tokens, speed, memory"),
+    ("/help", "", "this list"),
+    ("/exit", "", "leave; so does Ctrl-D"),
+];
+
+/// A line of the user.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Line<'a> {
+    Nothing,
+    Question(&'a str),
+    Reset,
+    Undo,
+    Regenerate,
+    Save(&'a str),
+    Load(&'a str),
+    Stats,
+    Help,
+    Exit,
+}
+
+impl<'a> Line<'a> {
+    /// Commands begin with a slash; a question that does is written with two.
+    pub fn parse(line: &'a str) -> Result<Self, String> {
+        let line = line.trim();
+        if line.is_empty() {
+            return Ok(Self::Nothing);
+        }
+        if !line.starts_with('/') || line.starts_with("//") {
+            return Ok(Self::Question(line.strip_prefix('/').unwrap_or(line)));
+        }
+        let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let argument = argument.trim();
+        let Some((_, takes, _)) = COMMANDS.iter().find(|(name, ..)| *name == command) else {
+            return Err(format!(
+                "there is no command {command}; /help lists them. For a question that begins with /, type //"
+            ));
+        };
+        match (takes.is_empty(), argument.is_empty()) {
+            (true, false) => return Err(format!("{command} takes nothing after it, not {argument:?}")),
+            (false, true) => return Err(format!("{command} takes the name of a file: {command}{takes}")),
+            _ => {}
+        }
+        Ok(match command {
+            "/reset" => Self::Reset,
+            "/undo" => Self::Undo,
+            "/regenerate" => Self::Regenerate,
+            "/save" => Self::Save(argument),
+            "/load" => Self::Load(argument),
+            "/stats" => Self::Stats,
+            "/help" => Self::Help,
+            _ => Self::Exit,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_questions_or_commands() {
+        assert_eq!(Line::parse("  "), Ok(Line::Nothing));
+        assert_eq!(Line::parse(" What is 2 / 1? "), Ok(Line::Question("What is 2 / 1?")));
+        assert_eq!(Line::parse("//etc is a question"), Ok(Line::Question("/etc is a question")));
+        assert_eq!(Line::parse("/save my chat.json "), Ok(Line::Save("my chat.json")));
+        assert!(Line::parse("/save").unwrap_err().contains("/save FILE"));
+        assert!(Line::parse("/undo 2").unwrap_err().contains("nothing after it"));
+        assert!(Line::parse("/quit").unwrap_err().contains("/help"));
+    }
+
+    #[test]
+    fn every_command_of_the_list_is_one() {
+        for (name, takes, _) in COMMANDS {
+            assert!(Line::parse(&format!("{name}{takes}")).is_ok(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Where the user's lines come from: an editor with history on a terminal, plain lines elsewhere.
+
+use std::{
+    borrow::Cow,
+    env,
+    io::{self, BufRead, IsTerminal},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, Result};
+use rustyline::{
+    Config, Context, Editor, Helper,
+    completion::Completer,
+    error::ReadlineError,
+    highlight::Highlighter,
+    hint::Hinter,
+    history::DefaultHistory,
+    validate::{ValidationContext, ValidationResult, Validator},
+};
+
+use super::commands::COMMANDS;
+use crate::cli::note;
+
+/// Lines of the user.
+pub enum Input {
+    Terminal { editor: Box<Editor<Assistance, DefaultHistory>>, history: Option<PathBuf> },
+    Lines,
+}
+
+/// What came of waiting for a line.
+pub enum Event {
+    Line(String),
+    /// Ctrl-C with nothing to stop.
+    Interrupt,
+    End,
+}
+
+impl Input {
+    /// An editor where both ends are a terminal.
+    pub fn open() -> Result<Self> {
+        if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+            return Ok(Self::Lines);
+        }
+        let config = Config::builder().auto_add_history(true).max_history_size(1000)?.build();
+        let mut editor = Editor::with_config(config)?;
+        editor.set_helper(Some(Assistance { colours: colours(&io::stdout()) }));
+        let history = history_file();
+        if let Some(path) = history.as_ref().filter(|path| path.exists())
+            && let Err(problem) = editor.load_history(path)
+        {
+            note(&format!("note: the history {} cannot be read ({problem})", path.display()));
+        }
+        Ok(Self::Terminal { editor: Box::new(editor), history })
+    }
+
+    /// Whether somebody can be asked.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal { .. })
+    }
+
+    /// Waits for a line. On a terminal, one that ends in a backslash goes on in the next.
+    pub fn line(&mut self, prompt: &str) -> Result<Event> {
+        match self {
+            Self::Lines => {
+                let mut bytes = Vec::new();
+                let read = io::stdin().lock().read_until(b'\n', &mut bytes).context("cannot read standard input")?;
+                if read == 0 {
+                    return Ok(Event::End);
+                }
+                let line = String::from_utf8(bytes).context("a line of standard input is not UTF-8 text")?;
+                Ok(Event::Line(line))
+            }
+            Self::Terminal { editor, history } => {
+                let line = match editor.readline(prompt) {
+                    Ok(line) => line.replace("\\\n", "\n"),
+                    Err(ReadlineError::Interrupted) => return Ok(Event::Interrupt),
+                    Err(ReadlineError::Eof) => return Ok(Event::End),
+                    Err(error) => return Err(error).context("cannot read from the terminal"),
+                };
+                // Line by line, so that it outlives whatever ends the program. A full disk is no reason to stop talking.
+                if let Some(path) = history {
+                    let _ = editor.append_history(path);
+                }
+                Ok(Event::Line(line))
+            }
+        }
+    }
+}
+
+/// `$XDG_STATE_HOME/gemma-pjrt/history`, its directory made if need be.
+fn history_file() -> Option<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let state = set("XDG_STATE_HOME").filter(|path| path.is_absolute());
+    let dir = state.or_else(|| Some(set("HOME")?.join(".local/state")))?.join("gemma-pjrt");
+    std::fs::create_dir_all(&dir).ok()?;
+    Some(dir.join("history"))
+}
+
+/// Whether to write colours there.
+pub fn colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// What the editor helps with: a bold prompt, commands completed by Tab, lines that go on.
+pub struct Assistance {
+    colours: bool,
+}
+
+impl Helper for Assistance {}
+
+impl Hinter for Assistance {
+    type Hint = String;
+}
+
+impl Highlighter for Assistance {
+    fn highlight_prompt<'b, 's: 'b, 'p: 'b>(&'s self, prompt: &'p str, _default: bool) -> Cow<'b, str> {
+        if self.colours { Cow::Owned(format!("\x1b[1m{prompt}\x1b[0m")) } else { Cow::Borrowed(prompt) }
+    }
+}
+
+impl Completer for Assistance {
+    type Candidate = String;
+
+    fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
+        let typed = &line[..at];
+        let matching = COMMANDS.iter().filter(|(name, ..)| typed.starts_with('/') && name.starts_with(typed));
+        Ok((
+            0,
+            matching
+                .map(|(name, takes, _)| if takes.is_empty() { (*name).into() } else { format!("{name} ") })
+                .collect(),
+        ))
+    }
+}
+
+impl Validator for Assistance {
+    fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
+        Ok(if context.input().ends_with('\\') { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
+    }
+}

@@ -1,0 +1,311 @@
+//! `chat`: a conversation, with the model's memory of it kept from turn to turn.
+
+mod commands;
+mod input;
+mod transcript;
+
+use std::{
+    io::{self, Write},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+
+use self::{
+    commands::{COMMANDS, Line},
+    input::{Event, Input, colours},
+    transcript::Transcript,
+};
+use super::{
+    Outcome, interrupt,
+    model_args::{Loaded, ModelArgs, SamplingArgs},
+    note,
+    process::{Memory, size},
+};
+use crate::{
+    runtime::{Conversation, Error, FinishReason, Turn},
+    sampling::Params,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Put TEXT before your first message: Gemma has no system role
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Most tokens of an answer
+    #[arg(long, short = 'n', value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+const PROMPT: &str = "> ";
+/// Tokens that must be left for an answer.
+const ROOM: usize = 16;
+
+pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
+    interrupt::install();
+    let params = args.sampling.params()?;
+    let opened = args.model.open()?;
+    let loaded = args.model.load(&opened)?;
+    let system = args.system.clone().filter(|text| !text.is_empty());
+    if system.is_some() {
+        note("note: Gemma has no system role; the text of --system stands at the beginning of your first message");
+    }
+    let conversation = Conversation::new(loaded.model.clone(), &opened.tokenizer, opened.context, system)?;
+    let input = Input::open()?;
+    if input.is_terminal() {
+        note(&format!(
+            "{} is ready after {:.2} s. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves",
+            args.model.model,
+            started.elapsed().as_secs_f64()
+        ));
+    }
+    let max_tokens = args.max_tokens as usize;
+    let model = &args.model.model;
+    let totals = Totals::default();
+    Chat { conversation, input, params, max_tokens, model, loaded: &loaded, regenerated: 0, totals }.run()
+}
+
+struct Chat<'a> {
+    conversation: Conversation<'a>,
+    input: Input,
+    params: Params,
+    max_tokens: usize,
+    model: &'a str,
+    loaded: &'a Loaded,
+    /// How often the last question was answered again.
+    regenerated: u64,
+    totals: Totals,
+}
+
+/// Sums over all answers.
+#[derive(Default)]
+struct Totals {
+    answers: usize,
+    prefilled: usize,
+    kept: usize,
+    generated: usize,
+    prefill: Duration,
+    decode: Duration,
+}
+
+impl Chat<'_> {
+    /// Takes lines until the user leaves. What goes wrong is said, and the conversation goes on; where nobody is there to
+    /// see it, it decides the exit code.
+    fn run(mut self) -> Result<Outcome> {
+        let mut failures = 0;
+        loop {
+            let line = match self.input.line(PROMPT)? {
+                Event::Line(line) => line,
+                Event::Interrupt => {
+                    note("Ctrl-D or /exit leaves");
+                    continue;
+                }
+                Event::End => break,
+            };
+            match self.take(&line) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) if super::is_broken_pipe(&error) => return Err(error),
+                Err(error) => {
+                    failures += 1;
+                    note(&format!("error: {error:#}"));
+                }
+            }
+        }
+        if failures > 0 && !self.input.is_terminal() {
+            return Err(anyhow!("{failures} of the lines could not be done, see above"));
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Does what a line says; returns whether to go on.
+    fn take(&mut self, line: &str) -> Result<bool> {
+        match Line::parse(line).map_err(anyhow::Error::msg)? {
+            Line::Nothing => {}
+            Line::Question(question) => {
+                self.regenerated = 0;
+                self.answer(question)?;
+            }
+            Line::Reset => {
+                let system = self.conversation.system().map(str::to_owned);
+                self.conversation.replace(vec![], system)?;
+                note("a new conversation begins");
+            }
+            Line::Undo => match self.conversation.undo() {
+                Some(question) => note(&format!("taken back: {question}")),
+                None => note("there is nothing to take back"),
+            },
+            Line::Regenerate => self.regenerate()?,
+            Line::Save(file) => {
+                let system = self.conversation.system().map(str::to_owned);
+                let messages = self.conversation.messages().to_vec();
+                let turns = messages.len() / 2;
+                Transcript { model: self.model.to_owned(), system, messages }.save(Path::new(file))?;
+                note(&format!("saved {turns} turns to {file}"));
+            }
+            Line::Load(file) => {
+                let Transcript { system, messages, model } = Transcript::load(Path::new(file))?;
+                let turns = messages.len() / 2;
+                self.conversation.replace(messages, system)?;
+                let other = if model == self.model { String::new() } else { format!(", which {model} answered") };
+                note(&format!("loaded {turns} turns from {file}{other}"));
+            }
+            Line::Stats => self.stats(),
+            Line::Help => {
+                for (name, takes, what) in COMMANDS {
+                    note(&format!("{:<14}{what}", format!("{name}{takes}")));
+                }
+            }
+            Line::Exit => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn regenerate(&mut self) -> Result<()> {
+        let Some(answer) = self.conversation.messages().last().cloned() else {
+            note("there is no question to answer again");
+            return Ok(());
+        };
+        let question = self.conversation.undo().expect("there is an answer, so there is a question");
+        let before = self.conversation.messages().len();
+        self.regenerated += 1;
+        let result = self.answer(&question);
+        // A question whose new answer never came keeps the old one.
+        if self.conversation.messages().len() == before {
+            let system = self.conversation.system().map(str::to_owned);
+            let mut messages = self.conversation.messages().to_vec();
+            messages.extend([crate::tokenizer::Message::user(question), answer]);
+            self.conversation.replace(messages, system)?;
+        }
+        result
+    }
+
+    /// Asks the model and writes its answer as it comes.
+    fn answer(&mut self, question: &str) -> Result<()> {
+        let params = Params { seed: self.params.seed.wrapping_add(self.regenerated), ..self.params };
+        let turn = match self.ask(question, params) {
+            Err(error) => match error.downcast_ref() {
+                Some(Error::ContextFull { .. }) => {
+                    note(&format!("{error}"));
+                    if !self.drop_oldest(question)? {
+                        return Ok(());
+                    }
+                    self.ask(question, params)?
+                }
+                _ => return Err(error),
+            },
+            Ok(turn) => turn,
+        };
+        self.totals.add(&turn);
+        self.report(&turn);
+        Ok(())
+    }
+
+    fn ask(&mut self, question: &str, params: Params) -> Result<Turn> {
+        interrupt::begin_writing();
+        let mut failed = None;
+        let result = self.conversation.ask(question, self.max_tokens, ROOM, params, |piece| {
+            let mut out = io::stdout().lock();
+            match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
+                Ok(()) => interrupt::asked().then_some(FinishReason::Interrupted),
+                Err(error) => {
+                    failed = Some(error);
+                    Some(FinishReason::Interrupted)
+                }
+            }
+        });
+        interrupt::end_writing();
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let turn = result?;
+        writeln!(io::stdout())?;
+        Ok(turn)
+    }
+
+    /// Makes room for an answer, if the user wants that; where nobody can be asked, it is done and said.
+    fn drop_oldest(&mut self, question: &str) -> Result<bool> {
+        if self.input.is_terminal() {
+            let answer = match self.input.line("Drop the oldest turns and go on? [Y/n] ")? {
+                Event::Line(line) => line.trim().to_lowercase(),
+                Event::Interrupt | Event::End => "n".into(),
+            };
+            if !["", "y", "yes"].contains(&answer.as_str()) {
+                note("nothing was asked; /reset begins a new conversation, /save FILE keeps this one");
+                return Ok(false);
+            }
+        }
+        // More than for this turn alone, or the next one would be in the same place.
+        let room = ROOM.max(self.conversation.context() as usize / 4);
+        let dropped = match self.conversation.drop_oldest(question, room) {
+            Err(Error::ContextFull { .. }) => self.conversation.drop_oldest(question, ROOM)?,
+            other => other?,
+        };
+        note(&format!("dropped the {dropped} oldest turns"));
+        Ok(true)
+    }
+
+    fn report(&self, turn: &Turn) {
+        let generation = &turn.generation;
+        let decoded = generation.tokens.len().saturating_sub(1);
+        let line = format!(
+            "[{} of {} prompt tokens prefilled in {:.2} s, {} kept; {} tokens, {:.1} tok/s ({}); context {} of {}]",
+            turn.prompt - turn.kept,
+            turn.prompt,
+            generation.prefill.as_secs_f64(),
+            turn.kept,
+            generation.tokens.len(),
+            rate(decoded, generation.decode),
+            generation.finish_reason.name(),
+            turn.prompt + generation.tokens.len(),
+            self.conversation.context(),
+        );
+        note(&if colours(&io::stderr()) { format!("\x1b[2m{line}\x1b[0m") } else { line });
+        let used = turn.prompt + generation.tokens.len();
+        if generation.finish_reason == FinishReason::Length && used >= self.conversation.context() as usize {
+            note("the answer reached the end of the context; /undo takes it back");
+        }
+    }
+
+    fn stats(&self) {
+        let Totals { answers, prefilled, kept, generated, prefill, decode } = &self.totals;
+        let (compile, memory) = (self.loaded.model.compile_report(), Memory::now());
+        note(&format!("answers     {answers}"));
+        note(&format!(
+            "prompts     {prefilled} tokens prefilled, {:.1} tok/s; {kept} were in the cache already",
+            rate(*prefilled, *prefill)
+        ));
+        note(&format!(
+            "generated   {generated} tokens, {:.1} tok/s",
+            rate(generated.saturating_sub(*answers), *decode)
+        ));
+        note(&format!("context     {} of {} tokens", self.conversation.cached(), self.conversation.context()));
+        note(&format!(
+            "programs    {} compiled, {} from the cache, {:.2} s",
+            compile.compiled,
+            compile.cached,
+            compile.time.as_secs_f64()
+        ));
+        note(&format!("memory      {} at most, of ours {}", size(memory.peak), size(memory.anonymous)));
+    }
+}
+
+impl Totals {
+    fn add(&mut self, turn: &Turn) {
+        self.answers += 1;
+        self.prefilled += turn.prompt - turn.kept;
+        self.kept += turn.kept;
+        self.generated += turn.generation.tokens.len();
+        self.prefill += turn.generation.prefill;
+        self.decode += turn.generation.decode;
+    }
+}
+
+fn rate(tokens: usize, time: Duration) -> f64 {
+    tokens as f64 / time.as_secs_f64().max(1e-9)
+}
