@@ -207,6 +207,29 @@ fn through_pipes_each_line_is_a_turn() {
     assert!(ran.stderr.contains("Gemma has no system role"), "{}", ran.stderr);
 }
 
+/// The conversation is longer than the context, so that its oldest turn goes: the last question has one answer all the same.
+#[test]
+fn regenerate_may_drop_turns_too() {
+    let home = Home::new();
+    let said = [
+        ("My name is Tom.", "Nice to meet you, Tom."),
+        ("What is the capital of Egypt?", "The capital of Egypt is Cairo."),
+        ("What is the capital of Italy?", "It was forgotten."),
+    ];
+    let turn =
+        |(user, model)| [json!({"role": "user", "content": user}), json!({"role": "assistant", "content": model})];
+    let messages: Vec<Value> = said.into_iter().flat_map(turn).collect();
+    let (long, after) = (home.path("long.json"), home.path("after.json"));
+    fs::write(&long, json!({"model": "demo", "messages": messages}).to_string()).unwrap();
+    let input = format!("/load {}\n/regenerate\n/save {}\n", long.display(), after.display());
+    let ran = home.run_with_input(&["chat", "--dtype", "f32", "--context", "100"], input.as_bytes()).ok();
+    assert!(ran.stderr.contains("dropped the 1 oldest turns"), "{}", ran.stderr);
+    let saved: Value = serde_json::from_str(&fs::read_to_string(after).unwrap()).unwrap();
+    assert_eq!(saved["messages"].as_array().unwrap()[..3], messages[2..5]);
+    assert_eq!(saved["messages"].as_array().unwrap().len(), 4);
+    assert_eq!(saved["messages"][3]["content"], ran.stdout.trim());
+}
+
 #[test]
 fn what_cannot_be_done_is_said_and_the_rest_goes_on() {
     let home = Home::new();

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     runtime::{Conversation, Error, FinishReason, Turn},
     sampling::Params,
+    tokenizer::Message,
 };
 
 #[derive(Debug, clap::Args)]
@@ -172,28 +173,27 @@ impl Chat<'_> {
             return Ok(());
         };
         let question = self.conversation.undo().expect("there is an answer, so there is a question");
-        let before = self.conversation.messages().len();
         self.regenerated += 1;
         let result = self.answer(&question);
         // A question whose new answer never came keeps the old one.
-        if self.conversation.messages().len() == before {
+        if !matches!(result, Ok(true)) {
             let system = self.conversation.system().map(str::to_owned);
             let mut messages = self.conversation.messages().to_vec();
-            messages.extend([crate::tokenizer::Message::user(question), answer]);
+            messages.extend([Message::user(question), answer]);
             self.conversation.replace(messages, system)?;
         }
-        result
+        result.map(drop)
     }
 
-    /// Asks the model and writes its answer as it comes.
-    fn answer(&mut self, question: &str) -> Result<()> {
+    /// Asks the model and writes its answer as it comes. Returns whether it was asked: not if the user keeps a full context.
+    fn answer(&mut self, question: &str) -> Result<bool> {
         let params = Params { seed: self.params.seed.wrapping_add(self.regenerated), ..self.params };
         let turn = match self.ask(question, params) {
             Err(error) => match error.downcast_ref() {
                 Some(Error::ContextFull { .. }) => {
                     note(&format!("{error}"));
                     if !self.drop_oldest(question)? {
-                        return Ok(());
+                        return Ok(false);
                     }
                     self.ask(question, params)?
                 }
@@ -203,7 +203,7 @@ impl Chat<'_> {
         };
         self.totals.add(&turn);
         self.report(&turn);
-        Ok(())
+        Ok(true)
     }
 
     fn ask(&mut self, question: &str, params: Params) -> Result<Turn> {
