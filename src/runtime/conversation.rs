@@ -148,11 +148,8 @@ impl<'t> Conversation<'t> {
         let prompt = tokens.len();
         let tokens = [tokens, generation.tokens.clone()].concat();
         self.cached = tokens[..generation.cached].to_vec();
-        // An answer that was stopped before it began is no turn.
-        if generation.finish_reason != FinishReason::Interrupted || !generation.tokens.is_empty() {
-            self.messages.extend([Message::user(question), Message::assistant(&answer)]);
-            self.written.push(Written { text: text + &answer, tokens });
-        }
+        self.messages.extend([Message::user(question), Message::assistant(&answer)]);
+        self.written.push(Written { text: text + &answer, tokens });
         Ok(Turn { answer, prompt, kept, generation })
     }
 
