@@ -2,12 +2,11 @@
 
     python train.py DIR [--steps N]          DIR holds tokenizer.json; config.json and model.safetensors are added
 
-Rows are chats of unrelated questions, so every answer is learnt at any place of a conversation. Only
-the model's turns count in the loss. A run that was broken off goes on from DIR/state.pt.
+Rows are chats of unrelated questions, so every answer is learnt at any place of a conversation. Only the model's turns
+count in the loss. A run that was broken off goes on from DIR/state.pt.
 """
 
 import argparse
-import math
 import pathlib
 import random
 import time

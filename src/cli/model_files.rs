@@ -77,9 +77,9 @@ impl ModelFiles {
     pub fn introduce(&self, config: &Config) {
         if let Self::Demo = self {
             note(&format!(
-                "note: this is the tiny demo model ({:.1} million parameters). It knows capitals and other small facts, adds, \
-                 compares, sorts, counts, spells, and remembers what you tell it; it knows nothing else. For Gemma itself: \
-                 --model google/gemma-1.1-2b-it (with HF_TOKEN set), or --model DIR",
+                "note: this is the tiny demo model ({:.1} million parameters), early in its training. It has begun to learn capitals \
+                 and other small facts, and to remember what you tell it; sums, sorting and spelling are mostly wrong. For Gemma \
+                 itself: --model google/gemma-1.1-2b-it (with HF_TOKEN set), or --model DIR",
                 num_parameters(config) as f64 / 1e6
             ));
         }

@@ -1,5 +1,6 @@
-//! The demo model: a tiny Gemma that scripts/demo-model trains, in Hugging Face layout, embedded in the program. It knows
-//! capitals and other small facts, adds, compares, sorts, counts, spells, and remembers what it was told.
+//! The demo model: a tiny Gemma that scripts/demo-model trains, in Hugging Face layout, embedded in the program. It is
+//! taught capitals and other small facts, arithmetic, comparing, sorting, counting, spelling, and to remember what it was told;
+//! the scripts' README says how far it has come.
 
 use std::sync::Arc;
 
