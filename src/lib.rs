@@ -11,6 +11,7 @@
 //! | [`cache_dir`], [`download`] | where files are kept, and how they arrive |
 //! | [`plugins`] | finding, installing and verifying plugin libraries |
 //! | [`hub`] | models by name: Hugging Face's cache and hub |
+//! | [`kernels`] | CPU kernels behind typed FFI: products of weights as stored, attention |
 //! | [`sampling`] | choosing the next token on the device |
 //! | [`gemma`] | the architecture: config, weights and their sharding, layers, programs |
 //! | [`checkpoint`] | safetensors files: mapping, strict checks, writing |
@@ -27,6 +28,7 @@ pub mod download;
 pub mod gemma;
 pub mod hlo;
 pub mod hub;
+pub mod kernels;
 pub mod pjrt;
 pub mod plugins;
 pub mod runtime;

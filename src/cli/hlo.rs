@@ -75,6 +75,9 @@ pub struct Args {
     /// Type of the weights as stored
     #[arg(long, value_enum, default_value = "bf16")]
     weights: Compute,
+    /// For CPU, XLA's own operations instead of calls of this program's kernels
+    #[arg(long)]
+    native: bool,
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     /// The program after the plugin's optimisations
@@ -140,15 +143,22 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
         ProgramName::Score => (Program::Score { bucket: args.bucket, logits: output == Output::Logits }, args.bucket),
         ProgramName::Trace => (Program::Trace { bucket: args.bucket }, args.bucket),
     };
-    let window = args.window.unwrap_or_else(|| window_for(end, args.context));
-    if window > args.context || args.bucket > args.context && args.program != ProgramName::Decode {
-        bail!("a bucket of {} and a window of {window} do not fit a context of {}", args.bucket, args.context);
-    }
     let target = match args.platform.platform {
         PlatformName::Tpu => Target::Tpu,
         PlatformName::Cuda => Target::Cuda,
-        PlatformName::Auto | PlatformName::Cpu => Target::Cpu,
+        PlatformName::Auto | PlatformName::Cpu => Target::Cpu { kernels: !args.native },
     };
+    let window = match args.window {
+        Some(_) if !target.has_windows() => {
+            bail!("the attention kernel has no window; leave out --window, or add --native")
+        }
+        Some(window) => window,
+        None if !target.has_windows() => args.context,
+        None => window_for(end, args.context),
+    };
+    if window > args.context || args.bucket > args.context && args.program != ProgramName::Decode {
+        bail!("a bucket of {} and a window of {window} do not fit a context of {}", args.bucket, args.context);
+    }
     Ok(ProgramSpec {
         program,
         target,

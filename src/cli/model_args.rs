@@ -14,6 +14,7 @@ use crate::{
     checkpoint::Checkpoint,
     gemma::Config,
     hlo::{DType, Mesh},
+    kernels,
     plugins::Kind,
     runtime::{Model, ModelOptions, Platform, PlatformRequest},
     sampling::Params,
@@ -95,6 +96,12 @@ pub struct ModelArgs {
     /// Longest context in tokens, prompt and answer together [default: what the model was trained for]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(i64).range(1..))]
     pub context: Option<i64>,
+    /// CPU threads [default: as many as there are cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// On CPU, compute with XLA's own operations instead of this program's kernels
+    #[arg(long)]
+    pub native: bool,
 }
 
 /// How tokens are chosen.
@@ -160,8 +167,12 @@ impl ModelArgs {
     pub fn load(&self, opened: &Opened) -> Result<Loaded> {
         opened.config.check_mesh(self.mesh)?; // before a plugin is loaded for nothing
         let started = Instant::now();
+        if let Some(threads) = self.threads {
+            kernels::set_threads(threads.into());
+        }
         let platform = self.platform.open(self.mesh.devices())?;
-        let options = ModelOptions { mesh: self.mesh, compute: self.dtype.dtype() };
+        let kernels = !self.native && kernels::are_fast();
+        let options = ModelOptions { mesh: self.mesh, compute: self.dtype.dtype(), kernels };
         let model = Model::load(&platform, &opened.checkpoint, opened.config.clone(), options, note)?;
         if self.mesh.data > 1 {
             note("note: one request uses one data row of the mesh; the others repeat its work");

@@ -8,7 +8,7 @@ use super::{
     Config, Target,
     weights::{LayerWeights, Weights},
 };
-use crate::hlo::{DType, DotDims, Literal, Mesh, Op, Shape};
+use crate::hlo::{DType, Literal, Mesh, Op};
 
 /// What the layers need to know besides their inputs.
 #[derive(Clone, Copy)]
@@ -131,19 +131,6 @@ fn update_cache<'g>(cache: Op<'g>, new: Op<'g>, positions: &Positions<'g>) -> Op
     }
 }
 
-/// The part of the cache that this step attends to: `[batch, kv_heads, window, head_dim]`.
-fn read_cache<'g>(cache: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
-    let shape = cache.shape();
-    match positions.access {
-        CacheAccess::Slot { slot, .. } if shape.dims[0] > 1 => {
-            let zero = cache.graph().scalar(DType::S32, 0.0);
-            let sizes = [1, shape.dims[1], positions.window, shape.dims[3]];
-            cache.dynamic_slice(&[slot, zero, zero, zero], &sizes)
-        }
-        _ => cache.slice_in_dim(2, 0, positions.window),
-    }
-}
-
 /// Causal attention over the cache: `[batch, seq, hidden]` to `[batch, seq, hidden]`, still to be summed over devices.
 fn attention<'g>(
     cx: Context<'_>,
@@ -158,7 +145,6 @@ fn attention<'g>(
     let [batch, seq] = [x.dim(0), x.dim(1)];
     let heads = weights.q_proj.dim(0) / head_dim;
     let kv_heads = weights.k_proj.dim(0) / head_dim;
-    let group = heads / kv_heads; // query heads that share a key/value head
 
     let q = cx.target.linear(x, weights.q_proj, cx.dtype).reshape(&[batch, seq, heads, head_dim]);
     let k = cx.target.linear(x, weights.k_proj, cx.dtype).reshape(&[batch, seq, kv_heads, head_dim]);
@@ -175,36 +161,13 @@ fn attention<'g>(
         unreachable!("a barrier returns what it was given")
     };
     let cache = Cache { keys, values };
-    let keys = cx.target.uncached(read_cache(cache.keys, positions), cx.dtype); // [batch, kv_heads, window, head_dim]
-    let values = cx.target.uncached(read_cache(cache.values, positions), cx.dtype);
-
-    // The queries of a group are rows of one matrix: [batch, kv_heads, seq * group, head_dim].
-    let q = q.reshape(&[batch, seq, kv_heads, group, head_dim]).transpose(&[0, 2, 1, 3, 4]);
-    let q = q.reshape(&[batch, kv_heads, seq * group, head_dim]);
-    let over_heads = |lhs: i64, rhs: i64| DotDims {
-        lhs_batch: vec![0, 1],
-        rhs_batch: vec![0, 1],
-        lhs_contract: vec![lhs],
-        rhs_contract: vec![rhs],
-    };
-    let scores = q.dot(keys, &over_heads(3, 3), DType::F32) * (head_dim as f64).powf(-0.5);
-    let scores = scores.reshape(&[batch, kv_heads, seq, group, positions.window]);
-
-    // A token sees positions up to its own; what lies beyond it in the cache is garbage.
-    let key_position = graph.iota(Shape::new(DType::S32, [positions.window]), 0);
-    let visible = key_position.le(positions.tokens.reshape(&[batch, 1, seq, 1, 1]));
-    let scores = visible.select(scores, graph.scalar(DType::F32, f64::NEG_INFINITY));
-    let probabilities = softmax(scores).convert(cx.dtype);
-
-    let probabilities = probabilities.reshape(&[batch, kv_heads, seq * group, positions.window]);
-    let mixed = probabilities.dot(values, &over_heads(3, 2), DType::F32).convert(cx.dtype);
-    let mixed = mixed.reshape(&[batch, kv_heads, seq, group, head_dim]).transpose(&[0, 2, 1, 3, 4]);
+    let mixed = cx.target.attend(q, cache.keys, cache.values, positions); // [batch, seq, heads, head_dim]
     let out = cx.target.linear(mixed.reshape(&[batch, seq, heads * head_dim]), weights.o_proj, cx.dtype);
     (out, cache)
 }
 
 /// Number of the last dimension, and the dims that broadcast what it is reduced to: `[..., 1]`.
-fn last_dimension(x: Op<'_>) -> (i64, Vec<i64>) {
+pub(super) fn last_dimension(x: Op<'_>) -> (i64, Vec<i64>) {
     let mut column = x.shape().dims;
     column.pop();
     let last = column.len() as i64;
@@ -212,25 +175,11 @@ fn last_dimension(x: Op<'_>) -> (i64, Vec<i64>) {
     (last, column)
 }
 
-/// Softmax over the last dimension.
-fn softmax(x: Op<'_>) -> Op<'_> {
-    let (last, column) = last_dimension(x);
-    let exp = (x - x.reduce_max(&[last]).reshape(&column)).exp();
-    exp / exp.reduce_sum(&[last]).reshape(&column)
-}
-
 /// `down(gelu(gate(x)) · up(x))`, still to be summed over devices.
 fn mlp<'g>(cx: Context<'_>, x: Op<'g>, weights: &LayerWeights<'g>) -> Op<'g> {
     let _scope = x.graph().scope("mlp");
-    let gate = cx.target.linear(x, weights.gate_proj, DType::F32); // [batch, seq, mlp]
-    let up = cx.target.linear(x, weights.up_proj, DType::F32);
-    cx.target.linear((gelu_tanh(gate) * up).convert(cx.dtype), weights.down_proj, cx.dtype)
-}
-
-/// `x/2 · (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))` (Hendrycks and Gimpel 2016).
-fn gelu_tanh(x: Op<'_>) -> Op<'_> {
-    let inner = (x + x * x * x * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
-    x * 0.5 * (inner.tanh() + 1.0)
+    let hidden = cx.target.gated_linear(x, weights.gate_proj, weights.up_proj, cx.dtype); // [batch, seq, mlp]
+    cx.target.linear(hidden, weights.down_proj, cx.dtype)
 }
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))`. Both partial results are summed over the devices, the only
@@ -252,4 +201,10 @@ pub(super) fn decoder_layer<'g>(
 pub(super) fn logits<'g>(cx: Context<'_>, x: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
     let _scope = x.graph().scope("logits");
     cx.target.linear(rms_norm(cx, x, weights.norm), weights.lm_head, DType::F32)
+}
+
+/// The largest of [`logits`] in each row, and its number in this device's part of the vocabulary: `f32[rows]`, `s32[rows]`.
+pub(super) fn largest_logit<'g>(cx: Context<'_>, x: Op<'g>, weights: &Weights<'g>) -> [Op<'g>; 2] {
+    let _scope = x.graph().scope("logits");
+    cx.target.linear_max(rms_norm(cx, x, weights.norm), weights.lm_head)
 }

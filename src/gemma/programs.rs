@@ -5,7 +5,7 @@
 
 use super::{
     Cache, Config, Target,
-    layers::{CacheAccess, Context, Positions, decoder_layer, embed, logits},
+    layers::{CacheAccess, Context, Positions, decoder_layer, embed, largest_logit, logits},
     weights::{LAYER_TENSORS, LayerWeights, StoredTypes, Weights},
 };
 use crate::{
@@ -248,11 +248,14 @@ impl<'g> Head<'g> {
 
     /// From hidden states `[rows, hidden]`; the tokens will stand at `positions` `s32[rows]`.
     fn apply(self, spec: &ProgramSpec, rows: Op<'g>, weights: &Weights<'g>, positions: Op<'g>) -> Op<'g> {
-        let logits = logits(spec.context(), rows, weights);
+        let logits = || logits(spec.context(), rows, weights);
         match self {
-            Self::Greedy => sampling::greedy(logits, spec.mesh),
-            Self::Sample(params) => sampling::sample(logits, &params, positions, spec.mesh),
-            Self::Logits => spec.mesh.gather(logits, 1),
+            Self::Greedy => {
+                let [value, index] = largest_logit(spec.context(), rows, weights);
+                sampling::largest(value, index, weights.lm_head.dim(0), spec.mesh)
+            }
+            Self::Sample(params) => sampling::sample(logits(), &params, positions, spec.mesh),
+            Self::Logits => spec.mesh.gather(logits(), 1),
         }
     }
 }

@@ -1,12 +1,16 @@
 //! What depends on the platform: the few primitives of the layers that a [`Target`] lowers in its own way. The layers
 //! themselves are the same everywhere.
 
-use crate::hlo::{DType, DotDims, Op};
+use super::layers::{CacheAccess, Positions, last_dimension};
+use crate::hlo::{DType, DotDims, Op, Shape};
 
 /// The platform that a program is emitted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
-    Cpu,
+    /// With `kernels`, products and attention are calls of `crate::kernels`; else they are XLA's own operations.
+    Cpu {
+        kernels: bool,
+    },
     Tpu,
     Cuda,
 }
@@ -15,26 +19,110 @@ impl Target {
     /// Name in program names.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Cpu => "cpu",
+            Self::Cpu { kernels: true } => "cpu",
+            Self::Cpu { kernels: false } => "cpu-native",
             Self::Tpu => "tpu",
             Self::Cuda => "cuda",
         }
     }
 
+    /// Whether it is the host's processor, whose memory is the device's.
+    pub fn is_cpu(self) -> bool {
+        matches!(self, Self::Cpu { .. })
+    }
+
+    /// Whether attention reads a window of the cache that has a fixed length, so that short contexts want programs of their own.
+    /// The kernel reads as much as there is.
+    pub fn has_windows(self) -> bool {
+        self != Self::Cpu { kernels: true }
+    }
+
     /// `x wᵀ`: `[..., in]` by `[out, in]` to `[..., out]`, accumulated in f32 and rounded to `out`.
     pub(super) fn linear<'g>(self, x: Op<'g>, weight: Op<'g>, out: DType) -> Op<'g> {
-        let mut dims = x.shape().dims;
-        let width = dims.pop().unwrap_or_default();
-        let rows = dims.iter().product();
+        let (x, mut dims) = rows(x);
         dims.push(weight.dim(0));
-        self.matmul(x.reshape(&[rows, width]), weight).convert(out).reshape(&dims)
+        let product = if self == (Self::Cpu { kernels: true }) {
+            let shape = Shape::new(out, [x.dim(0), weight.dim(0)]);
+            x.graph().custom_call("gemma_pjrt.linear", &[x, weight], &[shape], &[])[0]
+        } else {
+            self.matmul(x, weight).convert(out)
+        };
+        product.reshape(&dims)
+    }
+
+    /// `gelu(x gateᵀ) · (x upᵀ)`, in f32 and rounded to `out`: `[..., in]` by twice `[mlp, in]` to `[..., mlp]`.
+    pub(super) fn gated_linear<'g>(self, x: Op<'g>, gate: Op<'g>, up: Op<'g>, out: DType) -> Op<'g> {
+        let (x, mut dims) = rows(x);
+        dims.push(gate.dim(0));
+        let product = if self == (Self::Cpu { kernels: true }) {
+            let shape = Shape::new(out, [x.dim(0), gate.dim(0)]);
+            x.graph().custom_call("gemma_pjrt.gate_up", &[x, gate, up], &[shape], &[])[0]
+        } else {
+            (gelu_tanh(self.matmul(x, gate)) * self.matmul(x, up)).convert(out)
+        };
+        product.reshape(&dims)
+    }
+
+    /// The largest element of each row of `x wᵀ` and its column, `f32[rows]` and `s32[rows]` from `[rows, in]` and
+    /// `[out, in]`; the first one where several are equal.
+    pub(super) fn linear_max<'g>(self, x: Op<'g>, weight: Op<'g>) -> [Op<'g>; 2] {
+        if self != (Self::Cpu { kernels: true }) {
+            return self.linear(x, weight, DType::F32).max_with_index();
+        }
+        let results = [DType::F32, DType::S32].map(|dtype| Shape::new(dtype, [x.dim(0)]));
+        let found = x.graph().custom_call("gemma_pjrt.linear_max", &[x, weight], &results, &[]);
+        [found[0], found[1]]
+    }
+
+    /// `softmax(q kᵀ / sqrt(head_dim)) v` over the positions up to each token's own.
+    ///
+    /// `q` and the result are `[batch, seq, heads, head_dim]`; keys and values are the cache, with this step's tokens in it.
+    pub(super) fn attend<'g>(self, q: Op<'g>, keys: Op<'g>, values: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
+        if self == (Self::Cpu { kernels: true }) {
+            let slot = match positions.access {
+                CacheAccess::Slot { slot, .. } => slot,
+                CacheAccess::EachRow => q.graph().scalar(DType::S32, 0.0),
+            };
+            let operands = [q, keys, values, positions.tokens, slot];
+            return q.graph().custom_call("gemma_pjrt.attention", &operands, &[q.shape()], &[])[0];
+        }
+        let graph = q.graph();
+        let dtype = q.shape().dtype;
+        let [batch, seq, heads, head_dim] = [0, 1, 2, 3].map(|dim| q.dim(dim));
+        let kv_heads = keys.dim(1);
+        let group = heads / kv_heads; // query heads that share a key/value head
+        let keys = self.uncached(read_cache(keys, positions), dtype); // [batch, kv_heads, window, head_dim]
+        let values = self.uncached(read_cache(values, positions), dtype);
+
+        // The queries of a group are rows of one matrix: [batch, kv_heads, seq * group, head_dim].
+        let q = q.reshape(&[batch, seq, kv_heads, group, head_dim]).transpose(&[0, 2, 1, 3, 4]);
+        let q = q.reshape(&[batch, kv_heads, seq * group, head_dim]);
+        let over_heads = |lhs: i64, rhs: i64| DotDims {
+            lhs_batch: vec![0, 1],
+            rhs_batch: vec![0, 1],
+            lhs_contract: vec![lhs],
+            rhs_contract: vec![rhs],
+        };
+        let scores = q.dot(keys, &over_heads(3, 3), DType::F32) * (head_dim as f64).powf(-0.5);
+        let scores = scores.reshape(&[batch, kv_heads, seq, group, positions.window]);
+
+        // What lies beyond a token's position in the cache is garbage.
+        let key_position = graph.iota(Shape::new(DType::S32, [positions.window]), 0);
+        let visible = key_position.le(positions.tokens.reshape(&[batch, 1, seq, 1, 1]));
+        let scores = visible.select(scores, graph.scalar(DType::F32, f64::NEG_INFINITY));
+        let probabilities = softmax(scores).convert(dtype);
+
+        let probabilities = probabilities.reshape(&[batch, kv_heads, seq * group, positions.window]);
+        let mixed = probabilities.dot(values, &over_heads(3, 2), DType::F32).convert(dtype);
+        let mixed = mixed.reshape(&[batch, kv_heads, seq, group, head_dim]).transpose(&[0, 2, 1, 3, 4]);
+        mixed.reshape(&[batch, seq, heads, head_dim])
     }
 
     /// `f32[rows, out]` from `[rows, in]` and `[out, in]`.
     fn matmul<'g>(self, x: Op<'g>, weight: Op<'g>) -> Op<'g> {
         let contract_last = DotDims { lhs_contract: vec![1], rhs_contract: vec![1], ..DotDims::default() };
         let dtype = x.shape().dtype;
-        if self != Self::Cpu {
+        if !self.is_cpu() {
             return x.dot(weight.convert(dtype), &contract_last, DType::F32);
         }
         if weight.shape().dtype != dtype {
@@ -57,7 +145,7 @@ impl Target {
     /// XLA:CPU has no bf16 dynamic-update-slice: it converts the whole cache to f32 and back for each token written. The
     /// same bits as u16 are updated in place.
     pub fn cache_dtype(self, compute: DType) -> DType {
-        if self == Self::Cpu && compute == DType::BF16 { DType::U16 } else { compute }
+        if self.is_cpu() && compute == DType::BF16 { DType::U16 } else { compute }
     }
 
     /// Activations as the cache holds them.
@@ -67,7 +155,40 @@ impl Target {
     }
 
     /// A part of the cache as activations of type `compute`.
-    pub(super) fn uncached<'g>(self, x: Op<'g>, compute: DType) -> Op<'g> {
+    fn uncached<'g>(self, x: Op<'g>, compute: DType) -> Op<'g> {
         if x.shape().dtype == compute { x } else { x.bitcast_convert(compute) }
+    }
+}
+
+/// `[..., width]` as `[rows, width]`, and the dims before the last.
+fn rows(x: Op<'_>) -> (Op<'_>, Vec<i64>) {
+    let mut dims = x.shape().dims;
+    let width = dims.pop().unwrap_or_default();
+    (x.reshape(&[dims.iter().product(), width]), dims)
+}
+
+/// `x/2 · (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))` (Hendrycks and Gimpel 2016).
+fn gelu_tanh(x: Op<'_>) -> Op<'_> {
+    let inner = (x + x * x * x * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+    x * 0.5 * (inner.tanh() + 1.0)
+}
+
+/// Softmax over the last dimension.
+fn softmax(x: Op<'_>) -> Op<'_> {
+    let (last, column) = last_dimension(x);
+    let exp = (x - x.reduce_max(&[last]).reshape(&column)).exp();
+    exp / exp.reduce_sum(&[last]).reshape(&column)
+}
+
+/// The part of the cache that this step attends to: `[batch, kv_heads, window, head_dim]`.
+fn read_cache<'g>(cache: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
+    let shape = cache.shape();
+    match positions.access {
+        CacheAccess::Slot { slot, .. } if shape.dims[0] > 1 => {
+            let zero = cache.graph().scalar(DType::S32, 0.0);
+            let sizes = [1, shape.dims[1], positions.window, shape.dims[3]];
+            cache.dynamic_slice(&[slot, zero, zero, zero], &sizes)
+        }
+        _ => cache.slice_in_dim(2, 0, positions.window),
     }
 }

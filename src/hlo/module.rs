@@ -179,6 +179,11 @@ impl Module {
                 out.custom_call_target.clone_from(target);
                 out.backend_config = config.clone().into_bytes();
                 out.custom_call_api_version = TYPED_FFI;
+                // Handlers read and write row-major arrays. Unconstrained, an all-gather along the columns of a result makes
+                // XLA choose the layout of the result to its liking.
+                out.constrain_layout = true;
+                out.operand_shapes_with_layout =
+                    instruction.operands.iter().map(|&i| type_proto(&data.instructions[i].ty)).collect();
             }
         }
         out

@@ -187,6 +187,11 @@ pub struct Instruction {
     pub replica_groups: Vec<ReplicaGroup>,
     #[prost(message, repeated, tag = "52")]
     pub source_target_pairs: Vec<SourceTarget>,
+    /// Of a custom call: its layouts are those of `shape` and of `operand_shapes_with_layout`, whatever XLA would like.
+    #[prost(bool, tag = "56")]
+    pub constrain_layout: bool,
+    #[prost(message, repeated, tag = "57")]
+    pub operand_shapes_with_layout: Vec<Shape>,
     #[prost(bool, tag = "60")]
     pub is_stable: bool,
     #[prost(string, tag = "63")]

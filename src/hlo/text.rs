@@ -135,6 +135,10 @@ impl Printer<'_> {
             list.push(("source_target_pairs", format!("{{{}}}", pairs.join(","))));
         }
         list.extend(self.called(i));
+        if i.constrain_layout {
+            let shapes: Vec<String> = i.operand_shapes_with_layout.iter().map(shape_text).collect();
+            list.push(("operand_layout_constraints", format!("{{{}}}", shapes.join(", "))));
+        }
         if !i.custom_call_target.is_empty() {
             list.push(("custom_call_target", format!("{:?}", i.custom_call_target)));
             if i.custom_call_api_version == 4 {

@@ -19,7 +19,7 @@ pub trait Handler {
     const TARGET: &'static str;
 
     /// Does the work. An `Err` becomes the execution's error.
-    fn call(frame: &mut Frame<'_>) -> std::result::Result<(), String>;
+    fn call(frame: Frame<'_>) -> std::result::Result<(), String>;
 }
 
 /// Registers the handler with the plugin, once per process and plugin. Registering it again is an error of the plugin.
@@ -157,15 +157,14 @@ pub struct Operand<'a>(&'a RawBuffer);
 /// A result, to be filled.
 pub struct Output<'a>(&'a RawBuffer);
 
-impl Frame<'_> {
-    /// Operand `index`.
-    pub fn operand(&self, index: usize) -> std::result::Result<Operand<'_>, String> {
-        Ok(Operand(buffer(&self.0.args, index, "operand")?))
-    }
-
-    /// Result `index`. Borrows the frame mutably: results of one call do not overlap, but a handler fills one at a time.
-    pub fn output(&mut self, index: usize) -> std::result::Result<Output<'_>, String> {
-        Ok(Output(buffer(&self.0.rets, index, "result")?))
+impl<'a> Frame<'a> {
+    /// All operands and all results, which are expected to be this many.
+    pub fn arrays<const O: usize, const R: usize>(
+        self,
+    ) -> std::result::Result<([Operand<'a>; O], [Output<'a>; R]), String> {
+        let operands = buffers::<O>(&self.0.args, "operand")?;
+        let results = buffers::<R>(&self.0.rets, "result")?;
+        Ok((operands.map(Operand), results.map(Output)))
     }
 
     /// The scalar 64-bit integer attribute of this name.
@@ -194,17 +193,21 @@ impl Frame<'_> {
     }
 }
 
-fn buffer<'a>(list: &'a Operands, index: usize, what: &str) -> std::result::Result<&'a RawBuffer, String> {
-    if index as i64 >= list.size {
-        return Err(format!("{what} {index} does not exist: the call has {}", list.size));
+fn buffers<'a, const N: usize>(list: &'a Operands, what: &str) -> std::result::Result<[&'a RawBuffer; N], String> {
+    if list.size != N as i64 {
+        return Err(format!("the call has {} {what}s, expected {N}", list.size));
     }
-    // SAFETY: the index was checked against the list's size; the kind is checked before the cast.
-    unsafe {
-        if *list.types.add(index) != ARG_BUFFER {
-            return Err(format!("{what} {index} is not an array"));
+    let mut found = Vec::with_capacity(N);
+    for index in 0..N {
+        // SAFETY: the list has N entries, as checked; the kind is checked before the cast.
+        unsafe {
+            if *list.types.add(index) != ARG_BUFFER {
+                return Err(format!("{what} {index} is not an array"));
+            }
+            found.push(&*(*list.values.add(index)).cast::<RawBuffer>());
         }
-        Ok(&*(*list.values.add(index)).cast::<RawBuffer>())
     }
+    found.try_into().map_err(|_| unreachable!("N were pushed"))
 }
 
 impl RawBuffer {
@@ -273,6 +276,11 @@ impl<'a> Output<'a> {
         self.0.dims()
     }
 
+    /// Element type, if this crate knows it.
+    pub fn element_type(&self) -> Option<ElementType> {
+        self.0.element_type()
+    }
+
     /// The elements to fill, row-major.
     pub fn as_mut_slice<T: bytemuck::Pod>(self) -> std::result::Result<&'a mut [T], String> {
         let len = self.0.elements::<T>()?;
@@ -280,7 +288,7 @@ impl<'a> Output<'a> {
             return Ok(&mut []);
         }
         // SAFETY: as for operands; a result's memory overlaps no other (unless an operand is aliased to it, which our
-        // programs do not ask for), and `Frame::output` hands it out under a mutable borrow.
+        // programs do not ask for), and `Frame::arrays` hands it out once, with the frame.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.0.data.cast(), len) })
     }
 }
@@ -308,7 +316,7 @@ unsafe extern "C" fn trampoline<H: Handler>(frame: *mut CallFrame) -> Ptr {
     if frame.stage != STAGE_EXECUTE {
         return std::ptr::null_mut();
     }
-    let result = std::panic::catch_unwind(|| H::call(&mut Frame(frame)));
+    let result = std::panic::catch_unwind(|| H::call(Frame(frame)));
     let message = match result {
         Ok(Ok(())) => return std::ptr::null_mut(),
         Ok(Err(message)) => format!("{}: {message}", H::TARGET),

@@ -39,10 +39,10 @@ pub fn signature(module: &Module) -> Signature {
     }
 }
 
-/// What programs for this platform are lowered for.
-pub fn target(kind: Kind) -> Target {
+/// What programs for this platform are lowered for, with or without our kernels.
+pub fn target(kind: Kind, kernels: bool) -> Target {
     match kind {
-        Kind::Cpu => Target::Cpu,
+        Kind::Cpu => Target::Cpu { kernels },
         Kind::Tpu => Target::Tpu,
         Kind::Cuda => Target::Cuda,
     }

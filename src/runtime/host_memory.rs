@@ -7,7 +7,7 @@ use crate::gemma::Target;
 /// Other platforms have memory of their own, and say themselves when it is full.
 pub(super) fn require(target: Target, bytes: u64, doing: impl FnOnce() -> String) -> Result<()> {
     match available() {
-        Some(available) if target == Target::Cpu && bytes > available => {
+        Some(available) if target.is_cpu() && bytes > available => {
             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
             let message = format!("it needs {:.1} GiB, {:.1} GiB are available", gib(bytes), gib(available));
             Err(Error::OutOfMemory { doing: doing(), message })

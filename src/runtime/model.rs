@@ -29,6 +29,8 @@ pub struct ModelOptions {
     pub mesh: Mesh,
     /// Type of activations and caches: BF16 or F32.
     pub compute: DType,
+    /// On CPU: products and attention by `crate::kernels`, not by XLA. See [`crate::kernels::are_fast`].
+    pub kernels: bool,
 }
 
 /// Programs made ready so far, and the time that took.
@@ -69,7 +71,7 @@ impl Model {
         let stored = stored_types(&specs, &found);
         let devices = platform.devices(options.mesh.devices())?;
         let pairs: Vec<(TensorSpec, _)> = specs.into_iter().zip(found).collect();
-        let target = bridge::target(platform.kind);
+        let target = bridge::target(platform.kind, options.kernels);
         let (weights, placement) = weights::place(&platform.client, target, &devices, &config, options.mesh, &pairs)?;
         if placement.unaligned > 0 {
             warn(&format!(
@@ -123,7 +125,7 @@ impl Model {
             stored: self.stored.clone(),
             slots,
             cache_len,
-            window,
+            window: if self.target.has_windows() { window } else { cache_len },
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::error::{Error, Result, While};
 use crate::{
     download::Progress,
+    kernels,
     pjrt::{Api, Client, Device, Value},
     plugins::{self, Found, Installer, Kind, PluginError, Source},
 };
@@ -69,6 +70,9 @@ impl Platform {
             Kind::Cpu => vec![("cpu_device_count".to_owned(), Value::Int(request.devices as i64))],
             Kind::Tpu | Kind::Cuda => vec![],
         };
+        if kind == Kind::Cpu {
+            kernels::register(&api).during(doing)?;
+        }
         let client = Client::new(&api, &options).during(doing)?;
         let platform = client.platform_name().during(doing)?;
         if platform != kind.to_string() {

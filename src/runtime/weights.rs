@@ -52,7 +52,7 @@ impl<'t> Part<'t> {
 
     /// Whether the plugin can use it where it lies.
     fn is_borrowable(&self, target: Target) -> bool {
-        target == Target::Cpu && self.columns.is_none() && self.rows.is_aligned(ALIGNMENT)
+        target.is_cpu() && self.columns.is_none() && self.rows.is_aligned(ALIGNMENT)
     }
 
     fn place(&self, client: &Client, target: Target, device: &Device) -> crate::pjrt::Result<(Buffer, Placement)> {
@@ -65,7 +65,7 @@ impl<'t> Part<'t> {
             return Ok((client.upload(&packed, &self.ty, device)?, copied));
         }
         if !self.is_borrowable(target) {
-            let unaligned = if target == Target::Cpu { bytes } else { 0 };
+            let unaligned = if target.is_cpu() { bytes } else { 0 };
             return Ok((client.upload(self.rows.bytes(), &self.ty, device)?, Placement { unaligned, ..copied }));
         }
         let buffer = client.borrow(self.rows.clone(), &self.ty, device)?;

@@ -95,7 +95,18 @@ impl<'g> ParamOps<'g> {
 /// The largest logit's token of each row: `s32[rows]` from `f32[rows, vocab / mesh.model]`. First one wins.
 pub fn greedy(logits: Op<'_>, mesh: Mesh) -> Op<'_> {
     let [value, index] = logits.max_with_index();
-    first_of_largest(value, index + token_offset(logits, mesh), mesh)
+    largest(value, index, logits.dim(1), mesh)
+}
+
+/// The token of the largest logit, from each device's largest and its index there: `s32[rows]` from `f32[rows]` and
+/// `s32[rows]`, where each device has `vocab` tokens. The first one where several are equal.
+pub fn largest<'g>(value: Op<'g>, index: Op<'g>, vocab: i64, mesh: Mesh) -> Op<'g> {
+    if mesh.model == 1 {
+        return index;
+    }
+    let token = index + token_offset(value.graph(), vocab, mesh);
+    let none = value.graph().scalar(DType::S32, f64::from(i32::MAX));
+    mesh.min(value.ge(mesh.max(value)).select(token, none))
 }
 
 /// Samples a token for each row: `s32[rows]` from `f32[rows, vocab / mesh.model]`. `positions` `s32[rows]` is where the token
@@ -115,32 +126,21 @@ pub fn sample<'g>(logits: Op<'g>, params: &ParamOps<'g>, positions: Op<'g>, mesh
     let kept = threshold::key(scaled).ge(by_top_p);
 
     // The noise of a token depends on its id, not on where its shard starts.
-    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(logits, mesh);
+    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(graph, logits.dim(1), mesh);
     let noise = gumbel(params.seed, positions, ids); // [rows, vocab/m]
     let zero = graph.scalar(DType::F32, 0.0);
     let noisy = scaled + is_greedy.select(zero, noise);
     let masked = kept.or(is_greedy).select(noisy, graph.scalar(DType::F32, f64::NEG_INFINITY));
 
-    let [value, index] = masked.max_with_index();
-    first_of_largest(value, index + token_offset(logits, mesh), mesh)
+    greedy(masked, mesh)
 }
 
-/// Id of the first token of this device's part of the vocabulary, `s32[]`.
-fn token_offset<'g>(logits: Op<'g>, mesh: Mesh) -> Op<'g> {
-    let graph = logits.graph();
+/// Id of the first token of this device's part of the vocabulary, of `vocab` tokens: `s32[]`.
+fn token_offset(graph: &Graph, vocab: i64, mesh: Mesh) -> Op<'_> {
     if mesh.model == 1 {
         return graph.scalar(DType::S32, 0.0);
     }
-    mesh.model_rank(graph) * logits.dim(1) as f64
-}
-
-/// Merges the devices' candidates: the token of the largest value, the smallest token where values are equal.
-fn first_of_largest<'g>(value: Op<'g>, token: Op<'g>, mesh: Mesh) -> Op<'g> {
-    if mesh.model == 1 {
-        return token;
-    }
-    let none = token.graph().scalar(DType::S32, f64::from(i32::MAX));
-    mesh.min(value.ge(mesh.max(value)).select(token, none))
+    mesh.model_rank(graph) * vocab as f64
 }
 
 /// Log-probability of each row's target: `f32[rows]` from `f32[rows, vocab / mesh.model]` and `s32[rows]`.
@@ -151,7 +151,7 @@ pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, mesh: Mesh) -> Op<'g
     let column = |x: Op<'g>| x.reshape(&[rows, 1]);
     let largest = mesh.max(logits.reduce_max(&[1]));
     let total = mesh.sum((logits - column(largest)).exp().reduce_sum(&[1])); // [rows]
-    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(logits, mesh);
+    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(graph, logits.dim(1), mesh);
     let zero = graph.scalar(DType::F32, 0.0);
     let target = mesh.sum(ids.eq(column(targets)).select(logits, zero).reduce_sum(&[1]));
     target - largest - total.log()

@@ -41,7 +41,7 @@ fn transformers_answers() -> Vec<Answers> {
 
 fn demo_model(mesh: Mesh, compute: DType) -> Arc<Model> {
     let config = Config::parse(demo::CONFIG).unwrap().0;
-    let options = ModelOptions { mesh, compute };
+    let options = ModelOptions { mesh, compute, kernels: true };
     Arc::new(Model::load(platform(), &demo::checkpoint(), config, options, |_| ()).unwrap())
 }
 

@@ -15,18 +15,21 @@ use crate::common::{platform, several_devices};
 
 const GREEDY: Output = Output::Token(Sampler::Greedy);
 
-fn spec(preset: &str, program: Program, model: usize) -> ProgramSpec {
+const KERNELS: Target = Target::Cpu { kernels: true };
+const NATIVE: Target = Target::Cpu { kernels: false };
+
+fn spec(target: Target, preset: &str, program: Program, model: usize) -> ProgramSpec {
     let compute = DType::BF16;
     ProgramSpec {
         program,
-        target: Target::Cpu,
+        target,
         config: Config::preset(preset).unwrap(),
         mesh: Mesh { data: 1, model },
         compute,
         stored: StoredTypes::uniform(compute),
         slots: 2,
         cache_len: 1024,
-        window: 512,
+        window: if target.has_windows() { 512 } else { 1024 },
     }
 }
 
@@ -42,8 +45,10 @@ fn goldens() -> Vec<(String, ProgramSpec)> {
     for preset in Config::PRESETS {
         for program in programs {
             for model in [1, 4] {
-                let spec = spec(preset, program, model);
-                all.push((format!("{preset}/{}.hlo.txt", spec.name()), spec));
+                for target in [KERNELS, NATIVE] {
+                    let spec = spec(target, preset, program, model);
+                    all.push((format!("{preset}/{}.hlo.txt", spec.name()), spec));
+                }
             }
         }
     }
@@ -83,27 +88,28 @@ fn programs_are_those_committed() {
 #[test]
 fn collectives_are_those_of_the_design() {
     for preset in ["gemma-1.1-2b", "gemma-1.1-7b"] {
-        let text = spec(preset, Program::Decode { output: GREEDY }, 4).build().unwrap().text();
+        let text = spec(KERNELS, preset, Program::Decode { output: GREEDY }, 4).build().unwrap().text();
         let layer_start = text.find("\n%decoder_layer").unwrap();
         let layer_end = layer_start + text[layer_start..].find("\n}\n").unwrap();
         let count = |text: &str| text.matches(" all-reduce(").count();
         assert_eq!(count(&text[layer_start..layer_end]), 2, "{preset}");
         assert_eq!(count(&text), 2 + 1 + 2, "{preset}");
-        let single = spec(preset, Program::Decode { output: GREEDY }, 1).build().unwrap().text();
+        let single = spec(KERNELS, preset, Program::Decode { output: GREEDY }, 1).build().unwrap().text();
         assert!(!single.contains("all-reduce") && !single.contains("replica-id"));
     }
 }
 
 /// The optimized program of the plugin, for a small model with caches of a shape that nothing else has.
 fn optimized(
+    target: Target,
     program: Program,
     slots: i64,
     model: usize,
     compute: DType,
 ) -> (proto::Module, pjrt::CompiledMemoryStats, i64) {
-    let mut spec = spec("tiny", program, model);
+    let mut spec = spec(target, "tiny", program, model);
     spec.compute = compute;
-    (spec.slots, spec.cache_len, spec.window) = (slots, 640, 256);
+    (spec.slots, spec.cache_len, spec.window) = (slots, 640, if target.has_windows() { 256 } else { 640 });
     let module = spec.build().unwrap();
     let code = module.encode();
     let options = CompileOptions::replicas(0..model as i32);
@@ -121,15 +127,17 @@ fn caches_are_updated_in_place() {
     let _alone = several_devices();
     let prefill = Program::Prefill { bucket: 64, output: GREEDY };
     let decode = Program::Decode { output: GREEDY };
-    for (program, slots, model, compute) in [
+    let cases = [
         (decode, 1, 1, DType::BF16),
         (decode, 3, 1, DType::BF16),
         (decode, 3, 1, DType::F32),
         (decode, 1, 4, DType::BF16),
         (prefill, 1, 1, DType::BF16),
         (prefill, 3, 1, DType::F32),
-    ] {
-        let (module, stats, cache_bytes) = optimized(program, slots, model, compute);
+    ];
+    for (target, (program, slots, model, compute)) in [KERNELS, NATIVE].into_iter().flat_map(|t| cases.map(|c| (t, c)))
+    {
+        let (module, stats, cache_bytes) = optimized(target, program, slots, model, compute);
         let of_cache_size = |i: &proto::Instruction| {
             let dims = i.shape.as_ref().map(|s| s.dimensions.clone()).unwrap_or_default();
             dims.contains(&640)
@@ -139,7 +147,8 @@ fn caches_are_updated_in_place() {
         for instruction in module.computations.iter().flat_map(|c| &c.instructions).filter(|i| of_cache_size(i)) {
             assert!(
                 allowed.contains(&instruction.opcode.as_str()),
-                "{program:?} with {slots} slots in {compute}: {} {} touches a whole cache",
+                "{program:?} for {} with {slots} slots in {compute}: {} {} touches a whole cache",
+                target.name(),
                 instruction.opcode,
                 instruction.name
             );

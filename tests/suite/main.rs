@@ -5,6 +5,7 @@ mod common;
 mod demo;
 mod golden_hlo;
 mod hlo_ops;
+mod kernels;
 mod parity;
 mod pjrt;
 mod sampling;

@@ -1,0 +1,174 @@
+//! What becomes of products: stored as they are, put through GELU, or searched for the largest.
+
+use std::sync::Mutex;
+
+use super::{
+    Machine,
+    isa::{self, Kernel},
+    matmul::{Activations, Matrix, products},
+    simd::Simd,
+};
+
+/// Where results go, row-major. bf16 is rounded to the nearest, ties to even.
+pub enum Results<'a> {
+    F32(&'a mut [f32]),
+    /// Bits of bf16.
+    Bf16(&'a mut [u16]),
+}
+
+/// [`Results`] that several threads write, each its own columns.
+pub(super) struct Columns<'a> {
+    results: Pointer,
+    len: usize,
+    width: usize,
+    _lifetime: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+enum Pointer {
+    F32(*mut f32),
+    Bf16(*mut u16),
+}
+
+// SAFETY: a pointer to plain numbers, which `write` writes in disjoint ranges.
+unsafe impl Sync for Columns<'_> {}
+
+impl<'a> Columns<'a> {
+    /// Results in rows of `width`.
+    pub(super) fn new(results: Results<'a>, width: usize) -> Self {
+        let (results, len) = match results {
+            Results::F32(r) => (Pointer::F32(r.as_mut_ptr()), r.len()),
+            Results::Bf16(r) => (Pointer::Bf16(r.as_mut_ptr()), r.len()),
+        };
+        Self { results, len, width, _lifetime: std::marker::PhantomData }
+    }
+
+    /// Writes a part of a row.
+    ///
+    /// # Safety
+    /// No two calls may write the same columns of a row.
+    pub(super) unsafe fn write(&self, row: usize, column: usize, values: &[f32]) {
+        let at = row * self.width + column;
+        assert!(column + values.len() <= self.width && at + values.len() <= self.len, "row {row}, column {column}");
+        for (i, &value) in values.iter().enumerate() {
+            // SAFETY: inside the array, as asserted; nobody else writes here.
+            unsafe {
+                match self.results {
+                    Pointer::F32(p) => *p.add(at + i) = value,
+                    Pointer::Bf16(p) => *p.add(at + i) = to_bf16(value),
+                }
+            }
+        }
+    }
+}
+
+/// Rounded to the nearest, ties to even; NaN stays NaN.
+fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
+}
+
+/// `x wᵀ`: `[rows, in]` by `[out, in]` to `[rows, out]`.
+pub fn linear(machine: Machine<'_>, x: Activations<'_>, weight: Matrix<'_>, results: Results<'_>) {
+    let results = Columns::new(results, weight.rows());
+    products(machine, x, &[weight], &|block| {
+        for (row, values) in block.values.chunks_exact(block.columns).enumerate() {
+            // SAFETY: each block has columns of its own.
+            unsafe { results.write(block.first_row + row, block.first_column, values) };
+        }
+    });
+}
+
+/// `gelu_tanh(x gateᵀ) · (x upᵀ)`: `[rows, in]` by two of `[out, in]` to `[rows, out]`.
+pub fn gate_up(machine: Machine<'_>, x: Activations<'_>, gate: Matrix<'_>, up: Matrix<'_>, results: Results<'_>) {
+    let results = Columns::new(results, gate.rows());
+    products(machine, x, &[gate, up], &|block| {
+        let (gate, up) = block.values.split_at_mut(block.rows * block.columns);
+        isa::run(machine.isa, GeluTimes { gate, up });
+        for (row, values) in gate.chunks_exact(block.columns).enumerate() {
+            // SAFETY: each block has columns of its own.
+            unsafe { results.write(block.first_row + row, block.first_column, values) };
+        }
+    });
+}
+
+/// `gate = gelu_tanh(gate) · up`, with `gelu_tanh(x) = x / (1 + exp(-2 sqrt(2/π) (x + 0.044715 x³)))`, which is the tanh form.
+struct GeluTimes<'a> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl Kernel for GeluTimes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let whole = self.gate.len() / S::LANES * S::LANES;
+        let (gate, gate_rest) = self.gate.split_at_mut(whole);
+        let (up, up_rest) = self.up.split_at(whole);
+        for (gate, up) in gate.chunks_exact_mut(S::LANES).zip(up.chunks_exact(S::LANES)) {
+            // SAFETY: both are a vector long; the instruction set is the caller's promise.
+            unsafe { gelu_times::<S>(gate.as_mut_ptr(), up.as_ptr()) };
+        }
+        // The rest, in vectors of their own.
+        let (mut gate, mut up) = ([0.0; 16], [0.0; 16]);
+        gate[..gate_rest.len()].copy_from_slice(gate_rest);
+        up[..up_rest.len()].copy_from_slice(up_rest);
+        // SAFETY: no vector is longer than 16.
+        unsafe { gelu_times::<S>(gate.as_mut_ptr(), up.as_ptr()) };
+        gate_rest.copy_from_slice(&gate[..gate_rest.len()]);
+    }
+}
+
+#[inline(always)]
+unsafe fn gelu_times<S: Simd>(gate: *mut f32, up: *const f32) {
+    const SCALE: f32 = -2.0 * 0.797_884_6; // sqrt(2/π)
+    // SAFETY: the caller's promises: the instruction set, a vector at both.
+    unsafe {
+        let x = S::load(gate);
+        let cubic = S::fma(S::mul(S::mul(x, x), S::splat(0.044_715)), x, x);
+        let e = S::exp(S::mul(cubic, S::splat(SCALE)));
+        let gelu = S::div(x, S::add(e, S::splat(1.0)));
+        S::store(gate, S::mul(gelu, S::load(up)));
+    }
+}
+
+/// The largest product of each row and its column, the first one where several are equal. A NaN is larger than all.
+///
+/// # Panics
+/// If `values` and `columns` have other lengths than x has rows.
+pub fn linear_max(
+    machine: Machine<'_>,
+    x: Activations<'_>,
+    weight: Matrix<'_>,
+    values: &mut [f32],
+    columns: &mut [i32],
+) {
+    assert_eq!(values.len(), columns.len());
+    values.fill(f32::NEG_INFINITY);
+    columns.fill(i32::MAX);
+    let best = Mutex::new((values, columns));
+    products(machine, x, &[weight], &|block| {
+        let mut found = Vec::with_capacity(block.rows);
+        for row in block.values.chunks_exact(block.columns) {
+            let mut at = 0;
+            for (i, &value) in row.iter().enumerate() {
+                if is_larger(value, row[at]) {
+                    at = i;
+                }
+            }
+            found.push((row[at], (block.first_column + at) as i32));
+        }
+        let mut best = best.lock().expect("nothing panics while it is held");
+        for (i, (value, column)) in found.into_iter().enumerate() {
+            let row = block.first_row + i;
+            let (known, at) = (best.0[row], best.1[row]);
+            if is_larger(value, known) || (!is_larger(known, value) && column < at) {
+                (best.0[row], best.1[row]) = (value, column);
+            }
+        }
+    });
+}
+
+fn is_larger(a: f32, b: f32) -> bool {
+    a > b || (a.is_nan() && !b.is_nan())
+}

@@ -1,0 +1,66 @@
+//! CPU kernels, which compiled programs call through XLA's typed FFI.
+//!
+//! A decode step reads every weight once, so its time is that of reading memory, if nothing else gets in the way. XLA:CPU's
+//! own products get in the way: they convert bf16 weights in memory, or read them slowly. These kernels read weights where
+//! they lie in the mapped checkpoint, convert them in registers, and share the work among all threads.
+//!
+//! Bottom up:
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | `simd` | vectors of f32, for each instruction set |
+//! | `isa` | which instruction sets there are, and running a kernel compiled for one |
+//! | `pool` | the threads |
+//! | [`matmul`] | products of activations with weights as stored |
+//! | [`linear`] | what becomes of products: stored, GELU, the largest |
+//! | [`attention`] | causal attention over the KV cache |
+//! | `handlers` | the FFI handlers: check shapes and types, call the kernel |
+
+pub mod attention;
+mod handlers;
+mod isa;
+pub mod linear;
+pub mod matmul;
+mod pool;
+mod simd;
+
+use std::sync::OnceLock;
+
+pub use handlers::register;
+pub use isa::Isa;
+pub use pool::Pool;
+
+/// What a kernel runs on.
+#[derive(Clone, Copy)]
+pub struct Machine<'a> {
+    pub pool: &'a Pool,
+    pub isa: Isa,
+}
+
+impl Machine<'static> {
+    /// All threads, with the best instructions that there are.
+    pub fn whole() -> Self {
+        Self { pool: pool(), isa: Isa::best() }
+    }
+}
+
+static THREADS: OnceLock<usize> = OnceLock::new();
+static POOL: OnceLock<Pool> = OnceLock::new();
+
+/// Whether this processor runs the kernels faster than XLA's own code: not where they would only be portable Rust.
+pub fn are_fast() -> bool {
+    Isa::best() > Isa::Portable
+}
+
+/// Sets the number of threads of all kernels. Has an effect before the first kernel runs, and returns whether it has.
+pub fn set_threads(threads: usize) -> bool {
+    POOL.get().is_none() && THREADS.set(threads.max(1)).is_ok()
+}
+
+/// The threads of all kernels: as many as were set, or as the processor has.
+fn pool() -> &'static Pool {
+    POOL.get_or_init(|| {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        Pool::new(*THREADS.get_or_init(cores))
+    })
+}

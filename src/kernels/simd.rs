@@ -1,0 +1,243 @@
+//! Vectors of f32, one type for each instruction set, so that a kernel is written once.
+//!
+//! All functions are inlined into a function compiled for the instruction set (see [`super::isa`]): called from elsewhere on
+//! a processor without it they would be undefined behaviour, which is why they are unsafe.
+
+/// A vector of f32 lanes, and how it is loaded from the types that weights have.
+///
+/// # Safety
+/// Every function must be called on a processor that has the instruction set, inside a function compiled for it; pointers
+/// must be valid for a vector's number of elements. They need no alignment.
+pub trait Simd: Copy + 'static {
+    type F32: Copy;
+    /// Number of lanes.
+    const LANES: usize;
+
+    unsafe fn splat(x: f32) -> Self::F32;
+    unsafe fn load(p: *const f32) -> Self::F32;
+    unsafe fn store(p: *mut f32, x: Self::F32);
+    unsafe fn add(a: Self::F32, b: Self::F32) -> Self::F32;
+    unsafe fn sub(a: Self::F32, b: Self::F32) -> Self::F32;
+    unsafe fn mul(a: Self::F32, b: Self::F32) -> Self::F32;
+    unsafe fn div(a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b + c`
+    unsafe fn fma(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// The smaller and the larger one; `b` where one of the two is NaN.
+    unsafe fn min(a: Self::F32, b: Self::F32) -> Self::F32;
+    unsafe fn max(a: Self::F32, b: Self::F32) -> Self::F32;
+    /// To the nearest integer, as f32.
+    unsafe fn round(x: Self::F32) -> Self::F32;
+    /// 2 to the power of an integer from -126 to 127, given as f32.
+    unsafe fn exp2_of_integer(n: Self::F32) -> Self::F32;
+    /// Sum of all lanes.
+    unsafe fn sum(x: Self::F32) -> f32;
+    /// The two halves of `2 * LANES` bf16 elements: those of even number, those of odd number. Both are one instruction from
+    /// the loaded vector, while elements in order would have to be moved.
+    unsafe fn load_bf16_pair(p: *const u16) -> [Self::F32; 2];
+    unsafe fn load_f16(p: *const u16) -> Self::F32;
+
+    /// e to the power of x, NaN for NaN: the polynomial of Cephes' `expf`, within 2 ulp for what f32 holds without subnormal
+    /// numbers; 0 below, the largest number above.
+    #[inline(always)]
+    unsafe fn exp(x: Self::F32) -> Self::F32 {
+        // SAFETY: the caller's promise is that of every function here.
+        unsafe {
+            let x = Self::max(Self::splat(-87.336_54), Self::min(Self::splat(88.722_83), x));
+            let n = Self::round(Self::mul(x, Self::splat(std::f32::consts::LOG2_E)));
+            // ln 2 in two parts, so that n * ln 2 is exact to the last bit that matters.
+            let r = Self::fma(n, Self::splat(-0.693_359_4), x);
+            let r = Self::fma(n, Self::splat(2.121_944_4e-4), r);
+            let mut p = Self::splat(1.987_569_1e-4);
+            for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+                p = Self::fma(p, r, Self::splat(c));
+            }
+            let p = Self::add(Self::fma(Self::mul(p, r), r, r), Self::splat(1.0));
+            // n may be 128: in two steps.
+            let one = Self::splat(1.0);
+            let n = Self::sub(n, one);
+            Self::mul(Self::mul(p, Self::exp2_of_integer(n)), Self::splat(2.0))
+        }
+    }
+}
+
+/// Plain Rust, for every processor.
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+const WIDTH: usize = 8;
+
+fn each(f: impl Fn(usize) -> f32) -> [f32; WIDTH] {
+    std::array::from_fn(f)
+}
+
+impl Simd for Portable {
+    type F32 = [f32; WIDTH];
+    const LANES: usize = WIDTH;
+
+    unsafe fn splat(x: f32) -> Self::F32 {
+        [x; WIDTH]
+    }
+    unsafe fn load(p: *const f32) -> Self::F32 {
+        // SAFETY: valid for a vector, the caller says.
+        unsafe { p.cast::<[f32; WIDTH]>().read_unaligned() }
+    }
+    unsafe fn store(p: *mut f32, x: Self::F32) {
+        // SAFETY: valid for a vector, the caller says.
+        unsafe { p.cast::<[f32; WIDTH]>().write_unaligned(x) }
+    }
+    unsafe fn add(a: Self::F32, b: Self::F32) -> Self::F32 {
+        each(|i| a[i] + b[i])
+    }
+    unsafe fn sub(a: Self::F32, b: Self::F32) -> Self::F32 {
+        each(|i| a[i] - b[i])
+    }
+    unsafe fn mul(a: Self::F32, b: Self::F32) -> Self::F32 {
+        each(|i| a[i] * b[i])
+    }
+    unsafe fn div(a: Self::F32, b: Self::F32) -> Self::F32 {
+        each(|i| a[i] / b[i])
+    }
+    unsafe fn fma(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        // Not `mul_add`, which is a function call where the processor has no such instruction.
+        each(|i| a[i] * b[i] + c[i])
+    }
+    unsafe fn min(a: Self::F32, b: Self::F32) -> Self::F32 {
+        each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    unsafe fn max(a: Self::F32, b: Self::F32) -> Self::F32 {
+        each(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    unsafe fn round(x: Self::F32) -> Self::F32 {
+        each(|i| x[i].round_ties_even())
+    }
+    unsafe fn exp2_of_integer(n: Self::F32) -> Self::F32 {
+        each(|i| f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
+    }
+    unsafe fn sum(x: Self::F32) -> f32 {
+        x.iter().sum()
+    }
+    unsafe fn load_bf16_pair(p: *const u16) -> [Self::F32; 2] {
+        // SAFETY: valid for two vectors of elements, the caller says.
+        let all = unsafe { p.cast::<[u16; 2 * WIDTH]>().read_unaligned() };
+        [0, 1].map(|odd| each(|i| f32::from_bits(u32::from(all[2 * i + odd]) << 16)))
+    }
+    unsafe fn load_f16(p: *const u16) -> Self::F32 {
+        // SAFETY: valid for a vector of elements, the caller says.
+        let all = unsafe { p.cast::<[u16; WIDTH]>().read_unaligned() };
+        each(|i| half::f16::from_bits(all[i]).to_f32())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Simd;
+
+    /// AVX2 with FMA and F16C.
+    #[derive(Clone, Copy)]
+    pub struct Avx2;
+
+    /// AVX512F with DQ.
+    #[derive(Clone, Copy)]
+    pub struct Avx512;
+
+    /// Writes the functions that are one expression of intrinsics.
+    macro_rules! intrinsics {
+        ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+            #[inline(always)]
+            unsafe fn $name($($arg: $ty),*) -> $out {
+                // SAFETY: the processor has the instructions and the pointers are valid, by the trait's contract.
+                unsafe { $body }
+            }
+        )*};
+    }
+
+    impl Simd for Avx2 {
+        type F32 = __m256;
+        const LANES: usize = 8;
+
+        intrinsics! {
+            splat(x: f32) -> __m256 = _mm256_set1_ps(x);
+            load(p: *const f32) -> __m256 = _mm256_loadu_ps(p);
+            add(a: __m256, b: __m256) -> __m256 = _mm256_add_ps(a, b);
+            sub(a: __m256, b: __m256) -> __m256 = _mm256_sub_ps(a, b);
+            mul(a: __m256, b: __m256) -> __m256 = _mm256_mul_ps(a, b);
+            div(a: __m256, b: __m256) -> __m256 = _mm256_div_ps(a, b);
+            fma(a: __m256, b: __m256, c: __m256) -> __m256 = _mm256_fmadd_ps(a, b, c);
+            min(a: __m256, b: __m256) -> __m256 = _mm256_min_ps(a, b);
+            max(a: __m256, b: __m256) -> __m256 = _mm256_max_ps(a, b);
+            round(x: __m256) -> __m256 = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            exp2_of_integer(n: __m256) -> __m256 =
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127))));
+            load_f16(p: *const u16) -> __m256 = _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
+        }
+
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, x: __m256) {
+            // SAFETY: as above.
+            unsafe { _mm256_storeu_ps(p, x) }
+        }
+
+        #[inline(always)]
+        unsafe fn sum(x: __m256) -> f32 {
+            // SAFETY: as above.
+            unsafe {
+                let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16_pair(p: *const u16) -> [__m256; 2] {
+            // SAFETY: as above. A bf16 is the upper half of an f32.
+            unsafe {
+                let both = _mm256_loadu_si256(p.cast());
+                let odd = _mm256_and_si256(both, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+                [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)), _mm256_castsi256_ps(odd)]
+            }
+        }
+    }
+
+    impl Simd for Avx512 {
+        type F32 = __m512;
+        const LANES: usize = 16;
+
+        intrinsics! {
+            splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+            load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
+            add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+            sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+            mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+            div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+            fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+            min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+            max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+            round(x: __m512) -> __m512 = _mm512_roundscale_ps::<0>(x);
+            exp2_of_integer(n: __m512) -> __m512 =
+                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127))));
+            load_f16(p: *const u16) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
+            sum(x: __m512) -> f32 = _mm512_reduce_add_ps(x);
+        }
+
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, x: __m512) {
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(p, x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16_pair(p: *const u16) -> [__m512; 2] {
+            // SAFETY: as above. A bf16 is the upper half of an f32.
+            unsafe {
+                let both = _mm512_loadu_si512(p.cast());
+                let odd = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+                [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(odd)]
+            }
+        }
+    }
+}
