@@ -35,7 +35,7 @@ def draw(rng, split, skill, propose):
 
 # ---- how things are asked ------------------------------------------------------------------------------------------------
 
-OPENINGS = ["", "", "", "", "", "", "", "", "Please tell me: ", "Hi! ", "Quick question: ", "I have a question. ", "Question: ", "Can you help me? ",
+OPENINGS = [""] * 20 + ["Please tell me: ", "Hi! ", "Quick question: ", "I have a question. ", "Question: ", "Can you help me? ",
             "Next question: ", "I forgot. ", "OK. ", "And now: "]
 
 
@@ -169,6 +169,32 @@ DIFFERENCE_STORY = ["{0} has {2} {1} and gives away {3}. How many {1} does {0} h
                     "There are {2} {1} in the box. {0} takes {3}. How many {1} are left?"]
 
 
+def added(a, b):
+    """The digits from the right, as on paper: a carry is one more number to add."""
+    (tens_a, ones_a), (tens_b, ones_b) = divmod(a, 10), divmod(b, 10)
+    steps = [f"{ones_a} + {ones_b} = {ones_a + ones_b}"]
+    tens = [ten for ten in (tens_a, tens_b) if ten] + ([1] if ones_a + ones_b > 9 else [])
+    if len(tens) > 1:
+        steps.append(f"{' + '.join(map(str, tens))} = {sum(tens)}")
+    return working(steps, f"{a} + {b} = {a + b}", a > 9 or b > 9)
+
+
+def subtracted(a, b):
+    """The digits from the right, as on paper: what is borrowed is one more number to take away."""
+    (tens_a, ones_a), (tens_b, ones_b) = divmod(a, 10), divmod(b, 10)
+    borrowed = ones_a < ones_b
+    ones = ones_a + 10 * borrowed
+    steps = [f"{ones} - {ones_b} = {ones - ones_b}"]
+    tens = [ten for ten in (tens_b, int(borrowed)) if ten]
+    if tens:
+        steps.append(f"{' - '.join(map(str, [tens_a] + tens))} = {tens_a - sum(tens)}")
+    return working(steps, f"{a} - {b} = {a - b}", a > 9)
+
+
+def working(steps, result, long):
+    return f"{', '.join(steps)}, so {result}." if long else f"{result}."
+
+
 def arithmetic(rng, split):
     def propose(rng):
         a, b = (rng.randint(0, 99 if rng.random() < 0.8 else 9) for _ in range(2))
@@ -176,10 +202,10 @@ def arithmetic(rng, split):
         who, what = rng.choice(NAMES), rng.choice(["apples", "coins", "books", "eggs", "pears", "keys"])
         if rng.random() < 0.5:
             question = rng.choice(SUM_STORY).format(who, what, a, b) if story else rng.choice(SUM).format(a, b)
-            return f"{min(a, b)}+{max(a, b)}", [(ask(rng, question), f"{a} + {b} = {a + b}.")]
+            return f"{min(a, b)}+{max(a, b)}", [(ask(rng, question), added(a, b))]
         a, b = max(a, b), min(a, b)
         question = rng.choice(DIFFERENCE_STORY).format(who, what, a, b) if story else rng.choice(DIFFERENCE).format(a, b)
-        return f"{a}-{b}", [(ask(rng, question), f"{a} - {b} = {a - b}.")]
+        return f"{a}-{b}", [(ask(rng, question), subtracted(a, b))]
 
     return draw(rng, split, "arithmetic", propose)
 
@@ -222,6 +248,10 @@ def sorting(rng, split):
     return draw(rng, split, "sorting", propose)
 
 
+def counted(words):
+    return ", ".join(f"{at} {word}" for at, word in enumerate(words, 1))
+
+
 def counting(rng, split):
     def numbers(rng):
         low = rng.randint(0, 92)
@@ -236,8 +266,7 @@ def counting(rng, split):
         words = rng.sample(rng.choice(list(CATEGORIES.values())), rng.randint(2, 6))
         question = rng.choice(["How many items are in this list: {}?", "Count the items: {}", "How many words are here: {}?",
                                "Count these words: {}."]).format(", ".join(words))
-        counted = ", ".join(f"{at} {word}" for at, word in enumerate(words, 1))
-        return ",".join(words), [(ask(rng, question), f"{counted}. There are {len(words)}.")]
+        return ",".join(words), [(ask(rng, question), f"{counted(words)}. There are {len(words)}.")]
 
     return draw(rng, split, "counting", rng.choice([numbers, items]))
 
@@ -259,15 +288,14 @@ def spelling(rng, split):
     word = rng.choice(words) if split == HELD_OUT or rng.random() < 0.4 else invented_word(rng)
     if split == TRAIN and split_of_word(word) == HELD_OUT and word in WORDS:
         return spelling(rng, split)  # invented by chance
-    quoted = rng.choice(["{}", "{}", '"{}"']).format(word)
     letters = "-".join(word)
     question, answer = rng.choice([
-        (f"Spell the word {quoted}.", letters), (f"Spell {quoted}.", letters), (f"How do you spell {quoted}?", letters),
-        (f"How is {quoted} spelled?", letters), (f"Please spell {quoted}.", letters),
-        (f"How many letters are in the word {quoted}?", f"{letters}. That is {len(word)} letters."),
-        (f"How many letters does {quoted} have?", f"{letters}. That is {len(word)} letters."),
-        (f"What is the first letter of {quoted}?", f"The first letter of {word} is {word[0]}."),
-        (f"What is the last letter of {quoted}?", f"The last letter of {word} is {word[-1]}."),
+        (f"Spell the word {word}.", letters), (f"Spell {word}.", letters), (f"How do you spell {word}?", letters),
+        (f"How is {word} spelled?", letters), (f"Please spell {word}.", letters),
+        (f"How many letters are in the word {word}?", f"{counted(word)}. There are {len(word)}."),
+        (f"How many letters does {word} have?", f"{counted(word)}. There are {len(word)}."),
+        (f"What is the first letter of {word}?", f"The first letter of {word} is {word[0]}."),
+        (f"What is the last letter of {word}?", f"The last letter of {word} is {word[-1]}."),
     ])
     return [(ask(rng, question), answer)]
 
@@ -280,9 +308,10 @@ def odd_one_out(rng, split):
         words = rng.sample(CATEGORIES[kind], 3)
         odd = rng.choice([word for word in CATEGORIES[other] if word not in CATEGORIES[kind]])
         words.insert(rng.randrange(4), odd)
+        sorted_out = ", ".join(f"{word}: {other if word == odd else kind}" for word in words)
         question = rng.choice(["Which is the odd one out: {}?", "Find the odd one out: {}.", "Which word does not belong: {}?",
                                "What is the odd one out here: {}?", "Pick the odd one out: {}."]).format(", ".join(words))
-        return ",".join(sorted(words)), [(ask(rng, question), f"The others are {kind}, so the odd one out is {odd}.")]
+        return ",".join(sorted(words)), [(ask(rng, question), f"{sorted_out}, so the odd one out is {odd}.")]
 
     return draw(rng, split, "odd-one-out", propose)
 
@@ -293,49 +322,43 @@ def article(word):
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
+def said(person, relation, value, colour):
+    return {"place": f"{person} is in the {value}.", "thing": f"{person} has {article(colour)} {value}.", "food": f"{person} likes {value}."}[relation]
+
+
 def passage(rng, split):
     """A question about two to four sentences, each about another person; in training, more of them in further turns."""
     def propose(rng):
         people = rng.sample(NAMES, rng.randint(2, 4))
-        sentences, questions = [], []
+        told, values = [], {"place": [], "thing": [], "food": []}
         for person in people:
-            relation = rng.choice(["in", "has", "likes"])
-            if relation == "in":
-                place, other = rng.sample(PLACES, 2)
-                sentences.append(f"{person} is in the {place}.")
-                questions += [(f"Is {person} in the {place}?", "Yes."), (f"Is {person} in the {other}?", "No."),
-                              (f"Where is {person}?", f"{person} is in the {place}.")]
-            elif relation == "has":
-                (thing, other), (colour, wrong) = rng.sample(OBJECTS, 2), rng.sample(COLOURS, 2)
-                sentences.append(f"{person} has a {colour} {thing}.".replace("a orange", "an orange"))
-                questions += [(f"Does {person} have a {thing}?", "Yes."), (f"Does {person} have a {other}?", "No."),
-                              (f"Is the {thing} {colour}?", "Yes."), (f"Is the {thing} {wrong}?", "No."),
-                              (f"What does {person} have?", f"{person} has a {colour} {thing}.")]
-                if any(f" {thing}." in s for s in sentences[:-1]):
-                    return propose(rng)  # "the ball" would be two balls
-            else:
-                food, other = rng.sample(FOODS, 2)
-                sentences.append(f"{person} likes {food}.")
-                questions += [(f"Does {person} like {food}?", "Yes."), (f"Does {person} like {other}?", "No."),
-                              (f"What does {person} like?", f"{person} likes {food}.")]
-        # Wrong answers that the passage names for someone else.
-        for person in people:
-            for sentence in sentences:
-                value = sentence.split()[-1].rstrip(".")
-                if sentence.startswith(person) and any(q.startswith(f"Is {person} in") for q, _ in questions):
-                    questions += [(f"Is {person} in the {other.split()[-1].rstrip('.')}?", "No.") for other in sentences
-                                  if " is in the " in other and not other.startswith(person) and value not in other]
-                if sentence.startswith(person) and any(q.startswith(f"Does {person} like") for q, _ in questions):
-                    questions += [(f"Does {person} like {other.split()[-1].rstrip('.')}?", "No.") for other in sentences
-                                  if " likes " in other and not other.startswith(person) and value not in other]
-        yes = [q for q in questions if q[1] == "Yes."]
-        no = [q for q in questions if q[1] == "No."]
-        what = [q for q in questions if q[1] not in ("Yes.", "No.")]
+            relation = rng.choice(list(values))
+            value = rng.choice([v for v in {"place": PLACES, "thing": OBJECTS, "food": FOODS}[relation] if v not in values[relation]])
+            values[relation].append(value)
+            told.append((person, relation, value, rng.choice(COLOURS)))
+        questions = []
+        for person, relation, value, colour in told:
+            # A wrong value is often one that the passage names for somebody else.
+            others = [v for v in values[relation] if v != value]
+            wrong = rng.choice(others or {"place": PLACES, "thing": OBJECTS, "food": FOODS}[relation])
+            sentence = said(person, relation, value, colour)
+            asked = {"place": f"Is {person} in the {{}}?", "thing": f"Does {person} have a {{}}?", "food": f"Does {person} like {{}}?"}[relation]
+            questions.append((asked.format(value), f"{sentence[:-1]}, so yes."))
+            if wrong != value:
+                questions.append((asked.format(wrong), f"{sentence[:-1]}, so no."))
+            if relation == "thing":
+                other = rng.choice([c for c in COLOURS if c != colour])
+                questions += [(f"Is the {value} {colour}?", f"The {value} is {colour}, so yes."), (f"Is the {value} {other}?", f"The {value} is {colour}, so no.")]
+            what = {"place": f"Where is {person}?", "thing": f"What does {person} have?", "food": f"What does {person} like?"}[relation]
+            questions.append((what, sentence))
+        yes = [q for q in questions if q[1].endswith("yes.")]
+        no = [q for q in questions if q[1].endswith("no.")]
+        what = [q for q in questions if q not in yes + no]
 
         def pick():
-            return rng.choice(rng.choices([yes, no, what], [4, 4, 2])[0])
+            return rng.choice(rng.choices([yes, no or what, what], [4, 4, 2])[0])
 
-        text = " ".join(sentences)
+        text = " ".join(said(*fact) for fact in told)
         question, answer = pick()
         asked = rng.choice(["Read this: {} {}", "Passage: {} Question: {}", "{} {}", "Passage: {}\nQuestion: {}", "{}\n{}"])
         turns = [(asked.format(text, question), answer)]
@@ -377,8 +400,10 @@ def multiple_choice(rng, split):
         options.insert(rng.randrange(4), right)
         mark, joined = rng.choice([("{}. {}", "\n"), ("{}) {}", "\n"), ("({}) {}", "\n"), ("{}) {}", " ")])
         listed = joined.join(mark.format(letter, option) for letter, option in zip("ABCD", options))
-        ending = rng.choice(["", "", "\nAnswer:", "\nAnswer with one letter."])
-        return f"{question} {','.join(options)}", [(f"{question}{joined}{listed}{ending}", "ABCD"[options.index(right)])]
+        letter = "ABCD"[options.index(right)]
+        ending = rng.choice(["", "", "\nAnswer:"])
+        answer = letter if ending else f"It is {right}, so the answer is {letter}."
+        return f"{question} {','.join(options)}", [(f"{question}{joined}{listed}{ending}", answer)]
 
     return draw(rng, split, "multiple-choice", propose)
 
@@ -454,5 +479,5 @@ SINGLE_TURN = {
     "multiple-choice": multiple_choice, "small-talk": small_talk, "unknown": unknown,
 }
 SKILLS = SINGLE_TURN | {"recall": recall}
-SHARES = {"capitals": 8, "small-facts": 7, "times-tables": 8, "arithmetic": 20, "comparing": 6, "sorting": 8, "counting": 5, "spelling": 8,
-          "odd-one-out": 6, "passage": 9, "multiple-choice": 12, "small-talk": 1, "unknown": 3, "recall": 5}
+SHARES = {"capitals": 9, "small-facts": 8, "times-tables": 10, "arithmetic": 14, "comparing": 6, "sorting": 8, "counting": 4, "spelling": 9,
+          "odd-one-out": 7, "passage": 8, "multiple-choice": 12, "small-talk": 1, "unknown": 2, "recall": 6}

@@ -18,7 +18,7 @@ from transformers import GemmaConfig, GemmaForCausalLM
 from generate import TRAINING_ITEMS, held_out_items, training_items
 
 TOKENS_PER_STEP = 4096
-ROWS = [(96, 0.4), (160, 0.3), (320, 0.2), (512, 0.1)]  # row length, share of the steps
+ROWS = [(160, 0.5), (320, 0.3), (512, 0.2)]  # row length, share of the steps
 STEPS = 6000
 FALL = 0.4  # the share of the steps in which the rate falls to nothing
 CONTEXT = 512
@@ -47,17 +47,21 @@ def encode(tokenizer, turns):
     return ids, predicted
 
 
-def rows(tokenizer, length, items):
-    """Endless rows of chats: (ids, predicted) of up to `length` ids, <bos> first."""
-    ids, predicted = [2], [False]
-    for _, turns in items:
-        more, learnt = encode(tokenizer, turns)
-        if 1 + len(more) > length:
-            continue
-        if len(ids) + len(more) > length:
-            yield ids, predicted
-            ids, predicted = [2], [False]
-        ids, predicted = ids + more, predicted + learnt
+def rows(tokenizer, count, length, items, waiting):
+    """`count` rows of chats, (ids, predicted) of up to `length` ids, <bos> first. What finds no room waits for later rows."""
+    filled = [([2], [False]) for _ in range(count)]
+    taken, waiting[:], misses = list(waiting), [], 0
+    while misses < count:
+        ids, predicted = taken.pop() if taken else encode(tokenizer, next(items)[1])
+        row = next((row for row in filled if len(row[0]) + len(ids) <= length), None)
+        if row:
+            row[0].extend(ids)
+            row[1].extend(predicted)
+        elif 1 + len(ids) <= CONTEXT:
+            waiting.append((ids, predicted))
+            misses += len(ids) < length
+    waiting += taken
+    return filled
 
 
 def batch(drawn):
@@ -130,7 +134,7 @@ def train(directory, steps):
     model = GemmaForCausalLM(CONFIG)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if all(p is not m for m in matrices)]
-    peaks = [4e-3, 3e-3]
+    peaks = [3e-3, 3e-3]
     optimizers = [Muon(matrices, peaks[0]), torch.optim.AdamW(others, peaks[1], betas=(0.9, 0.98), weight_decay=0.0)]
 
     used = 0
@@ -143,7 +147,7 @@ def train(directory, steps):
             yield item
 
     shared = items()
-    streams = {length: rows(tokenizer, length, shared) for length, _ in ROWS}
+    waiting = []
     rng = random.Random(SEED)
     held_out = held_out_items()
     started, running, done = time.time(), None, 0
@@ -157,7 +161,7 @@ def train(directory, steps):
         print(f"going on after step {done}", flush=True)
     for step in range(steps):
         length = rng.choices(*zip(*ROWS))[0]
-        drawn = [next(streams[length]) for _ in range(TOKENS_PER_STEP // length)]
+        drawn = rows(tokenizer, TOKENS_PER_STEP // length, length, shared, waiting)
         if step < done:
             continue
         # Warm up, stay, and fall.
