@@ -273,9 +273,17 @@ def counting(rng, split):
 
 # ---- words ---------------------------------------------------------------------------------------------------------------
 
+SPELLED = [word for word in sorted(TAUGHT_WORDS | set(WORDS)) if split_of_word(word) == TRAIN]
+
+
 def invented_word(rng):
     """A word that no list holds, so that letters are learnt and not words."""
-    if rng.random() < 0.3:
+    kind = rng.random()
+    if kind < 0.5:
+        # The beginning of a taught word with the end of another: pieces that words are made of.
+        start, end = (rng.choice(SPELLED) for _ in range(2))
+        return (start[: rng.randint(1, len(start))] + end[rng.randint(0, len(end) - 1) :])[:10]
+    if kind < 0.6:
         return "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(3, 7)))
     word = "".join(rng.choice("b c d f g h j k l m n p qu r s t v w x y z st tr ch sh th bl br cl gr pl".split()) +
                    rng.choice("a e i o u a e i o u ai ea oo ou ee".split()) + rng.choice(["", "", "n", "r", "l", "t", "s", "ck", "nd", "m", "x"])
@@ -311,7 +319,7 @@ def odd_one_out(rng, split):
         sorted_out = ", ".join(f"{word}: {other if word == odd else kind}" for word in words)
         question = rng.choice(["Which is the odd one out: {}?", "Find the odd one out: {}.", "Which word does not belong: {}?",
                                "What is the odd one out here: {}?", "Pick the odd one out: {}."]).format(", ".join(words))
-        return ",".join(sorted(words)), [(ask(rng, question), f"{sorted_out}, so the odd one out is {odd}.")]
+        return ",".join(sorted(words)), [(ask(rng, question), f"{sorted_out}. The others are {kind}, so the odd one out is {odd}.")]
 
     return draw(rng, split, "odd-one-out", propose)
 
@@ -401,9 +409,8 @@ def multiple_choice(rng, split):
         mark, joined = rng.choice([("{}. {}", "\n"), ("{}) {}", "\n"), ("({}) {}", "\n"), ("{}) {}", " ")])
         listed = joined.join(mark.format(letter, option) for letter, option in zip("ABCD", options))
         letter = "ABCD"[options.index(right)]
-        ending = rng.choice(["", "", "\nAnswer:"])
-        answer = letter if ending else f"It is {right}, so the answer is {letter}."
-        return f"{question} {','.join(options)}", [(f"{question}{joined}{listed}{ending}", answer)]
+        answer = f"It is {right}, so the answer is {letter}."
+        return f"{question} {','.join(options)}", [(f"{question}{joined}{listed}", answer)]
 
     return draw(rng, split, "multiple-choice", propose)
 
@@ -479,5 +486,5 @@ SINGLE_TURN = {
     "multiple-choice": multiple_choice, "small-talk": small_talk, "unknown": unknown,
 }
 SKILLS = SINGLE_TURN | {"recall": recall}
-SHARES = {"capitals": 9, "small-facts": 8, "times-tables": 10, "arithmetic": 14, "comparing": 6, "sorting": 8, "counting": 4, "spelling": 9,
-          "odd-one-out": 7, "passage": 8, "multiple-choice": 12, "small-talk": 1, "unknown": 2, "recall": 6}
+SHARES = {"capitals": 8, "small-facts": 8, "times-tables": 9, "arithmetic": 9, "comparing": 7, "sorting": 9, "counting": 5, "spelling": 11,
+          "odd-one-out": 7, "passage": 10, "multiple-choice": 11, "small-talk": 1, "unknown": 2, "recall": 5}
