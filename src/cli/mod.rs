@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 an error that is explained on stderr, 2 a wrong command line, 130 interrupted.
 
+mod bench;
 mod chat;
 mod devices;
 mod generate;
@@ -39,6 +40,8 @@ enum Command {
     Chat(chat::Args),
     /// Compute the log-likelihood of a text, token by token
     Score(score::Args),
+    /// Measure speed, beside what this machine could do
+    Bench(bench::Args),
     /// Print or write the HLO of a program, without loading weights
     Hlo(hlo::Args),
     /// Show the platform, its plugin and its devices
@@ -67,6 +70,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Generate(args) => generate::run(&args, started),
         Command::Chat(args) => chat::run(&args, started),
         Command::Score(args) => score::run(&args, started),
+        Command::Bench(args) => bench::run(&args),
         Command::Hlo(args) => hlo::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -1,6 +1,7 @@
 //! Arguments that all commands share that run something, and opening what they name.
 
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -141,6 +142,11 @@ pub struct Opened {
 /// A model that is ready to run.
 pub struct Loaded {
     pub model: Arc<Model>,
+    /// Name of the platform.
+    pub platform: String,
+    /// Whether the platform is this machine's processor, and whether this program's kernels are used on it.
+    pub is_cpu: bool,
+    pub kernels: bool,
     pub time: Duration,
 }
 
@@ -177,11 +183,44 @@ impl ModelArgs {
         if self.mesh.data > 1 {
             note("note: one request uses one data row of the mesh; the others repeat its work");
         }
-        Ok(Loaded { model: Arc::new(model), time: started.elapsed() })
+        let is_cpu = platform.kind == Kind::Cpu;
+        Ok(Loaded {
+            model: Arc::new(model),
+            platform: platform.kind.to_string(),
+            is_cpu,
+            kernels: is_cpu && kernels,
+            time: started.elapsed(),
+        })
+    }
+
+    /// The same arguments as a command line, for another process.
+    pub fn to_arguments(&self) -> Vec<OsString> {
+        let mut list: Vec<OsString> = Vec::new();
+        let mut add = |name: &str, value: Option<OsString>| {
+            if let Some(value) = value {
+                list.extend([name.into(), value]);
+            }
+        };
+        let name = |value: Option<clap::builder::PossibleValue>| value.map(|v| v.get_name().into());
+        add("--model", Some(self.model.as_str().into()));
+        add("--platform", name(self.platform.platform.to_possible_value()));
+        add("--plugin", self.platform.plugin.as_ref().map(Into::into));
+        add("--mesh", Some(self.mesh.to_string().into()));
+        add("--dtype", name(self.dtype.to_possible_value()));
+        add("--context", self.context.map(|c| c.to_string().into()));
+        add("--threads", self.threads.map(|t| t.to_string().into()));
+        list.extend(self.platform.offline.then(|| "--offline".into()));
+        list.extend(self.native.then(|| "--native".into()));
+        list
     }
 }
 
 impl Opened {
+    /// The weights, mapped.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
     /// Refuses a prompt that leaves no room for an answer.
     pub fn check_prompt(&self, tokens: &[u32], room: i64) -> Result<()> {
         self.tokenizer.check_ids(tokens, self.config.vocab_size as usize)?;

@@ -12,12 +12,14 @@
 //! - The output layer is the embedding, transposed.
 
 mod config;
+mod cost;
 mod layers;
 mod programs;
 mod target;
 pub mod weights;
 
 pub use config::{Config, ConfigError};
+pub use cost::{Cost, Extension};
 pub use layers::Cache;
 pub use programs::{Output, Program, ProgramSpec};
 pub use target::Target;

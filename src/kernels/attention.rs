@@ -180,11 +180,12 @@ impl Task<'_> {
         with_scratch(rows * (head_dim + KEYS + 1), |scratch| {
             let (queries, scratch) = scratch.split_at_mut(rows * head_dim);
             let (scores, rescale) = scratch.split_at_mut(rows * KEYS);
-            let any_key = Matrix::new(self.cache.keys.slice(0..head_dim), 1, head_dim);
-            for (i, queries) in queries.chunks_exact_mut(self.group * head_dim).enumerate() {
-                let token = self.row * seq + self.tokens.start + i;
-                pack(isa, self.queries, (token * heads + self.kv_head * self.group) * head_dim, &any_key, queries);
-            }
+            let start = |row: usize| {
+                let (token, head) =
+                    (self.tokens.start + row / self.group, self.kv_head * self.group + row % self.group);
+                ((self.row * seq + token) * heads + head) * head_dim
+            };
+            pack(isa, self.queries, start, &self.cache.keys, head_dim, queries);
             let scale = (head_dim as f64).powf(-0.5) as f32;
             queries.iter_mut().for_each(|q| *q *= scale);
 
@@ -337,7 +338,8 @@ impl<F: Format> Accumulate<'_, F> {
                     acc[m] = [S::load(sum), S::load(sum.add(S::LANES))].map(|x| S::mul(x, S::splat(rescale[m])));
                 }
                 for i in 0..n {
-                    let [v0, v1] = F::load_pair::<S>(self.values.as_ptr().add(i * head_dim + at));
+                    let value = self.values.as_ptr().add(i * head_dim + at);
+                    let (v0, v1) = (F::load::<S>(value, 0), F::load::<S>(value, 1));
                     for m in 0..M {
                         let weight = S::splat(*weights.get_unchecked(m * n + i));
                         acc[m] = [S::fma(weight, v0, acc[m][0]), S::fma(weight, v1, acc[m][1])];

@@ -21,7 +21,7 @@ const TILE_ROWS: usize = 4;
 /// Weight rows of a block are a multiple of all tiles' weight rows.
 const BLOCK_UNIT: usize = 12;
 /// Elements that are summed over in one go: four rows of activations of this length stay in the level-1 cache.
-const DEPTH: usize = 1024;
+const DEPTH: usize = 512;
 /// Bytes of a task's weights with few activation rows: enough to pay for taking it, little enough to share evenly.
 const STREAM_BYTES: usize = 128 << 10;
 
@@ -144,7 +144,7 @@ pub fn products(
     for first_row in (0..rows).step_by(MAX_ROWS) {
         let rows = MAX_ROWS.min(rows - first_row);
         with_scratch(rows * width, |packed| {
-            pack(machine.isa, x, first_row * width, &weights[0], packed);
+            pack(machine.isa, x, |row| (first_row + row) * width, &weights[0].elements, width, packed);
             let packed: &[f32] = packed;
             let unit = block_rows(rows, columns, weights, machine.pool.threads());
             machine.pool.run(columns.div_ceil(unit), &|task| {
@@ -176,8 +176,9 @@ fn block_rows(rows: usize, columns: usize, weights: &[Matrix<'_>], threads: usiz
 /// How elements are loaded, two vectors at a time.
 pub(super) trait Format {
     type Element: Copy;
-    /// Two vectors of elements: bf16 those of even and those of odd number, all others in order (see [`Order`]).
-    unsafe fn load_pair<S: Simd>(p: *const Self::Element) -> [S::F32; 2];
+    /// One half of two vectors of elements: of bf16 those of even or of odd number, of all others the first or the second
+    /// vector (see [`Order`]).
+    unsafe fn load<S: Simd>(p: *const Self::Element, half: usize) -> S::F32;
     fn to_f32(element: Self::Element) -> f32;
 }
 
@@ -188,9 +189,9 @@ pub(super) struct F16;
 impl Format for F32 {
     type Element = f32;
     #[inline(always)]
-    unsafe fn load_pair<S: Simd>(p: *const f32) -> [S::F32; 2] {
+    unsafe fn load<S: Simd>(p: *const f32, half: usize) -> S::F32 {
         // SAFETY: the caller's promises: the instruction set, and two vectors' elements at p.
-        unsafe { [S::load(p), S::load(p.add(S::LANES))] }
+        unsafe { S::load(p.add(half * S::LANES)) }
     }
     fn to_f32(element: f32) -> f32 {
         element
@@ -200,9 +201,9 @@ impl Format for F32 {
 impl Format for Bf16 {
     type Element = u16;
     #[inline(always)]
-    unsafe fn load_pair<S: Simd>(p: *const u16) -> [S::F32; 2] {
+    unsafe fn load<S: Simd>(p: *const u16, half: usize) -> S::F32 {
         // SAFETY: as above.
-        unsafe { S::load_bf16_pair(p) }
+        unsafe { if half == 0 { S::load_bf16_even(p) } else { S::load_bf16_odd(p) } }
     }
     fn to_f32(element: u16) -> f32 {
         f32::from_bits(u32::from(element) << 16)
@@ -212,21 +213,42 @@ impl Format for Bf16 {
 impl Format for F16 {
     type Element = u16;
     #[inline(always)]
-    unsafe fn load_pair<S: Simd>(p: *const u16) -> [S::F32; 2] {
+    unsafe fn load<S: Simd>(p: *const u16, half: usize) -> S::F32 {
         // SAFETY: as above.
-        unsafe { [S::load_f16(p), S::load_f16(p.add(S::LANES))] }
+        unsafe { S::load_f16(p.add(half * S::LANES)) }
     }
     fn to_f32(element: u16) -> f32 {
         half::f16::from_bits(element).to_f32()
     }
 }
 
-/// Activations from element `first` on as f32, in the order in which `weight`'s format loads its elements.
-pub(super) fn pack(isa: Isa, x: Activations<'_>, first: usize, weight: &Matrix<'_>, packed: &mut [f32]) {
-    let order = Order::of(isa, &weight.elements, weight.width);
-    for (row, packed) in packed.chunks_exact_mut(weight.width).enumerate() {
-        let first = first + row * weight.width;
-        packed.iter_mut().enumerate().for_each(|(at, value)| *value = x.get(first + order.element(at)));
+/// Rows of activations as f32, ready to be multiplied with rows of `elements` that are `width` long.
+///
+/// Tiles of [`TILE_ROWS`] rows follow each other (the last one may have fewer). In a tile, the rows' first pairs of vectors
+/// stand side by side, then their second ones, and so on: a tile is read from its beginning to its end. Within a pair,
+/// elements have the order in which those of the weight are loaded.
+pub(super) fn pack(
+    isa: Isa,
+    x: Activations<'_>,
+    row_starts: impl Fn(usize) -> usize,
+    elements: &Elements<'_>,
+    width: usize,
+    packed: &mut [f32],
+) {
+    let order = Order::of(isa, elements, width);
+    let pair = 2 * order.lanes;
+    let pairs = width - width % pair;
+    for (tile, packed) in packed.chunks_mut(TILE_ROWS * width).enumerate() {
+        let rows = packed.len() / width;
+        for row in 0..rows {
+            let start = row_starts(tile * TILE_ROWS + row);
+            for at in (0..pairs).step_by(pair) {
+                let to = &mut packed[at * rows + row * pair..][..pair];
+                to.iter_mut().enumerate().for_each(|(i, to)| *to = x.get(start + at + order.element(i)));
+            }
+            let to = &mut packed[pairs * rows + row * (width - pairs)..][..width - pairs];
+            to.iter_mut().enumerate().for_each(|(i, to)| *to = x.get(start + pairs + i));
+        }
     }
 }
 
@@ -275,6 +297,21 @@ pub(super) fn multiply(isa: Isa, x: &[f32], weight: &Matrix<'_>, out: &mut [f32]
     }
 }
 
+/// Repeats a block for every index below a constant of at most 6. A loop would do the same in more steps of the compiler: too
+/// late for it to keep an array that is indexed in it in registers.
+macro_rules! unrolled {
+    ($i:ident < $end:tt, $body:block) => {
+        unrolled!(@ $i, $end, $body, 0 1 2 3 4 5)
+    };
+    (@ $i:ident, $end:tt, $body:block, $($at:literal)*) => {
+        $(if $at < $end {
+            const { assert!($end <= 6) };
+            let $i = $at;
+            $body
+        })*
+    };
+}
+
 struct Block<'a, F: Format> {
     x: &'a [f32],
     weights: &'a [F::Element],
@@ -289,88 +326,120 @@ impl<F: Format> Kernel for Block<'_, F> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         let rows = self.x.len() / self.width;
-        let depth = if rows > TILE_ROWS { DEPTH } else { self.width };
-        for from in (0..self.width).step_by(depth) {
-            let depth = depth.min(self.width - from);
-            let mut row = 0;
-            while row < rows {
-                // SAFETY: the caller's promises; the tiles lie inside the arrays.
-                unsafe {
-                    match (rows - row, S::LANES) {
-                        (1, _) => self.row_of_tiles::<S, 4, 1>(row, from, depth),
-                        (2, _) => self.row_of_tiles::<S, 4, 2>(row, from, depth),
-                        (3, _) => self.row_of_tiles::<S, 3, 3>(row, from, depth),
-                        // As many accumulators as there are registers.
-                        (_, 16) => self.row_of_tiles::<S, 6, TILE_ROWS>(row, from, depth),
-                        _ => self.row_of_tiles::<S, 3, TILE_ROWS>(row, from, depth),
+        let tiles = rows.div_ceil(TILE_ROWS);
+        let depth = if tiles > 1 { DEPTH } else { self.width };
+        let width = self.width;
+        let slice = |from: usize| from.min(width)..width.min(from + depth);
+        // SAFETY: the caller's promise; the tiles lie inside the arrays.
+        unsafe {
+            // A single tile reads the weights in order, which the processor foresees. Where several read slices of them, it
+            // does not: the next slice is fetched while this one is used.
+            if tiles > 1 {
+                self.fetch::<S>(0..self.columns, slice(0));
+            }
+            for from in (0..width).step_by(depth) {
+                for tile in 0..tiles {
+                    if tiles > 1 {
+                        let part = |tile: usize| self.columns * tile / tiles;
+                        self.fetch::<S>(part(tile)..part(tile + 1), slice(from + depth));
                     }
+                    self.tile_of_rows::<S>(tile * TILE_ROWS, rows, slice(from));
                 }
-                row += TILE_ROWS.min(rows - row);
             }
         }
     }
 }
 
 impl<F: Format> Block<'_, F> {
+    /// Asks for a part of these weight rows.
+    #[inline(always)]
+    unsafe fn fetch<S: Simd>(&self, columns: Range<usize>, depth: Range<usize>) {
+        const LINE: usize = 64;
+        for column in columns {
+            let row = &self.weights[column * self.width..][depth.clone()];
+            for line in (0..size_of_val(row)).step_by(LINE) {
+                // SAFETY: the instruction set is the caller's promise; the address is one of the row.
+                unsafe { S::prefetch(row.as_ptr().byte_add(line).cast()) };
+            }
+        }
+    }
+
+    /// Up to [`TILE_ROWS`] activation rows with all weight rows, summed over a part of the width.
+    #[inline(always)]
+    unsafe fn tile_of_rows<S: Simd>(&mut self, row: usize, rows: usize, depth: Range<usize>) {
+        // SAFETY: the caller's promise; the rows exist.
+        unsafe {
+            match (rows - row, S::LANES) {
+                (1, _) => self.row_of_tiles::<S, 4, 1>(row, depth),
+                (2, _) => self.row_of_tiles::<S, 4, 2>(row, depth),
+                (3, _) => self.row_of_tiles::<S, 3, 3>(row, depth),
+                // As many accumulators as there are registers.
+                (_, 16) => self.row_of_tiles::<S, 6, TILE_ROWS>(row, depth),
+                _ => self.row_of_tiles::<S, 3, TILE_ROWS>(row, depth),
+            }
+        }
+    }
+
     /// `M` activation rows with all weight rows, `N` at a time.
     #[inline(always)]
-    unsafe fn row_of_tiles<S: Simd, const N: usize, const M: usize>(&mut self, row: usize, from: usize, depth: usize) {
+    unsafe fn row_of_tiles<S: Simd, const N: usize, const M: usize>(&mut self, row: usize, depth: Range<usize>) {
         let mut column = 0;
-        // SAFETY: the caller's promises; `column + N` stays within the weight rows.
+        // SAFETY: the caller's promise; `column + N` stays within the weight rows.
         unsafe {
             while column + N <= self.columns {
-                self.tile::<S, N, M>(row, column, from, depth);
+                self.tile::<S, N, M>(row, column, depth.clone());
                 column += N;
             }
             while column < self.columns {
-                self.tile::<S, 1, M>(row, column, from, depth);
+                self.tile::<S, 1, M>(row, column, depth.clone());
                 column += 1;
             }
         }
     }
 
-    /// Sums over `depth` elements from `from` on, for `M` activation rows and `N` weight rows.
-    #[expect(clippy::needless_range_loop, reason = "the loops are unrolled into registers; iterators hide which")]
+    /// Sums over a part of the width, for `M` activation rows and `N` weight rows.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const N: usize, const M: usize>(
-        &mut self,
-        row: usize,
-        column: usize,
-        from: usize,
-        depth: usize,
-    ) {
+    unsafe fn tile<S: Simd, const N: usize, const M: usize>(&mut self, row: usize, column: usize, depth: Range<usize>) {
         debug_assert!((row + M) * self.width <= self.x.len() && (column + N) * self.width <= self.weights.len());
-        debug_assert!(from + depth <= self.width);
+        debug_assert!(depth.end <= self.width && (row + M) * self.columns <= self.out.len());
         let width = self.width;
         // SAFETY: the rows lie in the arrays, as asserted; the instruction set is the caller's promise.
         unsafe {
-            let x = self.x.as_ptr().add(row * width + from);
-            let w = self.weights.as_ptr().add(column * width + from);
+            let x = self.x.as_ptr().add(row * width);
+            let w = self.weights.as_ptr().add(column * width);
+            let pair = 2 * S::LANES;
+            let pairs = width - width % pair;
             // Small tiles hide the latency of an addition with a second accumulator.
             let second = usize::from(N * M <= 4);
             let mut sums = [[[S::splat(0.0); 2]; M]; N];
-            let mut at = 0;
-            while at + 2 * S::LANES <= depth {
-                for n in 0..N {
-                    let [w0, w1] = F::load_pair::<S>(w.add(n * width + at));
-                    for m in 0..M {
-                        let x = x.add(m * width + at);
-                        sums[n][m][0] = S::fma(w0, S::load(x), sums[n][m][0]);
-                        sums[n][m][second] = S::fma(w1, S::load(x.add(S::LANES)), sums[n][m][second]);
-                    }
-                }
-                at += 2 * S::LANES;
+            let mut at = depth.start;
+            while at + pair <= depth.end {
+                unrolled!(half < 2, {
+                    let mut weights = [S::splat(0.0); N];
+                    unrolled!(n < N, {
+                        weights[n] = F::load::<S>(w.add(n * width + at), half);
+                    });
+                    unrolled!(m < M, {
+                        let x = S::load(x.add(at * M + m * pair + half * S::LANES));
+                        unrolled!(n < N, {
+                            let sum = &mut sums[n][m][half * second];
+                            *sum = S::fma(weights[n], x, *sum);
+                        });
+                    });
+                });
+                at += pair;
             }
-            for n in 0..N {
-                for m in 0..M {
+            unrolled!(n < N, {
+                unrolled!(m < M, {
                     let mut sum = S::sum(S::add(sums[n][m][0], sums[n][m][1]));
-                    for i in at..depth {
-                        sum += F::to_f32(*w.add(n * width + i)) * *x.add(m * width + i);
+                    for i in at..depth.end {
+                        let x = x.add(pairs * M + m * (width - pairs) + i - pairs);
+                        sum += F::to_f32(*w.add(n * width + i)) * *x;
                     }
-                    let out = &mut self.out[(row + m) * self.columns + column + n];
-                    *out = if from == 0 { sum } else { *out + sum };
-                }
-            }
+                    let out = self.out.get_unchecked_mut((row + m) * self.columns + column + n);
+                    *out = if depth.start == 0 { sum } else { *out + sum };
+                });
+            });
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | [`matmul`] | products of activations with weights as stored |
 //! | [`linear`] | what becomes of products: stored, GELU, the largest |
 //! | [`attention`] | causal attention over the KV cache |
+//! | [`probe`] | what this machine can do at best |
 //! | `handlers` | the FFI handlers: check shapes and types, call the kernel |
 
 pub mod attention;
@@ -22,6 +23,7 @@ mod isa;
 pub mod linear;
 pub mod matmul;
 mod pool;
+pub mod probe;
 mod simd;
 
 use std::sync::OnceLock;

@@ -31,9 +31,12 @@ pub trait Simd: Copy + 'static {
     unsafe fn exp2_of_integer(n: Self::F32) -> Self::F32;
     /// Sum of all lanes.
     unsafe fn sum(x: Self::F32) -> f32;
-    /// The two halves of `2 * LANES` bf16 elements: those of even number, those of odd number. Both are one instruction from
-    /// the loaded vector, while elements in order would have to be moved.
-    unsafe fn load_bf16_pair(p: *const u16) -> [Self::F32; 2];
+    /// Asks for the cache line at p.
+    unsafe fn prefetch(p: *const u8);
+    /// Of `2 * LANES` bf16 elements those of even number, and those of odd number. Each is one instruction from the loaded
+    /// vector, while elements in order would have to be moved.
+    unsafe fn load_bf16_even(p: *const u16) -> Self::F32;
+    unsafe fn load_bf16_odd(p: *const u16) -> Self::F32;
     unsafe fn load_f16(p: *const u16) -> Self::F32;
 
     /// e to the power of x, NaN for NaN: the polynomial of Cephes' `expf`, within 2 ulp for what f32 holds without subnormal
@@ -116,10 +119,16 @@ impl Simd for Portable {
     unsafe fn sum(x: Self::F32) -> f32 {
         x.iter().sum()
     }
-    unsafe fn load_bf16_pair(p: *const u16) -> [Self::F32; 2] {
+    unsafe fn prefetch(_: *const u8) {}
+    unsafe fn load_bf16_even(p: *const u16) -> Self::F32 {
         // SAFETY: valid for two vectors of elements, the caller says.
         let all = unsafe { p.cast::<[u16; 2 * WIDTH]>().read_unaligned() };
-        [0, 1].map(|odd| each(|i| f32::from_bits(u32::from(all[2 * i + odd]) << 16)))
+        each(|i| f32::from_bits(u32::from(all[2 * i]) << 16))
+    }
+    unsafe fn load_bf16_odd(p: *const u16) -> Self::F32 {
+        // SAFETY: as above.
+        let all = unsafe { p.cast::<[u16; 2 * WIDTH]>().read_unaligned() };
+        each(|i| f32::from_bits(u32::from(all[2 * i + 1]) << 16))
     }
     unsafe fn load_f16(p: *const u16) -> Self::F32 {
         // SAFETY: valid for a vector of elements, the caller says.
@@ -173,6 +182,11 @@ mod x86 {
             round(x: __m256) -> __m256 = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
             exp2_of_integer(n: __m256) -> __m256 =
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127))));
+            prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T1>(p.cast());
+            // A bf16 is the upper half of an f32.
+            load_bf16_even(p: *const u16) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(p.cast())));
+            load_bf16_odd(p: *const u16) -> __m256 =
+                _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(p.cast()), _mm256_set1_epi32(0xffff_0000_u32 as i32)));
             load_f16(p: *const u16) -> __m256 = _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
         }
 
@@ -189,16 +203,6 @@ mod x86 {
                 let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
                 let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
                 _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16_pair(p: *const u16) -> [__m256; 2] {
-            // SAFETY: as above. A bf16 is the upper half of an f32.
-            unsafe {
-                let both = _mm256_loadu_si256(p.cast());
-                let odd = _mm256_and_si256(both, _mm256_set1_epi32(0xffff_0000_u32 as i32));
-                [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)), _mm256_castsi256_ps(odd)]
             }
         }
     }
@@ -220,6 +224,11 @@ mod x86 {
             round(x: __m512) -> __m512 = _mm512_roundscale_ps::<0>(x);
             exp2_of_integer(n: __m512) -> __m512 =
                 _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127))));
+            prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T1>(p.cast());
+            // A bf16 is the upper half of an f32.
+            load_bf16_even(p: *const u16) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(p.cast())));
+            load_bf16_odd(p: *const u16) -> __m512 =
+                _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p.cast()), _mm512_set1_epi32(0xffff_0000_u32 as i32)));
             load_f16(p: *const u16) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
             sum(x: __m512) -> f32 = _mm512_reduce_add_ps(x);
         }
@@ -228,16 +237,6 @@ mod x86 {
         unsafe fn store(p: *mut f32, x: __m512) {
             // SAFETY: as above.
             unsafe { _mm512_storeu_ps(p, x) }
-        }
-
-        #[inline(always)]
-        unsafe fn load_bf16_pair(p: *const u16) -> [__m512; 2] {
-            // SAFETY: as above. A bf16 is the upper half of an f32.
-            unsafe {
-                let both = _mm512_loadu_si512(p.cast());
-                let odd = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-                [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(odd)]
-            }
         }
     }
 }

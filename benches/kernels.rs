@@ -1,0 +1,143 @@
+//! CPU kernels on the shapes of the 2B, beside what the machine can do at that moment: `cargo bench --bench kernels [FILTER]`.
+//!
+//! A share of 1 is the time of reading the operands once, or of the arithmetic, whichever is longer, at rates measured just
+//! before. Shares of a noisy machine are steadier than its rates.
+
+use std::time::Instant;
+
+use gemma_pjrt::kernels::{
+    Isa, Machine,
+    attention::{KvCache, Shape, attention},
+    linear::{Results, linear},
+    matmul::{Activations, Elements, Matrix},
+    probe,
+};
+
+const REPS: usize = 7;
+
+fn main() {
+    let filter = std::env::args().nth(1).filter(|arg| !arg.starts_with("--")).unwrap_or_default();
+    let machine = Machine::whole();
+    println!("{}, {} threads; medians of {REPS}", machine.isa.name(), machine.pool.threads());
+    println!("| kernel | GB/s | GFLOP/s | share of the limit |\n|---|---:|---:|---:|");
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        let machine = Machine { isa, ..machine };
+        for (name, out, width) in [("gate", 16384, 2048), ("down", 2048, 16384)] {
+            for rows in [1, 2, 3, 4, 8, 16, 128] {
+                bench(
+                    machine,
+                    &filter,
+                    &format!("{} linear {name} {rows}", isa.name()),
+                    &mut Linear::new(rows, out, width),
+                );
+            }
+        }
+        for (seq, context) in [(1, 1024), (1, 4096), (128, 1024), (512, 4096)] {
+            let name = format!("{} attention {seq} of {context}", isa.name());
+            bench(machine, &filter, &name, &mut Attending::new(seq, context));
+        }
+    }
+}
+
+trait Work {
+    /// Bytes to read, and floating-point operations.
+    fn cost(&self) -> (f64, f64);
+    fn memory(&self) -> Vec<&[u8]>;
+    fn run(&mut self, machine: Machine<'_>);
+}
+
+fn bench(machine: Machine<'_>, filter: &str, name: &str, work: &mut dyn Work) {
+    if !name.contains(filter) {
+        return;
+    }
+    let (bytes, flops) = work.cost();
+    let mut seconds = Vec::new();
+    let mut shares = Vec::new();
+    for _ in 0..REPS {
+        let (bandwidth, peak) = (probe::read_bandwidth(machine, &work.memory()), probe::peak_flops(machine));
+        let started = Instant::now();
+        work.run(machine);
+        let took = started.elapsed().as_secs_f64();
+        seconds.push(took);
+        shares.push((bytes / bandwidth).max(flops / peak) / took);
+    }
+    let median = |values: &mut Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[REPS / 2]
+    };
+    let (seconds, share) = (median(&mut seconds), median(&mut shares));
+    println!("| {name} | {:.1} | {:.1} | {share:.2} |", bytes / seconds / 1e9, flops / seconds / 1e9);
+}
+
+/// Numbers of bf16 between 1/2 and 1.
+fn numbers(len: usize) -> Vec<u16> {
+    (0..len).map(|i| 0x3f00 | (i.wrapping_mul(37) % 128) as u16).collect()
+}
+
+struct Linear {
+    rows: usize,
+    out: usize,
+    width: usize,
+    x: Vec<u16>,
+    weight: Vec<u16>,
+    results: Vec<u16>,
+}
+
+impl Linear {
+    fn new(rows: usize, out: usize, width: usize) -> Self {
+        Self { rows, out, width, x: numbers(rows * width), weight: numbers(out * width), results: vec![0; rows * out] }
+    }
+}
+
+impl Work for Linear {
+    fn cost(&self) -> (f64, f64) {
+        let elements = (self.out * self.width) as f64;
+        (2.0 * elements, 2.0 * elements * self.rows as f64)
+    }
+    fn memory(&self) -> Vec<&[u8]> {
+        vec![bytemuck::cast_slice(&self.weight)]
+    }
+    fn run(&mut self, machine: Machine<'_>) {
+        let weight = Matrix::new(Elements::Bf16(&self.weight), self.out, self.width);
+        linear(machine, Activations::Bf16(&self.x), weight, Results::Bf16(&mut self.results));
+    }
+}
+
+/// MQA of the 2B: 8 query heads of 256, one key/value head.
+struct Attending {
+    shape: Shape,
+    positions: Vec<i32>,
+    queries: Vec<u16>,
+    keys: Vec<u16>,
+    values: Vec<u16>,
+    results: Vec<u16>,
+}
+
+impl Attending {
+    fn new(seq: usize, context: usize) -> Self {
+        let shape = Shape { batch: 1, seq, heads: 8, kv_heads: 1, head_dim: 256, slots: 1, cache_len: context };
+        Self {
+            shape,
+            positions: (context - seq..context).map(|p| p as i32).collect(),
+            queries: numbers(seq * 2048),
+            keys: numbers(context * 256),
+            values: numbers(context * 256),
+            results: vec![0; seq * 2048],
+        }
+    }
+}
+
+impl Work for Attending {
+    fn cost(&self) -> (f64, f64) {
+        let seen: f64 = self.positions.iter().map(|&p| f64::from(p) + 1.0).sum();
+        ((self.keys.len() * 4) as f64, 4.0 * seen * 2048.0)
+    }
+    fn memory(&self) -> Vec<&[u8]> {
+        vec![bytemuck::cast_slice(&self.keys), bytemuck::cast_slice(&self.values)]
+    }
+    fn run(&mut self, machine: Machine<'_>) {
+        let cache = KvCache { keys: Elements::Bf16(&self.keys), values: Elements::Bf16(&self.values) };
+        let (queries, results) = (Activations::Bf16(&self.queries), Results::Bf16(&mut self.results));
+        attention(machine, self.shape, queries, cache, &self.positions, 0, results);
+    }
+}

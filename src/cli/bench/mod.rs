@@ -1,0 +1,215 @@
+//! `bench`: how fast a model runs here, and how fast it could.
+//!
+//! Every figure stands beside the machine's limit, measured just before it with probes of our own: the bytes that a step must
+//! read over the speed of reading them, or its arithmetic over the speed of multiplying, whichever takes longer.
+
+mod report;
+
+use std::{
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{
+    Outcome,
+    model_args::{Loaded, ModelArgs, Opened},
+    note,
+    process::Memory,
+};
+use crate::{
+    gemma::{Extension, Output, Program},
+    hlo::Mesh,
+    kernels::{Machine, probe},
+    runtime::{Session, cache_len_for},
+    sampling::{Params, Sampler},
+};
+use report::{Figure, Report};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Prompts of these many tokens [default: 16,128,512, as far as the context goes]
+    #[arg(long, short = 'p', value_name = "TOKENS", value_delimiter = ',', value_parser = clap::value_parser!(i64).range(1..))]
+    prompt: Option<Vec<i64>>,
+    /// Tokens to decode; 0 for none
+    #[arg(long, short = 'n', value_name = "TOKENS", default_value = "64", value_parser = clap::value_parser!(i64).range(0..))]
+    decode: i64,
+    /// Sequences that are decoded together
+    #[arg(long, short = 'b', value_name = "N", value_delimiter = ',', default_value = "1,8", value_parser = clap::value_parser!(i64).range(1..=1024))]
+    batch: Vec<i64>,
+    /// Tokens that stand before the decoded ones
+    #[arg(long, short = 'd', value_name = "TOKENS", value_delimiter = ',', default_value = "128", value_parser = clap::value_parser!(i64).range(0..))]
+    depth: Vec<i64>,
+    /// Measurements of each figure; the median is shown
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
+    reps: u32,
+    /// Print one JSON object with all measurements
+    #[arg(long)]
+    json: bool,
+}
+
+/// Tokens of the prompt whose first token is timed from the start of a process.
+const FIRST_TOKEN_PROMPT: i64 = 16;
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let opened = args.model.open()?;
+    let prompts = prompts(args, &opened)?;
+    let loaded = args.model.load(&opened)?;
+    let mut bench = Bench { args, opened: &opened, loaded: &loaded, limits: Vec::new() };
+    let mut figures = Vec::new();
+    for tokens in prompts {
+        figures.push(bench.prefill(tokens)?);
+    }
+    for &depth in args.depth.iter().filter(|_| args.decode > 0) {
+        for &batch in &args.batch {
+            figures.push(bench.decode(depth, batch)?);
+        }
+    }
+    let report = Report {
+        args: &args.model,
+        opened: &opened,
+        loaded: &loaded,
+        memory: Memory::now(),
+        limits: std::mem::take(&mut bench.limits),
+        figures,
+        first_token: first_token(args, &opened)?,
+    };
+    if args.json {
+        println!("{}", report.json());
+    } else {
+        print!("{}", report.markdown());
+    }
+    Ok(Outcome::Done)
+}
+
+/// The prompts' lengths; a default one that is too long for this model is left out.
+fn prompts(args: &Args, opened: &Opened) -> Result<Vec<i64>> {
+    let context = opened.context;
+    let needed = args.prompt.iter().flatten().copied().max().unwrap_or_default();
+    let decoded = args.depth.iter().max().copied().unwrap_or_default() + args.decode;
+    if needed > context || (args.decode > 0 && decoded > context) {
+        bail!("prompts of {needed} tokens and {decoded} tokens after decoding do not fit a context of {context}");
+    }
+    Ok(args.prompt.clone().unwrap_or_else(|| [16, 128, 512].into_iter().filter(|&p| p <= context).collect()))
+}
+
+/// What the machine can do at one moment.
+#[derive(Clone, Copy)]
+struct Limits {
+    bytes_per_second: f64,
+    flops_per_second: f64,
+}
+
+struct Bench<'a> {
+    args: &'a Args,
+    opened: &'a Opened,
+    loaded: &'a Loaded,
+    /// One measurement before each of the figures'; none on other platforms than CPU.
+    limits: Vec<Limits>,
+}
+
+impl Bench<'_> {
+    /// Tokens per second of a prompt's prefill.
+    fn prefill(&mut self, tokens: i64) -> Result<Figure> {
+        let mut session = self.session(1, tokens)?;
+        let prompt = self.tokens(tokens);
+        let work = [Extension { start: 0, tokens }];
+        self.figure(format!("pp{tokens}"), tokens, &work, || {
+            session.prefill(0, 0, &prompt, &Params::GREEDY)?;
+            Ok(1)
+        })
+    }
+
+    /// Tokens per second of all sequences together.
+    fn decode(&mut self, depth: i64, batch: i64) -> Result<Figure> {
+        let steps = self.args.decode;
+        let mut session = self.session(batch, depth + steps)?;
+        let tokens = self.tokens(batch);
+        let params = vec![Params::GREEDY; batch as usize];
+        // The cost of the step in the middle stands for all.
+        let work = vec![Extension { start: depth + steps / 2, tokens: 1 }; batch as usize];
+        let name = format!("tg{steps} @ d{depth}{}", if batch > 1 { format!(", b{batch}") } else { String::new() });
+        self.figure(name, batch * steps, &work, || {
+            let mut next = tokens.clone();
+            for step in 0..steps {
+                next = session.decode(&next, &vec![depth + step; batch as usize], &params)?;
+            }
+            Ok(steps)
+        })
+    }
+
+    fn session(&self, slots: i64, tokens: i64) -> Result<Session> {
+        Ok(Session::new(self.loaded.model.clone(), slots, cache_len_for(tokens, self.opened.context))?)
+    }
+
+    /// Token ids without a pattern.
+    fn tokens(&self, count: i64) -> Vec<u32> {
+        let vocab = self.opened.config.vocab_size as u64;
+        (1..=count as u64).map(|i| (i * 2_654_435_761 % vocab) as u32).collect()
+    }
+
+    /// Measures `run`, which makes `tokens` tokens in the steps that it returns, each of them this work.
+    fn figure(
+        &mut self,
+        name: String,
+        tokens: i64,
+        work: &[Extension],
+        mut run: impl FnMut() -> Result<i64>,
+    ) -> Result<Figure> {
+        note(&format!("measuring {name}"));
+        let model = &self.loaded.model;
+        let program = Program::Decode { output: Output::Token(Sampler::Greedy) };
+        let cost = model.spec(program, 1, 1, 1).cost(work);
+        run()?; // compiles, and touches the weights
+        let mut figure = Figure { name, rates: vec![], shares: vec![] };
+        for _ in 0..self.args.reps {
+            let limits = self.probe();
+            let started = Instant::now();
+            let steps = run()? as f64;
+            let seconds = started.elapsed().as_secs_f64();
+            figure.rates.push(tokens as f64 / seconds);
+            if let Some(limits) = limits {
+                let least = steps * cost.seconds(limits.flops_per_second, limits.bytes_per_second);
+                figure.shares.push(least / seconds);
+            }
+        }
+        Ok(figure)
+    }
+
+    /// Measures the machine, where this process does the work: on one CPU device.
+    fn probe(&mut self) -> Option<Limits> {
+        if !self.loaded.is_cpu || self.args.model.mesh != Mesh::SINGLE {
+            return None;
+        }
+        let weights: Vec<&[u8]> = self.opened.checkpoint().tensors().values().map(|t| t.bytes.bytes()).collect();
+        let machine = Machine::whole();
+        let limits = Limits {
+            bytes_per_second: probe::read_bandwidth(machine, &weights),
+            flops_per_second: probe::peak_flops(machine),
+        };
+        self.limits.push(limits);
+        Some(limits)
+    }
+}
+
+/// Seconds from the start of a process to its first token, of which so many are prefill; one pair for each of the
+/// repetitions.
+fn first_token(args: &Args, opened: &Opened) -> Result<Vec<(f64, f64)>> {
+    note(&format!("measuring the first token of {} processes", args.reps + 1));
+    let tokens = FIRST_TOKEN_PROMPT.min(opened.context - 1);
+    let ids: Vec<String> = (0..tokens).map(|i| (2 + i).to_string()).collect();
+    let one = || -> Result<(f64, f64)> {
+        let mut command = Command::new(std::env::current_exe().context("this program does not know its own file")?);
+        command.args(["generate", "-n", "1", "--json", "--prompt-tokens", &ids.join(",")]);
+        let output = command.args(args.model.to_arguments()).stderr(Stdio::inherit()).output()?;
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("the process that was to make one token ended with {}", output.status))?;
+        let seconds = |name: &str| result["timings"][name].as_f64().context("no timings");
+        Ok((seconds("first_token_seconds")?, seconds("prefill_seconds")?))
+    };
+    one()?; // compiles
+    (0..args.reps).map(|_| one()).collect()
+}

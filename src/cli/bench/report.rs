@@ -1,0 +1,153 @@
+//! What `bench` prints: a markdown table in the manner of llama-bench, or JSON.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use super::{FIRST_TOKEN_PROMPT, Limits, Loaded, ModelArgs, Opened};
+use crate::{
+    cli::process::{Memory, size},
+    gemma::weights::num_parameters,
+    kernels::Machine,
+};
+
+/// Spread of a probe, of its median, above which a machine is called noisy.
+const NOISY: f64 = 0.15;
+
+/// One measured quantity.
+pub(super) struct Figure {
+    pub name: String,
+    /// Tokens per second.
+    pub rates: Vec<f64>,
+    /// The least time at the limits measured just before, over the time taken.
+    pub shares: Vec<f64>,
+}
+
+pub(super) struct Report<'a> {
+    pub args: &'a ModelArgs,
+    pub opened: &'a Opened,
+    pub loaded: &'a Loaded,
+    pub memory: Memory,
+    pub limits: Vec<Limits>,
+    pub figures: Vec<Figure>,
+    /// Seconds to the first token from the start of a process, and those of its prefill.
+    pub first_token: Vec<(f64, f64)>,
+}
+
+impl Report<'_> {
+    /// The table, and what else was measured.
+    pub fn markdown(&self) -> String {
+        let mut out = String::new();
+        out += "| model | size | params | platform | threads | test | tok/s | range | share of the limit |\n";
+        out += "|---|---:|---:|---|---:|---|---:|---:|---:|\n";
+        let (size_, params) = (size(self.weight_bytes()), num_parameters(&self.opened.config) as f64);
+        let params = if params < 1e9 { format!("{:.2} M", params / 1e6) } else { format!("{:.2} B", params / 1e9) };
+        for figure in &self.figures {
+            let [low, middle, high] = spread(&figure.rates);
+            let share = if figure.shares.is_empty() { "-".into() } else { format!("{:.2}", spread(&figure.shares)[1]) };
+            let _ = writeln!(
+                out,
+                "| {} {} | {size_} | {params} | {} {} | {} | {} | {middle:.2} | {low:.2}-{high:.2} | {share} |",
+                self.args.model,
+                self.args.dtype.dtype(),
+                self.loaded.platform,
+                self.args.mesh,
+                self.threads(),
+                figure.name,
+            );
+        }
+        let of = |f: fn(&(f64, f64)) -> f64| spread(&self.first_token.iter().map(f).collect::<Vec<_>>())[1];
+        let compile = self.loaded.model.compile_report();
+        let _ = writeln!(
+            out,
+            "\nFirst token after {:.2} s from the process's start ({FIRST_TOKEN_PROMPT} tokens, programs compiled before); \
+             beyond the prefill {:.2} s.\nLoad {:.2} s; {} programs compiled, {} from the cache, {:.2} s.\nPeak memory {}, \
+             of ours {}.",
+            of(|t| t.0),
+            of(|t| t.0 - t.1),
+            self.loaded.time.as_secs_f64(),
+            compile.compiled,
+            compile.cached,
+            compile.time.as_secs_f64(),
+            size(self.memory.peak),
+            size(self.memory.anonymous),
+        );
+        out += &self.limit("reading the weights, GB/s", |l| l.bytes_per_second / 1e9);
+        out += &self.limit("multiplying in f32, GFLOP/s", |l| l.flops_per_second / 1e9);
+        out
+    }
+
+    /// A line on what the machine could do; nothing where that was not measured.
+    fn limit(&self, what: &str, value: fn(&Limits) -> f64) -> String {
+        if self.limits.is_empty() {
+            return String::new();
+        }
+        let [low, middle, high] = spread(&self.limits.iter().map(value).collect::<Vec<_>>());
+        let noisy = if high - low > NOISY * middle { ": a noisy machine, trust the shares only" } else { "" };
+        format!("Limit, {what}: {middle:.1} ({low:.1}-{high:.1}){noisy}.\n")
+    }
+
+    /// All measurements.
+    pub fn json(&self) -> Value {
+        let figure = |f: &Figure| {
+            json!({
+                "test": f.name,
+                "tokens_per_second": spread(&f.rates)[1],
+                "share_of_limit": (!f.shares.is_empty()).then(|| spread(&f.shares)[1]),
+                "all_tokens_per_second": f.rates,
+                "all_shares_of_limit": f.shares,
+            })
+        };
+        let compile = self.loaded.model.compile_report();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": self.args.model,
+            "weight_bytes": self.weight_bytes(),
+            "parameters": num_parameters(&self.opened.config),
+            "platform": self.loaded.platform,
+            "mesh": self.args.mesh.to_string(),
+            "dtype": self.args.dtype.dtype().to_string(),
+            "kernels": self.loaded.kernels.then(|| Machine::whole().isa.name()),
+            "threads": Machine::whole().pool.threads(),
+            "tests": self.figures.iter().map(figure).collect::<Vec<_>>(),
+            "first_token_seconds": self.first_token.iter().map(|t| t.0).collect::<Vec<_>>(),
+            "first_token_prefill_seconds": self.first_token.iter().map(|t| t.1).collect::<Vec<_>>(),
+            "load_seconds": self.loaded.time.as_secs_f64(),
+            "compile_seconds": compile.time.as_secs_f64(),
+            "programs_compiled": compile.compiled,
+            "programs_cached": compile.cached,
+            "peak_rss_bytes": self.memory.peak,
+            "anonymous_rss_bytes": self.memory.anonymous,
+            "read_bytes_per_second": self.limits.iter().map(|l| l.bytes_per_second).collect::<Vec<_>>(),
+            "flops_per_second": self.limits.iter().map(|l| l.flops_per_second).collect::<Vec<_>>(),
+        })
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.opened.checkpoint().tensors().values().map(|t| t.bytes.bytes().len() as u64).sum()
+    }
+
+    fn threads(&self) -> String {
+        if self.loaded.kernels { Machine::whole().pool.threads().to_string() } else { "-".into() }
+    }
+}
+
+/// Smallest, median and largest.
+fn spread(values: &[f64]) -> [f64; 3] {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    let median = if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 };
+    [sorted[0], median, sorted[sorted.len() - 1]]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_two() {
+        assert_eq!(spread(&[3.0, 1.0, 2.0]), [1.0, 2.0, 3.0]);
+        assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), [1.0, 2.5, 4.0]);
+    }
+}

@@ -1,0 +1,107 @@
+//! What a step costs at least: arithmetic, and bytes read from memory. With a machine's rates for both they are the step's
+//! roofline (Williams, Waterman and Patterson 2009).
+
+use super::{ProgramSpec, weights::tensors};
+
+/// The least work of one device for a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Floating-point operations of products; a multiplication and an addition are two.
+    pub flops: f64,
+    /// Bytes of weights and of the KV cache, each read once.
+    pub bytes: f64,
+}
+
+impl Cost {
+    /// Seconds at these rates, if reading and computing hide each other.
+    pub fn seconds(&self, flops_per_second: f64, bytes_per_second: f64) -> f64 {
+        (self.flops / flops_per_second).max(self.bytes / bytes_per_second)
+    }
+}
+
+/// A sequence's part of a step: `tokens` tokens, after the `start` that are in the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Extension {
+    pub start: i64,
+    pub tokens: i64,
+}
+
+impl ProgramSpec {
+    /// The cost of extending these sequences, with logits after the last token of each.
+    pub fn cost(&self, sequences: &[Extension]) -> Cost {
+        let c = &self.config;
+        let sum = |f: fn(&Extension) -> i64| sequences.iter().map(f).sum::<i64>() as f64;
+        let tokens = sum(|s| s.tokens);
+        let mut cost = Cost { flops: 0.0, bytes: 0.0 };
+        for tensor in tensors(c) {
+            let elements = tensor.local_dims(c, self.mesh).iter().product::<i64>() as f64;
+            let is_output = tensor.name == "lm_head.weight" || c.tie_word_embeddings;
+            let rows = match tensor.name.as_str() {
+                "model.embed_tokens.weight" | "lm_head.weight" if is_output => sequences.len() as f64,
+                "model.embed_tokens.weight" => continue, // a few rows of it are looked up
+                _ if tensor.dims.len() == 2 => tokens,
+                _ => 0.0,
+            };
+            cost.flops += 2.0 * rows * elements;
+            cost.bytes += elements * self.stored.of(&tensor.name).bits() as f64 / 8.0;
+        }
+        let seen = sum(|s| s.tokens * s.start + s.tokens * (s.tokens + 1) / 2);
+        let heads = (c.num_attention_heads / self.mesh.model as i64) as f64;
+        let layers = c.num_hidden_layers as f64;
+        cost.flops += 4.0 * seen * heads * c.head_dim as f64 * layers;
+        let position = 2.0 * (c.kv_heads_per_device(self.mesh) * c.head_dim) as f64 * self.compute.bits() as f64 / 8.0;
+        cost.bytes += sum(|s| s.start + s.tokens) * position * layers;
+        cost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        gemma::{Config, Output, Program, Target, weights::StoredTypes},
+        hlo::{DType, Mesh},
+    };
+
+    /// The 2B: 2.5 G parameters, MQA with one head of 256 in 18 layers.
+    #[test]
+    fn a_step_of_the_2b() {
+        let spec = |mesh| ProgramSpec {
+            program: Program::Decode { output: Output::Logits },
+            target: Target::Tpu,
+            config: Config::preset("gemma-1.1-2b").unwrap(),
+            mesh,
+            compute: DType::BF16,
+            stored: StoredTypes::uniform(DType::BF16),
+            slots: 1,
+            cache_len: 1024,
+            window: 1024,
+        };
+        let one = spec(Mesh::SINGLE).cost(&[Extension { start: 999, tokens: 1 }]);
+        let weights = 2.0 * 2_506_172_416.0;
+        let kv = 1000.0 * 2.0 * 256.0 * 2.0 * 18.0;
+        assert_eq!(one.bytes, weights + kv);
+        let norms = 2048.0 * 37.0;
+        let attention = 4.0 * 1000.0 * 8.0 * 256.0 * 18.0;
+        assert_eq!(one.flops, 2.0 * (2_506_172_416.0 - norms) + attention);
+
+        // A prompt's logits are those of its last token.
+        let prompt = spec(Mesh::SINGLE).cost(&[Extension { start: 0, tokens: 512 }]);
+        let embedding = 256_000.0 * 2048.0;
+        let attention = 4.0 * (512.0 * 513.0 / 2.0) * 8.0 * 256.0 * 18.0;
+        assert_eq!(prompt.flops, 2.0 * 512.0 * (2_506_172_416.0 - norms - embedding) + 2.0 * embedding + attention);
+
+        // Four devices share matrices; each has all norms and the one key/value head.
+        let four = spec(Mesh { data: 1, model: 4 }).cost(&[Extension { start: 999, tokens: 1 }]);
+        let kv_projections = 2.0 * 256.0 * 2048.0 * 18.0;
+        let shared = 2_506_172_416.0 - norms - kv_projections;
+        assert_eq!(four.bytes, 2.0 * (shared / 4.0 + norms + kv_projections) + kv);
+    }
+
+    #[test]
+    fn a_roofline_is_the_slower_of_reading_and_computing() {
+        let cost = Cost { flops: 100.0, bytes: 10.0 };
+        assert_eq!(cost.seconds(10.0, 10.0), 10.0);
+        assert_eq!(cost.seconds(1000.0, 1.0), 10.0);
+    }
+}
