@@ -319,7 +319,7 @@ def odd_one_out(rng, split):
         sorted_out = ", ".join(f"{word}: {other if word == odd else kind}" for word in words)
         question = rng.choice(["Which is the odd one out: {}?", "Find the odd one out: {}.", "Which word does not belong: {}?",
                                "What is the odd one out here: {}?", "Pick the odd one out: {}."]).format(", ".join(words))
-        return ",".join(sorted(words)), [(ask(rng, question), f"{sorted_out}. The others are {kind}, so the odd one out is {odd}.")]
+        return ",".join(sorted(words)), [(ask(rng, question), f"{sorted_out}. The others are {kind}, the odd one is of the {other}: {odd}.")]
 
     return draw(rng, split, "odd-one-out", propose)
 
@@ -332,6 +332,11 @@ def article(word):
 
 def said(person, relation, value, colour):
     return {"place": f"{person} is in the {value}.", "thing": f"{person} has {article(colour)} {value}.", "food": f"{person} likes {value}."}[relation]
+
+
+def judged(sentence, value, asked):
+    """What the passage says beside what is asked, and whether they agree."""
+    return f"{sentence} Asked: {asked}. So {'yes' if value == asked else 'no'}."
 
 
 def passage(rng, split):
@@ -351,12 +356,12 @@ def passage(rng, split):
             wrong = rng.choice(others or {"place": PLACES, "thing": OBJECTS, "food": FOODS}[relation])
             sentence = said(person, relation, value, colour)
             asked = {"place": f"Is {person} in the {{}}?", "thing": f"Does {person} have a {{}}?", "food": f"Does {person} like {{}}?"}[relation]
-            questions.append((asked.format(value), f"{sentence[:-1]}, so yes."))
+            questions.append((asked.format(value), judged(sentence, value, value)))
             if wrong != value:
-                questions.append((asked.format(wrong), f"{sentence[:-1]}, so no."))
+                questions.append((asked.format(wrong), judged(sentence, value, wrong)))
             if relation == "thing":
                 other = rng.choice([c for c in COLOURS if c != colour])
-                questions += [(f"Is the {value} {colour}?", f"The {value} is {colour}, so yes."), (f"Is the {value} {other}?", f"The {value} is {colour}, so no.")]
+                questions += [(f"Is the {value} {c}?", judged(f"The {value} is {colour}.", colour, c)) for c in (colour, other)]
             what = {"place": f"Where is {person}?", "thing": f"What does {person} have?", "food": f"What does {person} like?"}[relation]
             questions.append((what, sentence))
         yes = [q for q in questions if q[1].endswith("yes.")]
@@ -375,6 +380,46 @@ def passage(rng, split):
         return f"{text} {question}", turns
 
     return draw(rng, split, "passage", propose)
+
+
+def lettered(rng, options):
+    """Options with their letters, and what stands between them."""
+    mark, joined = rng.choice([("{}. {}", "\n"), ("{}) {}", "\n"), ("({}) {}", "\n"), ("{}) {}", " ")])
+    return joined.join(mark.format(letter, option) for letter, option in zip("ABCD", options)), joined
+
+
+def any_words(rng, count):
+    """Different things of any kind."""
+    pools = sum(CATEGORIES.values(), []) + [city for city, _ in COUNTRIES.values()] + MONTHS + list(PAST.values()) + [str(n) for n in range(20)]
+    return rng.sample(pools, count)
+
+
+def letters(rng, split):
+    """Which letter stands before what: the last step of a multiple choice, several times."""
+    def propose(rng):
+        options = any_words(rng, 4)
+        listed, joined = lettered(rng, options)
+        asked = rng.sample(options, rng.randint(1, 4))
+        question = rng.choice(["Give the letter of {}.", "Which letter has {}?", "Find the letters: {}."]).format(", ".join(asked))
+        answer = ", ".join(f"{word}: {'ABCD'[options.index(word)]}" for word in asked) + "."
+        return ",".join(options + asked), [(f"{question}{joined}{listed}", answer)]
+
+    return draw(rng, split, "letters", propose)
+
+
+def same(rng, split):
+    """Whether two words are the same, several times: the last step of a question about a passage."""
+    def propose(rng):
+        pairs = []
+        for _ in range(rng.randint(1, 4)):
+            one, other = any_words(rng, 2)
+            pairs.append((one, one if rng.random() < 0.5 else other))
+        listed = ", ".join(f"{one} and {other}" for one, other in pairs)
+        question = rng.choice(["Is it the same: {}?", "Same or different: {}?", "Are these the same: {}?"]).format(listed)
+        answer = " ".join(f"{one}. Asked: {other}. So {'yes' if one == other else 'no'}." for one, other in pairs)
+        return listed, [(ask(rng, question), answer)]
+
+    return draw(rng, split, "same", propose)
 
 
 def multiple_choice(rng, split):
@@ -406,10 +451,9 @@ def multiple_choice(rng, split):
             question, wrong = f"What is the past tense of {verb}?", other(PAST.values(), right)
         options = wrong
         options.insert(rng.randrange(4), right)
-        mark, joined = rng.choice([("{}. {}", "\n"), ("{}) {}", "\n"), ("({}) {}", "\n"), ("{}) {}", " ")])
-        listed = joined.join(mark.format(letter, option) for letter, option in zip("ABCD", options))
+        listed, joined = lettered(rng, options)
         letter = "ABCD"[options.index(right)]
-        answer = f"It is {right}, so the answer is {letter}."
+        answer = f"It is {right}: {letter}."
         return f"{question} {','.join(options)}", [(f"{question}{joined}{listed}", answer)]
 
     return draw(rng, split, "multiple-choice", propose)
@@ -483,8 +527,8 @@ def unknown(rng, split):
 SINGLE_TURN = {
     "capitals": capitals, "small-facts": small_facts, "times-tables": times_tables, "arithmetic": arithmetic, "comparing": comparing,
     "sorting": sorting, "counting": counting, "spelling": spelling, "odd-one-out": odd_one_out, "passage": passage,
-    "multiple-choice": multiple_choice, "small-talk": small_talk, "unknown": unknown,
+    "multiple-choice": multiple_choice, "letters": letters, "same": same, "small-talk": small_talk, "unknown": unknown,
 }
 SKILLS = SINGLE_TURN | {"recall": recall}
-SHARES = {"capitals": 8, "small-facts": 8, "times-tables": 9, "arithmetic": 9, "comparing": 7, "sorting": 9, "counting": 5, "spelling": 11,
-          "odd-one-out": 7, "passage": 10, "multiple-choice": 11, "small-talk": 1, "unknown": 2, "recall": 5}
+SHARES = {"capitals": 6, "small-facts": 6, "times-tables": 7, "arithmetic": 8, "comparing": 7, "sorting": 9, "counting": 5, "spelling": 11,
+          "odd-one-out": 8, "passage": 11, "multiple-choice": 10, "letters": 6, "same": 5, "small-talk": 1, "unknown": 2, "recall": 6}
