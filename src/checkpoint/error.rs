@@ -15,6 +15,10 @@ pub enum CheckpointError {
     Unreadable { path: PathBuf, problem: String },
     #[error("the checkpoint does not fit the model that its config.json describes:\n{0}")]
     Mismatch(String),
+    #[error(
+        "{tensor} is stored as {found}; only float checkpoints (BF16, F16, F32) can be quantised. Start from the original"
+    )]
+    NotQuantizable { tensor: String, found: String },
     #[error("cannot write {path}: {cause}")]
     Write { path: PathBuf, cause: std::io::Error },
 }

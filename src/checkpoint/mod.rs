@@ -2,10 +2,12 @@
 
 mod error;
 mod open;
+mod quantize;
 mod random;
 mod write;
 
 pub use error::CheckpointError;
 pub use open::{Checkpoint, Tensor};
+pub use quantize::{quantize_rows, write_quantized};
 pub use random::write_random;
 pub use write::{ALIGNMENT, write_safetensors};

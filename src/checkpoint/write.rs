@@ -28,7 +28,10 @@ pub fn write_safetensors(
     let mut offset = 0;
     for (name, dtype, dims) in tensors {
         let end = offset + dims.iter().product::<i64>() as usize * dtype.bits() / 8;
-        let dtype = dtype.name().to_uppercase();
+        let dtype = match dtype {
+            DType::S8 => "I8".to_owned(),
+            dtype => dtype.name().to_uppercase(),
+        };
         header.insert(name.clone(), serde_json::json!({"dtype": dtype, "shape": dims, "data_offsets": [offset, end]}));
         offset = end;
     }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     gemma::{Config, Output, Program, ProgramSpec, Target, weights::StoredTypes},
-    hlo::{Mesh, proto, to_text},
+    hlo::{DType, Mesh, proto, to_text},
     pjrt::{self, CompileOptions, Device},
     runtime::{signature, window_for},
     sampling::Sampler,
@@ -72,9 +72,9 @@ pub struct Args {
     output: OutputName,
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: Compute,
-    /// Type of the weights as stored
+    /// Type of the matrices as stored
     #[arg(long, value_enum, default_value = "bf16")]
-    weights: Compute,
+    weights: Stored,
     /// For CPU, XLA's own operations instead of calls of this program's kernels
     #[arg(long)]
     native: bool,
@@ -88,6 +88,14 @@ pub struct Args {
     /// Write to this file instead of standard output
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
+}
+
+/// How matrices are stored.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Stored {
+    Bf16,
+    F32,
+    Int8,
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
@@ -165,7 +173,11 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
         config,
         mesh: args.mesh,
         compute: args.dtype.dtype(),
-        stored: StoredTypes::uniform(args.weights.dtype()),
+        stored: match args.weights {
+            Stored::Bf16 => StoredTypes::uniform(DType::BF16),
+            Stored::F32 => StoredTypes::uniform(DType::F32),
+            Stored::Int8 => StoredTypes::int8(DType::BF16),
+        },
         slots: args.slots,
         cache_len: args.context,
         window,

@@ -6,10 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{Outcome, model_files::ModelFiles, process::size};
-use crate::{
-    checkpoint::ALIGNMENT,
-    gemma::weights::{num_parameters, tensors},
-};
+use crate::{checkpoint::ALIGNMENT, gemma::weights::num_parameters, runtime::select};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -39,10 +36,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         total += bytes;
         aligned += if tensor.bytes.is_aligned(ALIGNMENT) { bytes } else { 0 };
     }
-    let specs = tensors(&config);
-    let needed: Vec<(&str, &[i64])> = specs.iter().map(|s| (s.name.as_str(), s.dims.as_slice())).collect();
-    let optional: &[&str] = if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
-    let fit = checkpoint.select(&needed, optional).map(drop);
+    let fit = select(&checkpoint, &config).map(drop);
     let tokenizer = files.tokenizer();
     let kv_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
 

@@ -15,6 +15,7 @@ mod model_files;
 mod plugins;
 mod process;
 mod progress;
+mod quantize;
 mod score;
 
 use std::{process::ExitCode, time::Instant};
@@ -50,6 +51,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Make a checkpoint with random weights, for tests and benchmarks
     Init(init::Args),
+    /// Write a checkpoint with smaller weights
+    Quantize(quantize::Args),
     /// List, install and verify PJRT plugins
     Plugins(plugins::Args),
 }
@@ -75,6 +78,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Devices(args) => devices::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Init(args) => init::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Plugins(args) => plugins::run(&args),
     };
     match result {

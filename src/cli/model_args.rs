@@ -10,7 +10,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use super::{model_files::ModelFiles, note, progress::DownloadProgress};
+use super::{
+    model_files::ModelFiles,
+    note,
+    progress::DownloadProgress,
+    quantize::{Weights, quantized},
+};
 use crate::{
     checkpoint::Checkpoint,
     gemma::Config,
@@ -94,10 +99,13 @@ pub struct ModelArgs {
     /// Type of activations and KV cache; weights stay as they are stored
     #[arg(long, value_enum, default_value = "bf16")]
     pub dtype: Compute,
+    /// Store matrices so: quantised when first asked for, and kept [default: as they are]
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
     /// Longest context in tokens, prompt and answer together [default: what the model was trained for]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(i64).range(1..))]
     pub context: Option<i64>,
-    /// CPU threads [default: as many as there are cores]
+    /// Threads of the CPU kernels [default: as many as there are cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// On CPU, compute with XLA's own operations instead of this program's kernels
@@ -153,11 +161,14 @@ pub struct Loaded {
 impl ModelArgs {
     /// Reads and checks everything but the weights.
     pub fn open(&self) -> Result<Opened> {
-        let files = ModelFiles::locate(&self.model, self.platform.offline)?;
+        let mut files = ModelFiles::locate(&self.model, self.platform.offline)?;
         let config = files.config()?;
+        files.introduce(&config);
+        if let Some(weights) = self.weights {
+            files = quantized(files, weights)?;
+        }
         let checkpoint = files.checkpoint()?;
         let tokenizer = files.tokenizer()?;
-        files.introduce(&config);
         let trained = config.max_position_embeddings;
         if self.context.is_some_and(|context| context > trained) {
             bail!(
@@ -207,6 +218,7 @@ impl ModelArgs {
         add("--plugin", self.platform.plugin.as_ref().map(Into::into));
         add("--mesh", Some(self.mesh.to_string().into()));
         add("--dtype", name(self.dtype.to_possible_value()));
+        add("--weights", name(self.weights.and_then(|w| w.to_possible_value())));
         add("--context", self.context.map(|c| c.to_string().into()));
         add("--threads", self.threads.map(|t| t.to_string().into()));
         list.extend(self.platform.offline.then(|| "--offline".into()));

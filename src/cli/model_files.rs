@@ -46,15 +46,56 @@ impl ModelFiles {
 
     /// `config.json`; remarks go to stderr.
     pub fn config(&self) -> Result<Config> {
-        let Self::Directory(dir) = self else {
-            return Ok(Config::parse(demo::CONFIG).expect("the embedded config is right").0);
-        };
+        let (name, text) = self.config_text()?;
+        let (config, remarks) = Config::parse(&text).context(name)?;
+        remarks.iter().for_each(|remark| note(&format!("note: {remark}")));
+        Ok(config)
+    }
+
+    /// `config.json` as it is.
+    pub fn config_json(&self) -> Result<serde_json::Value> {
+        let (name, text) = self.config_text()?;
+        serde_json::from_str(&text).context(name)
+    }
+
+    /// Name and text of `config.json`.
+    fn config_text(&self) -> Result<(String, String)> {
+        let Self::Directory(dir) = self else { return Ok(("the demo model".into(), demo::CONFIG.into())) };
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("{} cannot be read; copy it from the model's repository", path.display()))?;
-        let (config, remarks) = Config::parse(&text).with_context(|| format!("{}", path.display()))?;
-        remarks.iter().for_each(|remark| note(&format!("note: {remark}")));
-        Ok(config)
+        Ok((path.display().to_string(), text))
+    }
+
+    /// Name and content of the files beside weights and config.
+    pub fn others(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        const NAMES: [&str; 4] =
+            ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
+        let Self::Directory(dir) = self else {
+            return Ok(vec![(NAMES[0], demo::TOKENIZER.into()), (NAMES[1], demo::TOKENIZER_CONFIG.into())]);
+        };
+        let present = NAMES.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
+        let read = |(name, path): (&'static str, PathBuf)| {
+            let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Ok((name, bytes))
+        };
+        present.map(read).collect()
+    }
+
+    /// What tells these weights from others: path, size and time of change of each file.
+    pub fn fingerprint(&self) -> Result<String> {
+        let Self::Directory(dir) = self else { return Ok(format!("demo {}", env!("CARGO_PKG_VERSION"))) };
+        let mut lines = Vec::new();
+        for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "safetensors") {
+                let path = path.canonicalize()?; // the hub's cache has links
+                let metadata = path.metadata()?;
+                lines.push(format!("{} {} {:?}", path.display(), metadata.len(), metadata.modified()?));
+            }
+        }
+        lines.sort();
+        Ok(lines.join("\n"))
     }
 
     /// The weights, mapped.
@@ -77,9 +118,9 @@ impl ModelFiles {
     pub fn introduce(&self, config: &Config) {
         if let Self::Demo = self {
             note(&format!(
-                "note: this is the tiny demo model ({:.1} million parameters), early in its training. It has begun to learn capitals \
-                 and other small facts, and to remember what you tell it; sums, sorting and spelling are mostly wrong. For Gemma \
-                 itself: --model google/gemma-1.1-2b-it (with HF_TOKEN set), or --model DIR",
+                "note: this is the tiny demo model ({:.1} million parameters). It knows capitals and other small facts, sums, \
+                 sorting, spelling and the like, answers questions about a short passage, and remembers what you tell it. For \
+                 Gemma itself: --model google/gemma-1.1-2b-it (with HF_TOKEN set), or --model DIR",
                 num_parameters(config) as f64 / 1e6
             ));
         }

@@ -1,6 +1,6 @@
 //! The demo model: a tiny Gemma that scripts/demo-model trains, in Hugging Face layout, embedded in the program. It is
-//! taught capitals and other small facts, arithmetic, comparing, sorting, counting, spelling, and to remember what it was told;
-//! the scripts' README says how far it has come.
+//! taught capitals and other small facts, arithmetic, comparing, sorting, counting, spelling, reading short passages, and to
+//! remember what it was told.
 
 use std::sync::Arc;
 
@@ -12,8 +12,10 @@ use crate::{
 
 /// `config.json`.
 pub const CONFIG: &str = include_str!("config.json");
-const TOKENIZER: &[u8] = include_bytes!("tokenizer.json");
-const TOKENIZER_CONFIG: &str = include_str!("tokenizer_config.json");
+/// `tokenizer.json`.
+pub const TOKENIZER: &[u8] = include_bytes!("tokenizer.json");
+/// `tokenizer_config.json`.
+pub const TOKENIZER_CONFIG: &str = include_str!("tokenizer_config.json");
 static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("model.safetensors"));
 
 /// Bytes on a 64-byte boundary, so that the CPU plugin uses the weights where they lie in the program.

@@ -1,7 +1,7 @@
 //! What a step costs at least: arithmetic, and bytes read from memory. With a machine's rates for both they are the step's
 //! roofline (Williams, Waterman and Patterson 2009).
 
-use super::{ProgramSpec, weights::tensors};
+use super::{ProgramSpec, weights::parameters};
 
 /// The least work of one device for a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,7 +33,7 @@ impl ProgramSpec {
         let sum = |f: fn(&Extension) -> i64| sequences.iter().map(f).sum::<i64>() as f64;
         let tokens = sum(|s| s.tokens);
         let mut cost = Cost { flops: 0.0, bytes: 0.0 };
-        for tensor in tensors(c) {
+        for tensor in parameters(c, &self.stored) {
             let elements = tensor.local_dims(c, self.mesh).iter().product::<i64>() as f64;
             let is_output = tensor.name == "lm_head.weight" || c.tie_word_embeddings;
             let rows = match tensor.name.as_str() {

@@ -72,15 +72,21 @@ pub(super) fn embed<'g>(cx: Context<'_>, tokens: Op<'g>, weights: &Weights<'g>) 
     let graph = tokens.graph();
     let _scope = graph.scope("embed");
     let table = weights.embed_tokens; // [vocab, hidden]
+    let look_up = |tokens: Op<'g>| {
+        let rows = table.elements.take_rows(tokens);
+        let Some(scale) = table.scale else { return rows.convert(cx.dtype) };
+        let scale = scale.reshape(&[table.rows(), 1]).take_rows(tokens); // [batch, seq, 1]
+        (rows.convert(DType::F32) * scale).convert(cx.dtype)
+    };
     let rows = if cx.mesh.model == 1 {
-        table.take_rows(tokens).convert(cx.dtype)
+        look_up(tokens)
     } else {
-        let vocab = table.dim(0);
+        let vocab = table.rows();
         let local = tokens - cx.mesh.model_rank(graph) * vocab as f64;
         let (zero, end) = (graph.scalar(DType::S32, 0.0), graph.scalar(DType::S32, vocab as f64));
         let [batch, seq] = [tokens.dim(0), tokens.dim(1)];
         let here = local.ge(zero).and(local.lt(end)).reshape(&[batch, seq, 1]);
-        let rows = table.take_rows(local.clamp(zero, end - 1.0)).convert(cx.dtype);
+        let rows = look_up(local.clamp(zero, end - 1.0));
         cx.mesh.sum(here.select(rows, graph.scalar(cx.dtype, 0.0)))
     };
     rows * (cx.config.hidden_size as f64).sqrt() // [batch, seq, hidden]
@@ -143,8 +149,8 @@ fn attention<'g>(
     let _scope = graph.scope("attention");
     let head_dim = cx.config.head_dim;
     let [batch, seq] = [x.dim(0), x.dim(1)];
-    let heads = weights.q_proj.dim(0) / head_dim;
-    let kv_heads = weights.k_proj.dim(0) / head_dim;
+    let heads = weights.q_proj.rows() / head_dim;
+    let kv_heads = weights.k_proj.rows() / head_dim;
 
     let q = cx.target.linear(x, weights.q_proj, cx.dtype).reshape(&[batch, seq, heads, head_dim]);
     let k = cx.target.linear(x, weights.k_proj, cx.dtype).reshape(&[batch, seq, kv_heads, head_dim]);

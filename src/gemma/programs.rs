@@ -1,12 +1,12 @@
 //! The programs that run the model: prefill, decode, score.
 //!
-//! Every program takes its own inputs first, then all weights in the order of [`weights::tensors`], then each layer's keys
+//! Every program takes its own inputs first, then all weights in the order of [`weights::parameters`], then each layer's keys
 //! and values; it returns its own outputs first, then the updated caches, which reuse the memory of those passed in.
 
 use super::{
     Cache, Config, Target,
     layers::{CacheAccess, Context, Positions, decoder_layer, embed, largest_logit, logits},
-    weights::{LAYER_TENSORS, LayerWeights, StoredTypes, Weights},
+    weights::{LayerWeights, StoredTypes, Weights},
 };
 use crate::{
     hlo::{Computation, DType, Graph, HloError, Mesh, Module, Op, Shape},
@@ -79,10 +79,10 @@ impl ProgramSpec {
             Program::Trace { bucket } => format!("trace-t{bucket}"),
         };
         let data = if mesh.data > 1 { format!("dp{}-", mesh.data) } else { String::new() };
-        let stored = if self.stored.default == self.compute && self.stored.exceptions.is_empty() {
+        let stored = if self.stored == StoredTypes::uniform(self.compute) {
             String::new()
         } else {
-            format!("-w{}", self.stored.default)
+            format!("-w{}", self.stored.matrices)
         };
         let target = self.target.name();
         format!("{program}-b{slots}-w{window}-c{cache_len}-{data}tp{}-{}{stored}-{target}", mesh.model, self.compute)
@@ -174,18 +174,21 @@ impl ProgramSpec {
         let mut computations: Vec<(Vec<Shape>, Computation)> = Vec::new();
         for (layer, (layer_weights, &cache)) in weights.layers.iter().zip(&given).enumerate() {
             let _scope = graph.scope(&format!("layer.{layer}"));
+            let (weight_names, weight_ops): (Vec<String>, Vec<Op<'g>>) = layer_weights.to_list().into_iter().unzip();
             let mut arguments = vec![hidden[layer], cache.keys, cache.values];
-            arguments.extend(layer_weights.to_list());
+            arguments.extend(&weight_ops);
             arguments.extend(positions.to_list());
             let shapes: Vec<Shape> = arguments.iter().map(|op| op.shape()).collect();
-            let names = ["x", "keys", "values"].into_iter().chain(LAYER_TENSORS).chain(["positions", "slot", "start"]);
+            let names = ["x", "keys", "values"].into_iter().chain(weight_names.iter().map(String::as_str));
+            let names = names.chain(["positions", "slot", "start"]);
             let parameters: Vec<(&str, Shape)> = names.zip(shapes.iter().cloned()).collect();
             // All layers are calls of one computation, unless a checkpoint stores some in other types.
             let known = computations.iter().position(|(s, _)| *s == shapes).unwrap_or_else(|| {
                 let computation = graph.computation("decoder_layer", &parameters, |_, p| {
                     let cache = Cache { keys: p[1], values: p[2] };
-                    let weights = LayerWeights::from_list(&p[3..12]);
-                    let positions = Positions::from_list(&p[12..], window);
+                    let (weights, positions) = p[3..].split_at(weight_ops.len());
+                    let weights = LayerWeights::take(&mut weights.iter().copied(), layer_weights.quantised());
+                    let positions = Positions::from_list(positions, window);
                     let (x, cache) = decoder_layer(cx, p[0], &weights, cache, &positions);
                     vec![x, cache.keys, cache.values]
                 });
@@ -252,7 +255,7 @@ impl<'g> Head<'g> {
         match self {
             Self::Greedy => {
                 let [value, index] = largest_logit(spec.context(), rows, weights);
-                sampling::largest(value, index, weights.lm_head.dim(0), spec.mesh)
+                sampling::largest(value, index, weights.lm_head.rows(), spec.mesh)
             }
             Self::Sample(params) => sampling::sample(logits(), &params, positions, spec.mesh),
             Self::Logits => spec.mesh.gather(logits(), 1),

@@ -1,7 +1,10 @@
 //! What depends on the platform: the few primitives of the layers that a [`Target`] lowers in its own way. The layers
 //! themselves are the same everywhere.
 
-use super::layers::{CacheAccess, Positions, last_dimension};
+use super::{
+    layers::{CacheAccess, Positions, last_dimension},
+    weights::Matrix,
+};
 use crate::hlo::{DType, DotDims, Op, Shape};
 
 /// The platform that a program is emitted for.
@@ -38,12 +41,12 @@ impl Target {
     }
 
     /// `x wᵀ`: `[..., in]` by `[out, in]` to `[..., out]`, accumulated in f32 and rounded to `out`.
-    pub(super) fn linear<'g>(self, x: Op<'g>, weight: Op<'g>, out: DType) -> Op<'g> {
+    pub(super) fn linear<'g>(self, x: Op<'g>, weight: Matrix<'g>, out: DType) -> Op<'g> {
         let (x, mut dims) = rows(x);
-        dims.push(weight.dim(0));
+        dims.push(weight.rows());
         let product = if self == (Self::Cpu { kernels: true }) {
-            let shape = Shape::new(out, [x.dim(0), weight.dim(0)]);
-            x.graph().custom_call("gemma_pjrt.linear", &[x, weight], &[shape], &[])[0]
+            let shape = Shape::new(out, [x.dim(0), weight.rows()]);
+            kernel("gemma_pjrt.linear", x, &[weight], &[shape])[0]
         } else {
             self.matmul(x, weight).convert(out)
         };
@@ -51,12 +54,12 @@ impl Target {
     }
 
     /// `gelu(x gateᵀ) · (x upᵀ)`, in f32 and rounded to `out`: `[..., in]` by twice `[mlp, in]` to `[..., mlp]`.
-    pub(super) fn gated_linear<'g>(self, x: Op<'g>, gate: Op<'g>, up: Op<'g>, out: DType) -> Op<'g> {
+    pub(super) fn gated_linear<'g>(self, x: Op<'g>, gate: Matrix<'g>, up: Matrix<'g>, out: DType) -> Op<'g> {
         let (x, mut dims) = rows(x);
-        dims.push(gate.dim(0));
+        dims.push(gate.rows());
         let product = if self == (Self::Cpu { kernels: true }) {
-            let shape = Shape::new(out, [x.dim(0), gate.dim(0)]);
-            x.graph().custom_call("gemma_pjrt.gate_up", &[x, gate, up], &[shape], &[])[0]
+            let shape = Shape::new(out, [x.dim(0), gate.rows()]);
+            kernel("gemma_pjrt.gate_up", x, &[gate, up], &[shape])[0]
         } else {
             (gelu_tanh(self.matmul(x, gate)) * self.matmul(x, up)).convert(out)
         };
@@ -65,12 +68,12 @@ impl Target {
 
     /// The largest element of each row of `x wᵀ` and its column, `f32[rows]` and `s32[rows]` from `[rows, in]` and
     /// `[out, in]`; the first one where several are equal.
-    pub(super) fn linear_max<'g>(self, x: Op<'g>, weight: Op<'g>) -> [Op<'g>; 2] {
+    pub(super) fn linear_max<'g>(self, x: Op<'g>, weight: Matrix<'g>) -> [Op<'g>; 2] {
         if self != (Self::Cpu { kernels: true }) {
             return self.linear(x, weight, DType::F32).max_with_index();
         }
         let results = [DType::F32, DType::S32].map(|dtype| Shape::new(dtype, [x.dim(0)]));
-        let found = x.graph().custom_call("gemma_pjrt.linear_max", &[x, weight], &results, &[]);
+        let found = kernel("gemma_pjrt.linear_max", x, &[weight], &results);
         [found[0], found[1]]
     }
 
@@ -119,7 +122,13 @@ impl Target {
     }
 
     /// `f32[rows, out]` from `[rows, in]` and `[out, in]`.
-    fn matmul<'g>(self, x: Op<'g>, weight: Op<'g>) -> Op<'g> {
+    fn matmul<'g>(self, x: Op<'g>, weight: Matrix<'g>) -> Op<'g> {
+        let product = self.product(x, weight.elements);
+        weight.scale.map_or(product, |scale| product * scale)
+    }
+
+    /// As [`Self::matmul`], without a scale.
+    fn product<'g>(self, x: Op<'g>, weight: Op<'g>) -> Op<'g> {
         let contract_last = DotDims { lhs_contract: vec![1], rhs_contract: vec![1], ..DotDims::default() };
         let dtype = x.shape().dtype;
         if !self.is_cpu() {
@@ -158,6 +167,14 @@ impl Target {
     fn uncached<'g>(self, x: Op<'g>, compute: DType) -> Op<'g> {
         if x.shape().dtype == compute { x } else { x.bitcast_convert(compute) }
     }
+}
+
+/// Calls a kernel with activations and weights; scales come after the weights.
+fn kernel<'g>(name: &str, x: Op<'g>, weights: &[Matrix<'g>], results: &[Shape]) -> Vec<Op<'g>> {
+    let elements = weights.iter().map(|weight| weight.elements);
+    let scales = weights.iter().filter_map(|weight| weight.scale);
+    let operands: Vec<Op<'g>> = std::iter::once(x).chain(elements).chain(scales).collect();
+    x.graph().custom_call(name, &operands, results, &[])
 }
 
 /// `[..., width]` as `[rows, width]`, and the dims before the last.

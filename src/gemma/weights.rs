@@ -71,13 +71,21 @@ pub const LAYER_TENSORS: [&str; 9] = [
     "mlp.down_proj",
 ];
 
-/// All tensors, in the order in which programs take them.
+const EMBED_TOKENS: &str = "model.embed_tokens.weight";
+const LM_HEAD: &str = "lm_head.weight";
+
+/// Name of one of [`LAYER_TENSORS`].
+fn layer_tensor(layer: i64, part: &str) -> String {
+    format!("model.layers.{layer}.{part}.weight")
+}
+
+/// All tensors. Programs take them in this order, see [`parameters`].
 pub fn tensors(config: &Config) -> Vec<TensorSpec> {
     let c = config;
     let (hidden, mlp) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
     let tensor = |name: String, dims: &[i64], sharding| TensorSpec { name, dims: dims.to_vec(), sharding };
-    let mut all = vec![tensor("model.embed_tokens.weight".into(), &[c.vocab_size, hidden], Sharding::Rows)];
+    let mut all = vec![tensor(EMBED_TOKENS.into(), &[c.vocab_size, hidden], Sharding::Rows)];
     for layer in 0..c.num_hidden_layers {
         let parts: [(&[i64], Sharding); 9] = [
             (&[hidden], Sharding::Replicated),
@@ -91,12 +99,12 @@ pub fn tensors(config: &Config) -> Vec<TensorSpec> {
             (&[hidden, mlp], Sharding::Columns),
         ];
         for (part, (dims, sharding)) in LAYER_TENSORS.iter().zip(parts) {
-            all.push(tensor(format!("model.layers.{layer}.{part}.weight"), dims, sharding));
+            all.push(tensor(layer_tensor(layer, part), dims, sharding));
         }
     }
     all.push(tensor("model.norm.weight".into(), &[hidden], Sharding::Replicated));
     if !c.tie_word_embeddings {
-        all.push(tensor("lm_head.weight".into(), &[c.vocab_size, hidden], Sharding::Rows));
+        all.push(tensor(LM_HEAD.into(), &[c.vocab_size, hidden], Sharding::Rows));
     }
     all
 }
@@ -106,103 +114,173 @@ pub fn num_parameters(config: &Config) -> i64 {
     tensors(config).iter().map(|t| t.dims.iter().product::<i64>()).sum()
 }
 
-/// One decoder layer's weights, as ops. Matrices are `[out, in]`, this device's part.
+/// A matrix, `[out, in]`, this device's part.
+#[derive(Clone, Copy)]
+pub struct Matrix<'g> {
+    pub elements: Op<'g>,
+    /// Of quantised elements (s8): what each row is to be multiplied by, `f32[out]`.
+    pub scale: Option<Op<'g>>,
+}
+
+impl<'g> Matrix<'g> {
+    /// Takes its ops: the elements, and the scale that follows them where they are quantised.
+    fn take(ops: &mut impl Iterator<Item = Op<'g>>, quantised: bool) -> Self {
+        let elements = ops.next().expect("parameters() lists all tensors");
+        Self { elements, scale: quantised.then(|| ops.next().expect("and their scales")) }
+    }
+
+    /// Number of outputs.
+    pub fn rows(&self) -> i64 {
+        self.elements.dim(0)
+    }
+}
+
+/// One decoder layer's weights, as ops.
 #[derive(Clone, Copy)]
 pub struct LayerWeights<'g> {
     pub input_layernorm: Op<'g>,
-    pub q_proj: Op<'g>,
-    pub k_proj: Op<'g>,
-    pub v_proj: Op<'g>,
-    pub o_proj: Op<'g>,
+    pub q_proj: Matrix<'g>,
+    pub k_proj: Matrix<'g>,
+    pub v_proj: Matrix<'g>,
+    pub o_proj: Matrix<'g>,
     pub post_attention_layernorm: Op<'g>,
-    pub gate_proj: Op<'g>,
-    pub up_proj: Op<'g>,
-    pub down_proj: Op<'g>,
+    pub gate_proj: Matrix<'g>,
+    pub up_proj: Matrix<'g>,
+    pub down_proj: Matrix<'g>,
 }
 
 impl<'g> LayerWeights<'g> {
-    /// From a list in the order of [`tensors`].
-    pub fn from_list(ops: &[Op<'g>]) -> Self {
+    /// Takes the ops of a layer's tensors, in the order of [`parameters`]. `quantised` says of each of [`LAYER_TENSORS`] whether
+    /// a scale follows it.
+    pub fn take(ops: &mut impl Iterator<Item = Op<'g>>, quantised: [bool; 9]) -> Self {
         let [input_layernorm, q_proj, k_proj, v_proj, o_proj, post_attention_layernorm, gate_proj, up_proj, down_proj] =
-            ops[..]
-        else {
-            unreachable!("a layer has nine tensors, tensors() lists them")
-        };
+            quantised.map(|quantised| Matrix::take(ops, quantised));
         Self {
-            input_layernorm,
+            input_layernorm: input_layernorm.elements,
             q_proj,
             k_proj,
             v_proj,
             o_proj,
-            post_attention_layernorm,
+            post_attention_layernorm: post_attention_layernorm.elements,
             gate_proj,
             up_proj,
             down_proj,
         }
     }
-}
 
-impl<'g> LayerWeights<'g> {
-    /// The list that [`Self::from_list`] takes.
-    pub fn to_list(self) -> [Op<'g>; 9] {
+    /// In the order of [`LAYER_TENSORS`].
+    fn tensors(self) -> [Matrix<'g>; 9] {
+        let norm = |elements| Matrix { elements, scale: None };
         [
-            self.input_layernorm,
+            norm(self.input_layernorm),
             self.q_proj,
             self.k_proj,
             self.v_proj,
             self.o_proj,
-            self.post_attention_layernorm,
+            norm(self.post_attention_layernorm),
             self.gate_proj,
             self.up_proj,
             self.down_proj,
         ]
+    }
+
+    /// Which of [`LAYER_TENSORS`] are quantised.
+    pub fn quantised(self) -> [bool; 9] {
+        self.tensors().map(|tensor| tensor.scale.is_some())
+    }
+
+    /// The ops that [`Self::take`] takes, with their names.
+    pub fn to_list(self) -> Vec<(String, Op<'g>)> {
+        let named = |(name, tensor): (&str, Matrix<'g>)| {
+            let scale = tensor.scale.map(|scale| (format!("{name}{SCALE}"), scale));
+            std::iter::once((name.to_owned(), tensor.elements)).chain(scale).collect::<Vec<_>>()
+        };
+        LAYER_TENSORS.into_iter().zip(self.tensors()).flat_map(named).collect()
     }
 }
 
 /// All weights, as ops.
 pub struct Weights<'g> {
     /// `[vocab / devices, hidden]`
-    pub embed_tokens: Op<'g>,
+    pub embed_tokens: Matrix<'g>,
     pub layers: Vec<LayerWeights<'g>>,
     pub norm: Op<'g>,
     /// `[vocab / devices, hidden]`: the embedding itself where tied.
-    pub lm_head: Op<'g>,
+    pub lm_head: Matrix<'g>,
 }
 
-/// Element type of each tensor as stored, by name; all others are of type `default`.
+/// Element type of each tensor as stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredTypes {
-    pub default: DType,
+    pub matrices: DType,
+    pub norms: DType,
+    /// Tensors of another type, by name.
     pub exceptions: BTreeMap<String, DType>,
 }
 
 impl StoredTypes {
     /// All tensors of one type.
     pub fn uniform(dtype: DType) -> Self {
-        Self { default: dtype, exceptions: BTreeMap::new() }
+        Self { matrices: dtype, norms: dtype, exceptions: BTreeMap::new() }
     }
 
-    /// Type of the tensor of this name.
+    /// Matrices in eight bits with a scale for each row.
+    pub fn int8(norms: DType) -> Self {
+        Self { matrices: DType::S8, norms, exceptions: BTreeMap::new() }
+    }
+
+    /// Type of the tensor of this name; scales are f32.
     pub fn of(&self, name: &str) -> DType {
-        self.exceptions.get(name).copied().unwrap_or(self.default)
+        if name.ends_with(SCALE) {
+            return DType::F32;
+        }
+        let usual = if name.ends_with("norm.weight") { self.norms } else { self.matrices };
+        self.exceptions.get(name).copied().unwrap_or(usual)
+    }
+
+    /// Whether the tensor is quantised, with a scale for each row.
+    pub fn is_quantised(&self, name: &str) -> bool {
+        self.of(name) == DType::S8
     }
 }
 
+/// What the name of a matrix's scale ends with: `model.layers.0.mlp.up_proj.weight_scale`.
+pub const SCALE: &str = "_scale";
+
+/// [`tensors`] as stored: a quantised matrix is followed by its scale.
+pub fn parameters(config: &Config, stored: &StoredTypes) -> Vec<TensorSpec> {
+    let with_scale = |spec: TensorSpec| {
+        let is_quantised = spec.dims.len() == 2 && stored.is_quantised(&spec.name);
+        let scale = is_quantised.then(|| TensorSpec {
+            name: format!("{}{SCALE}", spec.name),
+            dims: vec![spec.dims[0]],
+            // Where columns are split, a device's products are partial sums of all rows.
+            sharding: if spec.sharding == Sharding::Columns { Sharding::Replicated } else { spec.sharding },
+        });
+        std::iter::once(spec).chain(scale)
+    };
+    tensors(config).into_iter().flat_map(with_scale).collect()
+}
+
 impl<'g> Weights<'g> {
-    /// Declares all weights as parameters of the program, in the order of [`tensors`].
+    /// Declares all weights as parameters of the program, in the order of [`parameters`].
     pub fn declare(graph: &'g Graph, config: &Config, mesh: Mesh, stored: &StoredTypes) -> Self {
         let declare = |spec: &TensorSpec| {
             graph.parameter(&spec.name, Shape::new(stored.of(&spec.name), spec.local_dims(config, mesh)))
         };
-        let ops: Vec<Op<'g>> = tensors(config).iter().map(declare).collect();
-        let layers = config.num_hidden_layers as usize;
-        let embed_tokens = ops[0];
-        Self {
-            embed_tokens,
-            layers: ops[1..=9 * layers].chunks_exact(9).map(LayerWeights::from_list).collect(),
-            norm: ops[9 * layers + 1],
-            lm_head: if config.tie_word_embeddings { embed_tokens } else { ops[9 * layers + 2] },
-        }
+        let declared: Vec<Op<'g>> = parameters(config, stored).iter().map(declare).collect();
+        let mut ops = declared.into_iter();
+        let embed_tokens = Matrix::take(&mut ops, stored.is_quantised(EMBED_TOKENS));
+        let quantised = |layer: i64| LAYER_TENSORS.map(|part| stored.is_quantised(&layer_tensor(layer, part)));
+        let layers =
+            (0..config.num_hidden_layers).map(|layer| LayerWeights::take(&mut ops, quantised(layer))).collect();
+        let norm = ops.next().expect("parameters() lists all tensors");
+        let lm_head = if config.tie_word_embeddings {
+            embed_tokens
+        } else {
+            Matrix::take(&mut ops, stored.is_quantised(LM_HEAD))
+        };
+        Self { embed_tokens, layers, norm, lm_head }
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     Machine,
     isa::{self, Isa, Kernel},
     linear::{Columns, Results},
-    matmul::{Activations, Bf16, Elements, F16, F32, Format, Matrix, Order, multiply, pack, with_scratch},
+    matmul::{Activations, Bf16, Elements, F16, F32, Format, I8, Matrix, Order, multiply, pack, with_scratch},
     simd::Simd,
 };
 
@@ -287,6 +287,7 @@ fn accumulate(isa: Isa, values: Elements<'_>, head_dim: usize, weights: &[f32], 
         Elements::F32(values) => isa::run(isa, Accumulate::<F32> { values, head_dim, weights, rescale, sums }),
         Elements::Bf16(values) => isa::run(isa, Accumulate::<Bf16> { values, head_dim, weights, rescale, sums }),
         Elements::F16(values) => isa::run(isa, Accumulate::<F16> { values, head_dim, weights, rescale, sums }),
+        Elements::I8(values) => isa::run(isa, Accumulate::<I8> { values, head_dim, weights, rescale, sums }),
     }
 }
 

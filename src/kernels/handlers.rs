@@ -30,61 +30,52 @@ pub fn register(api: &Api) -> crate::pjrt::Result<()> {
 
 type Result<T> = std::result::Result<T, String>;
 
-/// `f32|bf16 [rows, in]` by `[out, in]` to `f32|bf16 [rows, out]`.
+/// `f32|bf16 [rows, in]` by a weight `[out, in]` to `f32|bf16 [rows, out]`.
 struct Linear;
 
 impl Handler for Linear {
     const TARGET: &'static str = "gemma_pjrt.linear";
 
     fn call(frame: Frame<'_>) -> Result<()> {
-        let ([x, weight], [out]) = frame.arrays()?;
-        let [rows, width] = dims(x.dims(), "activations")?;
-        let weight = matrix(&weight, width, "weight")?;
+        let (operands, [out]) = frame.arrays()?;
+        let (x, rows, [weight]) = products(&operands)?;
         expect("the result", out.dims(), &[rows, weight.rows()])?;
-        linear(Machine::whole(), activations(&x)?, weight, results(out)?);
+        linear(Machine::whole(), x, weight, results(out)?);
         Ok(())
     }
 }
 
-/// `f32|bf16 [rows, in]` by gate and up, `[out, in]` each, to `f32|bf16 [rows, out]`.
+/// `f32|bf16 [rows, in]` by gate and up, weights `[out, in]` of one type, to `f32|bf16 [rows, out]`.
 struct GateUp;
 
 impl Handler for GateUp {
     const TARGET: &'static str = "gemma_pjrt.gate_up";
 
     fn call(frame: Frame<'_>) -> Result<()> {
-        let ([x, gate, up], [out]) = frame.arrays()?;
-        let [rows, width] = dims(x.dims(), "activations")?;
-        if gate.dims() != up.dims() || gate.element_type() != up.element_type() {
-            return Err(format!(
-                "gate is {:?} {:?} and up is {:?} {:?}; they must be alike",
-                gate.element_type(),
-                gate.dims(),
-                up.element_type(),
-                up.dims()
-            ));
+        let (operands, [out]) = frame.arrays()?;
+        let (x, rows, [gate, up]) = products(&operands)?;
+        let of = |index: usize| (operands[index].element_type(), operands[index].dims());
+        if of(1) != of(2) {
+            return Err(format!("gate is {:?} and up is {:?}; they must be alike", of(1), of(2)));
         }
-        let (gate, up) = (matrix(&gate, width, "gate")?, matrix(&up, width, "up")?);
         expect("the result", out.dims(), &[rows, gate.rows()])?;
-        gate_up(Machine::whole(), activations(&x)?, gate, up, results(out)?);
+        gate_up(Machine::whole(), x, gate, up, results(out)?);
         Ok(())
     }
 }
 
-/// `f32|bf16 [rows, in]` by `[out, in]` to each row's largest product `f32[rows]` and its column `s32[rows]`.
+/// `f32|bf16 [rows, in]` by a weight `[out, in]` to each row's largest product `f32[rows]` and its column `s32[rows]`.
 struct LinearMax;
 
 impl Handler for LinearMax {
     const TARGET: &'static str = "gemma_pjrt.linear_max";
 
     fn call(frame: Frame<'_>) -> Result<()> {
-        let ([x, weight], [values, columns]) = frame.arrays()?;
-        let [rows, width] = dims(x.dims(), "activations")?;
-        let weight = matrix(&weight, width, "weight")?;
+        let (operands, [values, columns]) = frame.arrays()?;
+        let (x, rows, [weight]) = products(&operands)?;
         expect("the largest values", values.dims(), &[rows])?;
         expect("their columns", columns.dims(), &[rows])?;
-        let (values, columns) = (values.as_mut_slice()?, columns.as_mut_slice()?);
-        linear_max(Machine::whole(), activations(&x)?, weight, values, columns);
+        linear_max(Machine::whole(), x, weight, values.as_mut_slice()?, columns.as_mut_slice()?);
         Ok(())
     }
 }
@@ -97,7 +88,10 @@ impl Handler for Attention {
     const TARGET: &'static str = "gemma_pjrt.attention";
 
     fn call(frame: Frame<'_>) -> Result<()> {
-        let ([queries, keys, values, positions, slot], [out]) = frame.arrays()?;
+        let (operands, [out]) = frame.arrays()?;
+        let [queries, keys, values, positions, slot] = &operands[..] else {
+            return Err(format!("takes 5 operands, not {}", operands.len()));
+        };
         let [batch, seq, heads, head_dim] = dims(queries.dims(), "queries")?;
         let [slots, kv_heads, cache_len, _] = dims(keys.dims(), "keys")?;
         let shape = Shape { batch, seq, heads, kv_heads, head_dim, slots, cache_len };
@@ -118,8 +112,8 @@ impl Handler for Attention {
         if let Some(p) = positions.iter().find(|&&p| p < 0 || p as usize >= cache_len) {
             return Err(format!("position {p} in a cache of {cache_len} positions"));
         }
-        let cache = KvCache { keys: elements(&keys, "keys")?, values: elements(&values, "values")? };
-        let queries = activations(&queries)?;
+        let cache = KvCache { keys: elements(keys, "keys")?, values: elements(values, "values")? };
+        let queries = activations(queries)?;
         attention(Machine::whole(), shape, queries, cache, positions, slot as usize, results(out)?);
         Ok(())
     }
@@ -151,15 +145,38 @@ fn elements<'a>(x: &Operand<'a>, what: &str) -> Result<Elements<'a>> {
         Some(ElementType::F32) => Ok(Elements::F32(x.as_slice()?)),
         Some(ElementType::BF16 | ElementType::U16) => Ok(Elements::Bf16(x.as_slice()?)),
         Some(ElementType::F16) => Ok(Elements::F16(x.as_slice()?)),
-        other => Err(format!("{what} of type {other:?}; it must be F32, BF16 or F16")),
+        Some(ElementType::S8) => Ok(Elements::I8(x.as_slice()?)),
+        other => Err(format!("{what} of type {other:?}; it must be F32, BF16, F16 or S8")),
     }
 }
 
-/// A weight whose rows are `width` long.
-fn matrix<'a>(x: &Operand<'a>, width: usize, what: &str) -> Result<Matrix<'a>> {
-    let [rows, found] = dims(x.dims(), what)?;
-    expect(what, x.dims(), &[rows, width])?;
-    Ok(Matrix::new(elements(x, what)?, rows, found))
+/// Activations, their number of rows, and the weights that they are multiplied by. Operands are the activations, the weights,
+/// and the weights' scales where they have them.
+fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations<'a>, usize, [Matrix<'a>; N])> {
+    let (x, rest) = operands.split_first().ok_or("takes operands")?;
+    if rest.len() != N && rest.len() != 2 * N {
+        return Err(format!(
+            "takes activations, {N} weights and their scales, if any, not {} operands",
+            operands.len()
+        ));
+    }
+    let (weights, scales) = rest.split_at(N);
+    let [rows, width] = dims(x.dims(), "activations")?;
+    let mut matrices = Vec::with_capacity(N);
+    for (i, weight) in weights.iter().enumerate() {
+        let [out, _] = dims(weight.dims(), "a weight")?;
+        expect("a weight", weight.dims(), &[out, width])?;
+        let matrix = Matrix::new(elements(weight, "a weight")?, out, width);
+        matrices.push(match scales.get(i) {
+            Some(scale) => {
+                expect("a weight's scale", scale.dims(), &[out])?;
+                matrix.scaled(scale.as_slice()?)
+            }
+            None => matrix,
+        });
+    }
+    let matrices = matrices.try_into().map_err(|_| "unreachable: N weights were pushed")?;
+    Ok((activations(x)?, rows, matrices))
 }
 
 fn results(out: Output<'_>) -> Result<Results<'_>> {

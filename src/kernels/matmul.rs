@@ -9,7 +9,7 @@
 use std::{cell::Cell, ops::Range};
 
 use super::{
-    Machine,
+    Machine, integer,
     isa::{self, Isa, Kernel},
     simd::Simd,
 };
@@ -33,6 +33,7 @@ pub enum Elements<'a> {
     Bf16(&'a [u16]),
     /// Bits of f16.
     F16(&'a [u16]),
+    I8(&'a [i8]),
 }
 
 impl<'a> Elements<'a> {
@@ -41,6 +42,16 @@ impl<'a> Elements<'a> {
         match self {
             Self::F32(e) => e.len(),
             Self::Bf16(e) | Self::F16(e) => e.len(),
+            Self::I8(e) => e.len(),
+        }
+    }
+
+    /// Bytes of one of them.
+    fn size(&self) -> usize {
+        match self {
+            Self::F32(_) => 4,
+            Self::Bf16(_) | Self::F16(_) => 2,
+            Self::I8(_) => 1,
         }
     }
 
@@ -54,6 +65,7 @@ impl<'a> Elements<'a> {
             Self::F32(e) => Self::F32(&e[range]),
             Self::Bf16(e) => Self::Bf16(&e[range]),
             Self::F16(e) => Self::F16(&e[range]),
+            Self::I8(e) => Self::I8(&e[range]),
         }
     }
 }
@@ -62,6 +74,8 @@ impl<'a> Elements<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     elements: Elements<'a>,
+    /// What each row is to be multiplied by.
+    scales: Option<&'a [f32]>,
     rows: usize,
     width: usize,
 }
@@ -71,7 +85,16 @@ impl<'a> Matrix<'a> {
     /// If there are not `rows * width` elements.
     pub fn new(elements: Elements<'a>, rows: usize, width: usize) -> Self {
         assert_eq!(elements.len(), rows * width, "a matrix of {rows} rows of {width}");
-        Self { elements, rows, width }
+        Self { elements, scales: None, rows, width }
+    }
+
+    /// The same matrix with each row multiplied by its scale.
+    ///
+    /// # Panics
+    /// If there are not as many scales as rows.
+    pub fn scaled(self, scales: &'a [f32]) -> Self {
+        assert_eq!(scales.len(), self.rows, "scales of {} rows", self.rows);
+        Self { scales: Some(scales), ..self }
     }
 
     /// Number of rows.
@@ -80,13 +103,13 @@ impl<'a> Matrix<'a> {
     }
 
     fn row_bytes(&self) -> usize {
-        self.width * if matches!(self.elements, Elements::F32(_)) { 4 } else { 2 }
+        self.width * self.elements.size()
     }
 
     /// The rows from `from` to `to`.
     fn block(&self, from: usize, to: usize) -> Self {
         let elements = self.elements.slice(from * self.width..to * self.width);
-        Self { elements, rows: to - from, width: self.width }
+        Self { elements, scales: self.scales.map(|scales| &scales[from..to]), rows: to - from, width: self.width }
     }
 }
 
@@ -106,7 +129,7 @@ impl Activations<'_> {
         }
     }
 
-    fn get(&self, at: usize) -> f32 {
+    pub(super) fn get(&self, at: usize) -> f32 {
         match self {
             Self::F32(x) => x[at],
             Self::Bf16(x) => f32::from_bits(u32::from(x[at]) << 16),
@@ -138,27 +161,50 @@ pub fn products(
     consume: &(dyn Fn(Products<'_>) + Sync),
 ) {
     let Matrix { rows: columns, width, .. } = weights[0];
-    assert!(weights.iter().all(|w| w.rows == columns && w.width == width), "weights of different shapes");
+    let alike = |w: &Matrix<'_>| {
+        let types = std::mem::discriminant(&w.elements) == std::mem::discriminant(&weights[0].elements);
+        w.rows == columns && w.width == width && types
+    };
+    assert!(weights.iter().all(alike), "weights of different shapes or types");
     assert!(width > 0 && x.len().is_multiple_of(width), "{} activations are no rows of {width}", x.len());
     let rows = x.len() / width;
+    let in_integers = rows <= TILE_ROWS && matches!(weights[0].elements, Elements::I8(_));
     for first_row in (0..rows).step_by(MAX_ROWS) {
         let rows = MAX_ROWS.min(rows - first_row);
-        with_scratch(rows * width, |packed| {
-            pack(machine.isa, x, |row| (first_row + row) * width, &weights[0].elements, width, packed);
-            let packed: &[f32] = packed;
+        let size = if in_integers { integer::Rows::scratch(rows, width) } else { rows * width };
+        with_scratch(size, |scratch| {
+            let packed = if in_integers {
+                Packed::I8(integer::Rows::new(x, first_row * width, rows, width, scratch))
+            } else {
+                pack(machine.isa, x, |row| (first_row + row) * width, &weights[0].elements, width, scratch);
+                Packed::F32(scratch)
+            };
             let unit = block_rows(rows, columns, weights, machine.pool.threads());
             machine.pool.run(columns.div_ceil(unit), &|task| {
                 let (from, to) = (task * unit, columns.min((task + 1) * unit));
                 let size = rows * (to - from);
                 with_scratch(size * weights.len(), |values| {
                     for (weight, out) in weights.iter().zip(values.chunks_exact_mut(size)) {
-                        multiply(machine.isa, packed, &weight.block(from, to), out);
+                        match (packed, weight.block(from, to)) {
+                            (Packed::I8(x), Matrix { elements: Elements::I8(weights), scales, .. }) => {
+                                integer::multiply(machine.isa, x, weights, scales, out);
+                            }
+                            (Packed::I8(_), weight) => unreachable!("{weight:?} is not of the first weight's type"),
+                            (Packed::F32(x), weight) => multiply(machine.isa, x, &weight, out),
+                        }
                     }
                     consume(Products { first_row, rows, first_column: from, columns: to - from, values });
                 });
             });
         });
     }
+}
+
+/// Activations as the products take them.
+#[derive(Clone, Copy)]
+enum Packed<'a> {
+    F32(&'a [f32]),
+    I8(integer::Rows<'a>),
 }
 
 /// Weight rows of one task.
@@ -185,6 +231,7 @@ pub(super) trait Format {
 pub(super) struct F32;
 pub(super) struct Bf16;
 pub(super) struct F16;
+pub(super) struct I8;
 
 impl Format for F32 {
     type Element = f32;
@@ -219,6 +266,19 @@ impl Format for F16 {
     }
     fn to_f32(element: u16) -> f32 {
         half::f16::from_bits(element).to_f32()
+    }
+}
+
+impl Format for I8 {
+    type Element = i8;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const i8, half: usize) -> S::F32 {
+        // SAFETY: as above.
+        unsafe { S::load_i8(p.add(half * S::LANES)) }
+    }
+    fn to_f32(element: i8) -> f32 {
+        f32::from(element)
     }
 }
 
@@ -289,32 +349,19 @@ impl Order {
 
 /// `out` `[rows, columns]` from packed activations and a block of weights.
 pub(super) fn multiply(isa: Isa, x: &[f32], weight: &Matrix<'_>, out: &mut [f32]) {
-    let Matrix { rows: columns, width, elements } = *weight;
+    let Matrix { rows: columns, width, elements, scales } = *weight;
     match elements {
-        Elements::F32(weights) => isa::run(isa, Block::<F32> { x, weights, width, columns, out }),
-        Elements::Bf16(weights) => isa::run(isa, Block::<Bf16> { x, weights, width, columns, out }),
-        Elements::F16(weights) => isa::run(isa, Block::<F16> { x, weights, width, columns, out }),
+        Elements::F32(weights) => isa::run(isa, Block::<F32> { x, weights, scales, width, columns, out }),
+        Elements::Bf16(weights) => isa::run(isa, Block::<Bf16> { x, weights, scales, width, columns, out }),
+        Elements::F16(weights) => isa::run(isa, Block::<F16> { x, weights, scales, width, columns, out }),
+        Elements::I8(weights) => isa::run(isa, Block::<I8> { x, weights, scales, width, columns, out }),
     }
-}
-
-/// Repeats a block for every index below a constant of at most 6. A loop would do the same in more steps of the compiler: too
-/// late for it to keep an array that is indexed in it in registers.
-macro_rules! unrolled {
-    ($i:ident < $end:tt, $body:block) => {
-        unrolled!(@ $i, $end, $body, 0 1 2 3 4 5)
-    };
-    (@ $i:ident, $end:tt, $body:block, $($at:literal)*) => {
-        $(if $at < $end {
-            const { assert!($end <= 6) };
-            let $i = $at;
-            $body
-        })*
-    };
 }
 
 struct Block<'a, F: Format> {
     x: &'a [f32],
     weights: &'a [F::Element],
+    scales: Option<&'a [f32]>,
     width: usize,
     columns: usize,
     out: &'a mut [f32],
@@ -435,6 +482,9 @@ impl<F: Format> Block<'_, F> {
                     for i in at..depth.end {
                         let x = x.add(pairs * M + m * (width - pairs) + i - pairs);
                         sum += F::to_f32(*w.add(n * width + i)) * *x;
+                    }
+                    if let Some(scales) = self.scales {
+                        sum *= scales.get_unchecked(column + n);
                     }
                     let out = self.out.get_unchecked_mut((row + m) * self.columns + column + n);
                     *out = if depth.start == 0 { sum } else { *out + sum };

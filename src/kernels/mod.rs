@@ -12,13 +12,30 @@
 //! | `isa` | which instruction sets there are, and running a kernel compiled for one |
 //! | `pool` | the threads |
 //! | [`matmul`] | products of activations with weights as stored |
+//! | [`integer`] | the same in integers, for few activations and eight-bit weights |
 //! | [`linear`] | what becomes of products: stored, GELU, the largest |
 //! | [`attention`] | causal attention over the KV cache |
 //! | [`probe`] | what this machine can do at best |
 //! | `handlers` | the FFI handlers: check shapes and types, call the kernel |
 
+/// Repeats a block for every index below a constant of at most 6. A loop would do the same in more steps of the compiler: too
+/// late for it to keep an array that is indexed in it in registers.
+macro_rules! unrolled {
+    ($i:ident < $end:tt, $body:block) => {
+        unrolled!(@ $i, $end, $body, 0 1 2 3 4 5)
+    };
+    (@ $i:ident, $end:tt, $body:block, $($at:literal)*) => {
+        $(if $at < $end {
+            const { assert!($end <= 6) };
+            let $i = $at;
+            $body
+        })*
+    };
+}
+
 pub mod attention;
 mod handlers;
+pub mod integer;
 mod isa;
 pub mod linear;
 pub mod matmul;

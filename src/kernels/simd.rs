@@ -38,6 +38,12 @@ pub trait Simd: Copy + 'static {
     unsafe fn load_bf16_even(p: *const u16) -> Self::F32;
     unsafe fn load_bf16_odd(p: *const u16) -> Self::F32;
     unsafe fn load_f16(p: *const u16) -> Self::F32;
+    unsafe fn load_i8(p: *const i8) -> Self::F32;
+    /// 32 elements of a weight.
+    type I8: Copy;
+    unsafe fn load_32(p: *const i8) -> Self::I8;
+    /// Products with 32 elements at x, none of which is -128: exact sums of some of them in each lane.
+    unsafe fn dot_32(weights: Self::I8, x: *const i8) -> Self::F32;
 
     /// e to the power of x, NaN for NaN: the polynomial of Cephes' `expf`, within 2 ulp for what f32 holds without subnormal
     /// numbers; 0 below, the largest number above.
@@ -135,6 +141,21 @@ impl Simd for Portable {
         let all = unsafe { p.cast::<[u16; WIDTH]>().read_unaligned() };
         each(|i| half::f16::from_bits(all[i]).to_f32())
     }
+    unsafe fn load_i8(p: *const i8) -> Self::F32 {
+        // SAFETY: as above.
+        let all = unsafe { p.cast::<[i8; WIDTH]>().read_unaligned() };
+        each(|i| f32::from(all[i]))
+    }
+    type I8 = [i8; 32];
+    unsafe fn load_32(p: *const i8) -> Self::I8 {
+        // SAFETY: valid for 32 elements, the caller says.
+        unsafe { p.cast::<[i8; 32]>().read_unaligned() }
+    }
+    unsafe fn dot_32(weights: Self::I8, x: *const i8) -> Self::F32 {
+        // SAFETY: as above.
+        let x = unsafe { Self::load_32(x) };
+        each(|lane| (4 * lane..4 * lane + 4).map(|i| i32::from(weights[i]) * i32::from(x[i])).sum::<i32>() as f32)
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -165,8 +186,21 @@ mod x86 {
         )*};
     }
 
+    /// Sums of four products each, of 32. The instruction multiplies unsigned by signed numbers and adds two products in 16
+    /// bits: magnitudes of weights by the others with the weights' signs, at most 2 · 128 · 127.
+    #[inline(always)]
+    unsafe fn dot_i8(weights: __m256i, x: *const i8) -> __m256i {
+        // SAFETY: the processor has AVX2 and 32 elements lie at x, by the trait's contract.
+        unsafe {
+            let x = _mm256_sign_epi8(_mm256_loadu_si256(x.cast()), weights);
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), x);
+            _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+        }
+    }
+
     impl Simd for Avx2 {
         type F32 = __m256;
+        type I8 = __m256i;
         const LANES: usize = 8;
 
         intrinsics! {
@@ -188,6 +222,9 @@ mod x86 {
             load_bf16_odd(p: *const u16) -> __m256 =
                 _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(p.cast()), _mm256_set1_epi32(0xffff_0000_u32 as i32)));
             load_f16(p: *const u16) -> __m256 = _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
+            load_i8(p: *const i8) -> __m256 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+            load_32(p: *const i8) -> __m256i = _mm256_loadu_si256(p.cast());
+            dot_32(weights: __m256i, x: *const i8) -> __m256 = _mm256_cvtepi32_ps(dot_i8(weights, x));
         }
 
         #[inline(always)]
@@ -209,6 +246,7 @@ mod x86 {
 
     impl Simd for Avx512 {
         type F32 = __m512;
+        type I8 = __m256i;
         const LANES: usize = 16;
 
         intrinsics! {
@@ -230,6 +268,11 @@ mod x86 {
             load_bf16_odd(p: *const u16) -> __m512 =
                 _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p.cast()), _mm512_set1_epi32(0xffff_0000_u32 as i32)));
             load_f16(p: *const u16) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
+            load_i8(p: *const i8) -> __m512 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())));
+            load_32(p: *const i8) -> __m256i = _mm256_loadu_si256(p.cast());
+            // Half of the lanes stay empty.
+            dot_32(weights: __m256i, x: *const i8) -> __m512 =
+                _mm512_zextps256_ps512(_mm256_cvtepi32_ps(dot_i8(weights, x)));
             sum(x: __m512) -> f32 = _mm512_reduce_add_ps(x);
         }
 

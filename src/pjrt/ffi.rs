@@ -158,13 +158,13 @@ pub struct Operand<'a>(&'a RawBuffer);
 pub struct Output<'a>(&'a RawBuffer);
 
 impl<'a> Frame<'a> {
-    /// All operands and all results, which are expected to be this many.
-    pub fn arrays<const O: usize, const R: usize>(
-        self,
-    ) -> std::result::Result<([Operand<'a>; O], [Output<'a>; R]), String> {
-        let operands = buffers::<O>(&self.0.args, "operand")?;
-        let results = buffers::<R>(&self.0.rets, "result")?;
-        Ok((operands.map(Operand), results.map(Output)))
+    /// All operands, and all results, which are expected to be this many.
+    pub fn arrays<const R: usize>(self) -> std::result::Result<(Vec<Operand<'a>>, [Output<'a>; R]), String> {
+        let operands = buffers(&self.0.args, "operand")?;
+        let results = buffers(&self.0.rets, "result")?;
+        let results: [&RawBuffer; R] =
+            results.try_into().map_err(|all: Vec<_>| format!("the call has {} results, expected {R}", all.len()))?;
+        Ok((operands.into_iter().map(Operand).collect(), results.map(Output)))
     }
 
     /// The scalar 64-bit integer attribute of this name.
@@ -193,21 +193,17 @@ impl<'a> Frame<'a> {
     }
 }
 
-fn buffers<'a, const N: usize>(list: &'a Operands, what: &str) -> std::result::Result<[&'a RawBuffer; N], String> {
-    if list.size != N as i64 {
-        return Err(format!("the call has {} {what}s, expected {N}", list.size));
-    }
-    let mut found = Vec::with_capacity(N);
-    for index in 0..N {
-        // SAFETY: the list has N entries, as checked; the kind is checked before the cast.
+fn buffers<'a>(list: &'a Operands, what: &str) -> std::result::Result<Vec<&'a RawBuffer>, String> {
+    let buffer = |index: usize| {
+        // SAFETY: the list has `size` entries; the kind is checked before the cast.
         unsafe {
             if *list.types.add(index) != ARG_BUFFER {
                 return Err(format!("{what} {index} is not an array"));
             }
-            found.push(&*(*list.values.add(index)).cast::<RawBuffer>());
+            Ok(&*(*list.values.add(index)).cast::<RawBuffer>())
         }
-    }
-    found.try_into().map_err(|_| unreachable!("N were pushed"))
+    };
+    (0..usize::try_from(list.size).unwrap_or_default()).map(buffer).collect()
 }
 
 impl RawBuffer {

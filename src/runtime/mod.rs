@@ -28,4 +28,4 @@ pub use model::{CompileReport, Model, ModelOptions};
 pub use platform::{Platform, PlatformRequest};
 pub use program_cache::{Origin, ProgramCache};
 pub use session::{Scored, Session};
-pub use weights::Placement;
+pub use weights::{Placement, select};

@@ -15,10 +15,7 @@ use super::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    gemma::{
-        Config, Program, ProgramSpec, Target,
-        weights::{StoredTypes, TensorSpec, tensors},
-    },
+    gemma::{Config, Program, ProgramSpec, Target, weights::StoredTypes},
     hlo::{DType, Mesh},
     pjrt::{Buffer, Client, CompileOptions, Device, Executable},
 };
@@ -67,10 +64,8 @@ impl Model {
         warn: fn(&str),
     ) -> Result<Self> {
         config.check_mesh(options.mesh)?;
-        let (specs, found) = select(checkpoint, &config)?;
-        let stored = stored_types(&specs, &found);
+        let (stored, pairs) = weights::select(checkpoint, &config)?;
         let devices = platform.devices(options.mesh.devices())?;
-        let pairs: Vec<(TensorSpec, _)> = specs.into_iter().zip(found).collect();
         let target = bridge::target(platform.kind, options.kernels);
         let (weights, placement) = weights::place(&platform.client, target, &devices, &config, options.mesh, &pairs)?;
         if placement.unaligned > 0 {
@@ -132,8 +127,8 @@ impl Model {
     /// The compiled program: from memory, from the disk cache, or compiled now.
     pub fn program(&self, spec: &ProgramSpec) -> Result<Arc<Executable>> {
         let name = spec.name();
-        let mut programs = self.programs.lock().expect("no panic while held");
-        if let Some(executable) = programs.get(&name) {
+        let loaded = || self.programs.lock().expect("no panic while held");
+        if let Some(executable) = loaded().get(&name) {
             return Ok(executable.clone());
         }
         let module = spec.build().map_err(|cause| Error::Graph { program: name.clone(), cause })?;
@@ -151,32 +146,15 @@ impl Model {
                 report.time += time;
             }
         }
-        let executable = Arc::new(executable);
-        programs.insert(name, executable.clone());
-        Ok(executable)
+        Ok(loaded().entry(name).or_insert(Arc::new(executable)).clone())
     }
-}
 
-/// The model's tensors, and the checkpoint's for each.
-fn select<'c>(
-    checkpoint: &'c Checkpoint,
-    config: &Config,
-) -> Result<(Vec<TensorSpec>, Vec<&'c crate::checkpoint::Tensor>)> {
-    let specs = tensors(config);
-    let needed: Vec<(&str, &[i64])> = specs.iter().map(|s| (s.name.as_str(), s.dims.as_slice())).collect();
-    // Exports of tied models may carry the embedding a second time.
-    let optional: &[&str] = if config.tie_word_embeddings { &["lm_head.weight"] } else { &[] };
-    let found = checkpoint.select(&needed, optional)?;
-    Ok((specs, found))
-}
-
-fn stored_types(specs: &[TensorSpec], found: &[&crate::checkpoint::Tensor]) -> StoredTypes {
-    let dtype = |tensor: &crate::checkpoint::Tensor| *tensor.dtype.as_ref().expect("checked when it was selected");
-    let mut stored = StoredTypes::uniform(dtype(found[0]));
-    for (spec, tensor) in specs.iter().zip(found) {
-        if dtype(tensor) != stored.default {
-            stored.exceptions.insert(spec.name.clone(), dtype(tensor));
-        }
+    /// Makes several programs ready, side by side.
+    pub fn prepare(&self, mut specs: Vec<ProgramSpec>) -> Result<()> {
+        specs.dedup();
+        std::thread::scope(|scope| {
+            let ready: Vec<_> = specs.iter().map(|spec| scope.spawn(|| self.program(spec).map(drop))).collect();
+            ready.into_iter().try_for_each(|thread| thread.join().expect("compiling does not panic"))
+        })
     }
-    stored
 }

@@ -10,7 +10,7 @@ use super::{
     model::Model,
 };
 use crate::{
-    gemma::{Output, Program},
+    gemma::{Output, Program, ProgramSpec},
     pjrt::{Arg, Buffer, ElementType, Executable, TensorType},
     sampling::{Params, Sampler},
 };
@@ -76,22 +76,20 @@ impl Session {
     /// Makes the programs ready that it takes to extend a sequence of `start` tokens by `tokens`, and to begin decoding.
     pub fn prepare(&self, start: i64, tokens: i64, sampler: Sampler) -> Result<()> {
         let output = Output::Token(sampler);
-        for chunk in chunks(start, tokens, self.cache_len, MAX_PREFILL) {
-            self.prefill_program(chunk, output)?;
-        }
-        self.decode_program((start + tokens + 1).min(self.cache_len), output)?;
-        Ok(())
+        let chunks = chunks(start, tokens, self.cache_len, MAX_PREFILL);
+        let mut specs: Vec<ProgramSpec> = chunks.into_iter().map(|chunk| self.prefill_spec(chunk, output)).collect();
+        specs.push(self.decode_spec((start + tokens + 1).min(self.cache_len), output));
+        self.model.prepare(specs)
     }
 
-    fn prefill_program(&self, chunk: buckets::Chunk, output: Output) -> Result<Arc<Executable>> {
+    fn prefill_spec(&self, chunk: buckets::Chunk, output: Output) -> ProgramSpec {
         let window = window_for(chunk.start + chunk.bucket, self.cache_len);
-        let program = Program::Prefill { bucket: chunk.bucket, output };
-        self.model.program(&self.model.spec(program, self.slots, self.cache_len, window))
+        self.model.spec(Program::Prefill { bucket: chunk.bucket, output }, self.slots, self.cache_len, window)
     }
 
-    fn decode_program(&self, end: i64, output: Output) -> Result<Arc<Executable>> {
+    fn decode_spec(&self, end: i64, output: Output) -> ProgramSpec {
         let window = window_for(end, self.cache_len);
-        self.model.program(&self.model.spec(Program::Decode { output }, self.slots, self.cache_len, window))
+        self.model.spec(Program::Decode { output }, self.slots, self.cache_len, window)
     }
 
     /// Extends the sequence of `slot`, which has `start` tokens, by `tokens`; returns the token that follows.
@@ -117,7 +115,7 @@ impl Session {
         self.check_room(slot, start, tokens.len() as i64)?;
         let mut result = None;
         for chunk in chunks(start, tokens.len() as i64, self.cache_len, MAX_PREFILL) {
-            let program = self.prefill_program(chunk, output)?;
+            let program = self.model.program(&self.prefill_spec(chunk, output))?;
             let from = (chunk.start - start) as usize;
             let ids = padded(&tokens[from..from + chunk.len as usize], chunk.bucket);
             let (slot, first, last) = ([slot as i32], [chunk.start as i32], [chunk.len as i32 - 1]);
@@ -166,7 +164,7 @@ impl Session {
             self.check_room(slot as i64, position, 1)?;
         }
         let end = positions.iter().max().expect("there is a slot") + 1;
-        let program = self.decode_program(end, output)?;
+        let program = self.model.program(&self.decode_spec(end, output))?;
         let ids = padded(tokens, self.slots);
         let positions: Vec<i32> = positions.iter().map(|&p| p as i32).collect();
         let mut inputs = vec![Input::S32(&ids, vec![self.slots]), Input::S32(&positions, vec![self.slots])];

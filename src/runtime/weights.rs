@@ -1,19 +1,56 @@
 //! Putting weights on devices. On CPU a device's part is a view of the mapped file wherever that is possible; elsewhere it is
 //! copied there.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use super::{
     bridge::element_type,
-    error::{Result, While},
+    error::{Error, Result, While},
     host_memory,
 };
 use crate::{
-    checkpoint::{ALIGNMENT, Tensor},
-    gemma::{Config, Target, weights::TensorSpec},
-    hlo::Mesh,
+    checkpoint::{ALIGNMENT, Checkpoint, Tensor},
+    gemma::{
+        Config, Target,
+        weights::{SCALE, StoredTypes, TensorSpec, parameters, tensors},
+    },
+    hlo::{DType, Mesh},
     pjrt::{Buffer, Client, Device, HostBytes, TensorType},
 };
+
+/// The model's tensors as this checkpoint stores them, each with its own.
+pub fn select<'c>(checkpoint: &'c Checkpoint, config: &Config) -> Result<(StoredTypes, Vec<(TensorSpec, &'c Tensor)>)> {
+    let stored = stored_types(checkpoint, config);
+    let specs = parameters(config, &stored);
+    let needed: Vec<(&str, &[i64])> = specs.iter().map(|s| (s.name.as_str(), s.dims.as_slice())).collect();
+    // Exports of tied models may carry the embedding a second time.
+    let optional: &[&str] = if config.tie_word_embeddings { &["lm_head.weight", "lm_head.weight_scale"] } else { &[] };
+    let found = checkpoint.select(&needed, optional)?;
+    for (spec, tensor) in specs.iter().zip(&found) {
+        let dtype = *tensor.dtype.as_ref().expect("checked when it was selected");
+        let is_scale = spec.name.ends_with(SCALE);
+        if (is_scale && dtype != DType::F32) || (spec.dims.len() == 1 && !dtype.is_float()) {
+            let expected = if is_scale { "F32" } else { "BF16, F16 or F32: only matrices are quantised" };
+            return Err(Error::Invalid(format!("{} is stored as {dtype}, expected {expected}", spec.name)));
+        }
+    }
+    Ok((stored, specs.into_iter().zip(found).collect()))
+}
+
+fn stored_types(checkpoint: &Checkpoint, config: &Config) -> StoredTypes {
+    let dtype = |name: &str| checkpoint.tensors().get(name).and_then(|tensor| tensor.dtype.as_ref().ok().copied());
+    let first = |is_matrix: bool| {
+        let mut specs = tensors(config).into_iter().filter(|spec| (spec.dims.len() == 2) == is_matrix);
+        specs.find_map(|spec| dtype(&spec.name)).unwrap_or(DType::BF16) // what is missing is said later
+    };
+    let mut stored = StoredTypes { matrices: first(true), norms: first(false), exceptions: BTreeMap::new() };
+    for spec in tensors(config) {
+        if let Some(found) = dtype(&spec.name).filter(|&found| found != stored.of(&spec.name)) {
+            stored.exceptions.insert(spec.name, found);
+        }
+    }
+    stored
+}
 
 /// How the weights were placed, in bytes over all devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

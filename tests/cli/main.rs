@@ -6,6 +6,7 @@ mod chat;
 mod commands;
 mod hub;
 mod plugins;
+mod quantize;
 
 use std::{
     io::Write,

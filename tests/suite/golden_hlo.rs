@@ -42,6 +42,12 @@ fn goldens() -> Vec<(String, ProgramSpec)> {
         Program::Score { bucket: 128, logits: false },
     ];
     let mut all = Vec::new();
+    // One program with quantised weights, as each target has it.
+    for target in [KERNELS, NATIVE, Target::Tpu] {
+        let mut spec = spec(target, "tiny", Program::Decode { output: GREEDY }, 4);
+        spec.stored = StoredTypes::int8(DType::BF16);
+        all.push((format!("tiny/{}.hlo.txt", spec.name()), spec));
+    }
     for preset in Config::PRESETS {
         for program in programs {
             for model in [1, 4] {
@@ -80,6 +86,18 @@ fn programs_are_those_committed() {
         for entry in fs::read_dir(root.join(preset)).unwrap() {
             let path = entry.unwrap().path();
             assert!(expected.contains(&path), "{} belongs to no program any more", path.display());
+        }
+    }
+}
+
+/// What is compiled for TPU and CUDA calls nothing of this program.
+#[test]
+fn only_cpu_programs_call_kernels() {
+    for (target, calls) in [(KERNELS, true), (NATIVE, false), (Target::Tpu, false), (Target::Cuda, false)] {
+        for stored in [StoredTypes::uniform(DType::BF16), StoredTypes::int8(DType::BF16)] {
+            let mut spec = spec(target, "tiny", Program::Prefill { bucket: 64, output: GREEDY }, 2);
+            spec.stored = stored;
+            assert_eq!(spec.build().unwrap().text().contains("custom-call"), calls, "{}", spec.name());
         }
     }
 }

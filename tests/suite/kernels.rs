@@ -1,15 +1,21 @@
 //! CPU kernels against f64, on every instruction set of this machine, with odd sizes and any number of threads.
 
-use gemma_pjrt::kernels::{
-    Isa, Machine, Pool,
-    attention::{KvCache, Shape, attention},
-    linear::{Results, gate_up, linear, linear_max},
-    matmul::{Activations, Elements, Matrix},
+use gemma_pjrt::{
+    hlo::{DType, Graph, Literal, Op, Shape},
+    kernels::{
+        Isa, Machine, Pool,
+        attention::{self, KvCache, attention},
+        integer::{GROUP, quantize_group},
+        linear::{Results, gate_up, linear, linear_max},
+        matmul::{Activations, Elements, Matrix},
+    },
+    pjrt::{Arg, CompileOptions, Program, TensorType},
+    runtime::{element_type, signature},
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-use crate::common::assert_close;
+use crate::common::{assert_close, platform};
 
 /// Random numbers of a seed, as stored in some type, and what they are worth.
 #[derive(Clone, Debug)]
@@ -17,6 +23,7 @@ enum Stored {
     F32(Vec<f32>),
     Bf16(Vec<u16>),
     F16(Vec<u16>),
+    I8(Vec<i8>),
 }
 
 impl Stored {
@@ -33,7 +40,8 @@ impl Stored {
         match kind {
             0 => Self::F32(values.collect()),
             1 => Self::Bf16(values.map(|x| bf16::from_f32(x).to_bits()).collect()),
-            _ => Self::F16(values.map(|x| f16::from_f32(x).to_bits()).collect()),
+            2 => Self::F16(values.map(|x| f16::from_f32(x).to_bits()).collect()),
+            _ => Self::I8(values.map(|x| (x * 127.0) as i8).collect()),
         }
     }
 
@@ -42,6 +50,7 @@ impl Stored {
             Self::F32(x) => x.iter().map(|&x| f64::from(x)).collect(),
             Self::Bf16(x) => x.iter().map(|&x| bf16::from_bits(x).to_f64()).collect(),
             Self::F16(x) => x.iter().map(|&x| f16::from_bits(x).to_f64()).collect(),
+            Self::I8(x) => x.iter().map(|&x| f64::from(x)).collect(),
         }
     }
 
@@ -50,6 +59,7 @@ impl Stored {
             Self::F32(x) => Elements::F32(x),
             Self::Bf16(x) => Elements::Bf16(x),
             Self::F16(x) => Elements::F16(x),
+            Self::I8(x) => Elements::I8(x),
         }
     }
 
@@ -57,7 +67,7 @@ impl Stored {
         match self {
             Self::F32(x) => Activations::F32(x),
             Self::Bf16(x) => Activations::Bf16(x),
-            Self::F16(_) => unreachable!("activations are f32 or bf16"),
+            Self::F16(_) | Self::I8(_) => unreachable!("activations are f32 or bf16"),
         }
     }
 }
@@ -72,6 +82,20 @@ fn product(x: &[f64], w: &[f64], width: usize) -> Vec<f64> {
     x.chunks_exact(width).flat_map(|x| w.chunks_exact(width).map(move |w| dot(x, w))).collect()
 }
 
+/// Activations as integer kernels take them: groups of 32 in eight bits.
+fn rounded(x: &Stored, width: usize) -> Vec<f64> {
+    let mut values = to_f32(&x.values());
+    for row in values.chunks_exact_mut(width) {
+        for group in row.chunks_exact_mut(GROUP) {
+            let mut steps = [0; GROUP];
+            let step = quantize_group(group, &mut steps);
+            assert!(group.iter().zip(&steps).all(|(x, &s)| (x - step * f32::from(s)).abs() <= step * 0.5001));
+            group.iter_mut().zip(steps).for_each(|(x, s)| *x = step * f32::from(s));
+        }
+    }
+    values.into_iter().map(f64::from).collect()
+}
+
 fn to_f32(x: &[f64]) -> Vec<f32> {
     x.iter().map(|&x| x as f32).collect()
 }
@@ -81,20 +105,27 @@ fn gelu_tanh(x: f64) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(48)))]
 
     #[test]
     fn linear_and_what_is_made_of_it(
         rows in prop_oneof![1_usize..10, Just(131)], out in 1_usize..80, width in prop_oneof![1_usize..70, Just(192), 1020_usize..1100],
-        activations in 0_usize..2, weights in 0_usize..3, threads in prop_oneof![1_usize..4, Just(64)], seed: u64,
+        activations in 0_usize..2, weights in 0_usize..4, scaled: bool, threads in prop_oneof![1_usize..4, Just(64)], seed: u64,
     ) {
         let pool = Pool::new(threads);
         let x = Stored::random(activations, rows * width, seed);
         let [w, up] = [1, 2].map(|n| Stored::random(weights, out * width, seed ^ n));
-        let expected = product(&x.values(), &w.values(), width);
-        let ups = product(&x.values(), &up.values(), width);
+        let scales: Vec<f32> = (0..out).map(|i| if scaled { 0.01 + i as f32 / 64.0 } else { 1.0 }).collect();
+        // Few rows are rounded to eight bits where the weights are.
+        let exact = if weights == 3 && rows <= 4 { rounded(&x, width) } else { x.values() };
+        let product = |w: &Stored| -> Vec<f64> {
+            let products = product(&exact, &w.values(), width);
+            products.chunks_exact(out).flat_map(|row| row.iter().zip(&scales).map(|(p, &s)| p * f64::from(s))).collect()
+        };
+        let (expected, ups) = (product(&w), product(&up));
         let gated: Vec<f64> = expected.iter().zip(&ups).map(|(&g, u)| gelu_tanh(g) * u).collect();
         let [w, up] = [&w, &up].map(|w| Matrix::new(w.elements(), out, width));
+        let [w, up] = [w, up].map(|w| if scaled { w.scaled(&scales) } else { w });
         for isa in isas() {
             let machine = Machine { pool: &pool, isa };
             let mut found = vec![f32::NAN; rows * out];
@@ -130,7 +161,7 @@ proptest! {
         // Prompts fill one slot; a decode step has rows at different positions.
         let batch = if seq == 1 { batch } else { 1 };
         let (slots, first_slot, cache_len) = (batch + extra, extra, 1000);
-        let shape = Shape { batch, seq, heads: kv_heads * group, kv_heads, head_dim, slots, cache_len };
+        let shape = attention::Shape { batch, seq, heads: kv_heads * group, kv_heads, head_dim, slots, cache_len };
         let positions: Vec<i32> = (0..batch).flat_map(|b| (0..seq).map(move |t| (start / (b + 1) + t) as i32)).collect();
         let q = Stored::random(queries, batch * seq * shape.heads * head_dim, seed);
         let [keys, values] = [1, 2].map(|n| Stored::random(stored, slots * kv_heads * cache_len * head_dim, seed ^ n));
@@ -146,14 +177,14 @@ proptest! {
 }
 
 fn reference_attention(
-    shape: Shape,
+    shape: attention::Shape,
     q: &[f64],
     k: &[f64],
     v: &[f64],
     positions: &[i32],
     first_slot: usize,
 ) -> Vec<f64> {
-    let Shape { batch, seq, heads, kv_heads, head_dim, cache_len, .. } = shape;
+    let attention::Shape { batch, seq, heads, kv_heads, head_dim, cache_len, .. } = shape;
     let mut out = Vec::new();
     for b in 0..batch {
         for t in 0..seq {
@@ -195,13 +226,19 @@ fn what_is_no_number_stays_none_and_harms_nothing_else() {
         gate_up(machine, Activations::F32(&x), matrix, matrix, Results::F32(&mut out));
         assert_eq!(out[..5], [1600.0; 5]);
         assert!(out[5..10].iter().all(|x| x.is_nan()));
+        let eight_bits = vec![-127_i8; 5 * 40];
+        let in_integers = Matrix::new(Elements::I8(&eight_bits), 5, 40);
+        linear(machine, Activations::F32(&x), in_integers, Results::F32(&mut out));
+        assert_close(&out[..5], &[-127.0 * 40.0; 5], 1e-6);
+        assert!(out[5..].iter().all(|x| x.is_nan()));
         let (mut largest, mut columns) = (vec![0.0; 3], vec![0; 3]);
         linear_max(machine, Activations::F32(&x), matrix, &mut largest, &mut columns);
         assert!(largest[1].is_nan());
         assert_eq!((columns, largest[0], largest[2]), (vec![0; 3], 40.0, f32::INFINITY));
 
         // A query that is no number; the other heads do not notice.
-        let shape = Shape { batch: 1, seq: 1, heads: 2, kv_heads: 1, head_dim: 16, slots: 1, cache_len: 300 };
+        let shape =
+            attention::Shape { batch: 1, seq: 1, heads: 2, kv_heads: 1, head_dim: 16, slots: 1, cache_len: 300 };
         let mut q = vec![0.5_f32; 32];
         q[3] = f32::NAN;
         let cached = vec![0.25_f32; 300 * 16];
@@ -210,5 +247,71 @@ fn what_is_no_number_stays_none_and_harms_nothing_else() {
         attention(machine, shape, Activations::F32(&q), cache, &[290], 0, Results::F32(&mut out));
         assert!(out[..16].iter().all(|x| x.is_nan()));
         assert_close(&out[16..], &[0.25; 16], 1e-6);
+    }
+}
+
+/// Calls a handler with these operands; the error of the execution.
+fn refused(target: &str, operands: &[Literal], results: &[Shape]) -> String {
+    let graph = Graph::new("refused");
+    let declare = |(i, l): (usize, &Literal)| graph.parameter(&format!("x{i}"), l.shape.clone());
+    let parameters: Vec<Op<'_>> = operands.iter().enumerate().map(declare).collect();
+    let outputs = graph.custom_call(target, &parameters, results, &[]);
+    let module = graph.finish(&outputs).unwrap();
+    let device = &platform().devices(1).unwrap()[0];
+    let code = module.encode();
+    let program = Program { code: &code, format: "hlo" };
+    let options = CompileOptions::replicas([device.id().unwrap()]);
+    let executable = platform().client.compile(&program, &options, signature(&module)).unwrap();
+    let upload = |literal: &Literal| {
+        let ty = TensorType::new(element_type(literal.shape.dtype), literal.shape.dims.clone());
+        platform().client.upload(&literal.bytes, &ty, device).unwrap()
+    };
+    let buffers: Vec<_> = operands.iter().map(upload).collect();
+    let run = executable.execute(vec![buffers.iter().map(Arg::Keep).collect()]).and_then(|e| e.wait());
+    run.err().unwrap_or_else(|| panic!("{target} accepted {results:?}")).to_string()
+}
+
+#[test]
+fn calls_that_are_wrong_are_errors() {
+    let array = |dtype: DType, dims: &[i64]| {
+        let shape = Shape::new(dtype, dims);
+        Literal { bytes: vec![0; shape.bytes() as usize], shape }
+    };
+    let floats = |dims: &[i64]| array(DType::F32, dims);
+    let slot = |value: i32| Literal::s32s([], &[value]);
+    let at = |position: i32| Literal::s32s([1, 1], &[position]);
+    let (linear, attention) = ("gemma_pjrt.linear", "gemma_pjrt.attention");
+    let (x, result) = (floats(&[3, 8]), Shape::new(DType::F32, [3, 5]));
+    let (q, kv, mixed) = (floats(&[1, 1, 4, 8]), floats(&[2, 2, 16, 8]), Shape::new(DType::F32, [1, 1, 4, 8]));
+    let cases = [
+        (linear, vec![x.clone()], &result, "takes activations"),
+        (linear, vec![array(DType::S32, &[3, 8]), floats(&[5, 8])], &result, "activations of type Some(S32)"),
+        (linear, vec![floats(&[24]), floats(&[5, 8])], &result, "expected 2 of them"),
+        (linear, vec![x.clone(), floats(&[5, 7])], &result, "expected [5, 8]"),
+        (linear, vec![x.clone(), floats(&[6, 8])], &result, "expected [3, 6]"),
+        (linear, vec![x.clone(), array(DType::S32, &[5, 8])], &result, "a weight of type Some(S32)"),
+        (linear, vec![x.clone(), array(DType::S8, &[5, 8]), floats(&[4])], &result, "expected [5]"),
+        (linear, vec![x.clone(), array(DType::S8, &[5, 8]), array(DType::F16, &[5])], &result, "16-bit elements"),
+        ("gemma_pjrt.gate_up", vec![x.clone(), floats(&[5, 8]), array(DType::BF16, &[5, 8])], &result, "must be alike"),
+        (attention, vec![q.clone(), kv.clone(), kv.clone(), at(16), slot(0)], &mixed, "position 16 in a cache of 16"),
+        (attention, vec![q.clone(), kv.clone(), kv.clone(), at(-1), slot(0)], &mixed, "position -1"),
+        (attention, vec![q.clone(), kv.clone(), kv.clone(), at(3), slot(2)], &mixed, "a cache with 2"),
+        (
+            attention,
+            vec![q.clone(), kv.clone(), floats(&[2, 2, 16, 7]), at(3), slot(0)],
+            &mixed,
+            "values has dimensions",
+        ),
+        (
+            attention,
+            vec![q.clone(), floats(&[2, 3, 16, 8]), floats(&[2, 3, 16, 8]), at(3), slot(0)],
+            &mixed,
+            "cannot share",
+        ),
+        (attention, vec![q, kv.clone(), kv], &mixed, "takes 5 operands"),
+    ];
+    for (target, operands, result, words) in cases {
+        let error = refused(target, &operands, std::slice::from_ref(result));
+        assert!(error.contains(target) && error.contains(words), "{words:?} is not in: {error}");
     }
 }

@@ -8,5 +8,6 @@ mod hlo_ops;
 mod kernels;
 mod parity;
 mod pjrt;
+mod quantize;
 mod sampling;
 mod tokenizer;

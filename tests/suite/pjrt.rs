@@ -253,7 +253,8 @@ impl ffi::Handler for Scale {
 
     fn call(frame: ffi::Frame<'_>) -> Result<(), String> {
         let by = frame.attribute_i64("by")? as f32;
-        let ([x], [out]) = frame.arrays()?;
+        let (operands, [out]) = frame.arrays()?;
+        let [x] = &operands[..] else { return Err("takes one operand".into()) };
         if x.dims().len() != 1 {
             return Err(format!("takes one dimension, not {:?}", x.dims()));
         }

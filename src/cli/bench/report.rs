@@ -47,9 +47,10 @@ impl Report<'_> {
             let share = if figure.shares.is_empty() { "-".into() } else { format!("{:.2}", spread(&figure.shares)[1]) };
             let _ = writeln!(
                 out,
-                "| {} {} | {size_} | {params} | {} {} | {} | {} | {middle:.2} | {low:.2}-{high:.2} | {share} |",
+                "| {} {}{} | {size_} | {params} | {} {} | {} | {} | {middle:.2} | {low:.2}-{high:.2} | {share} |",
                 self.args.model,
                 self.args.dtype.dtype(),
+                self.args.weights.map(|w| format!(", {}", w.name())).unwrap_or_default(),
                 self.loaded.platform,
                 self.args.mesh,
                 self.threads(),
@@ -106,6 +107,7 @@ impl Report<'_> {
             "parameters": num_parameters(&self.opened.config),
             "platform": self.loaded.platform,
             "mesh": self.args.mesh.to_string(),
+            "weights": self.args.weights.map(|w| w.name()),
             "dtype": self.args.dtype.dtype().to_string(),
             "kernels": self.loaded.kernels.then(|| Machine::whole().isa.name()),
             "threads": Machine::whole().pool.threads(),

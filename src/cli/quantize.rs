@@ -1,0 +1,100 @@
+//! `quantize`: a checkpoint with smaller weights.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use sha2::{Digest, Sha256};
+
+use super::{Outcome, model_files::ModelFiles, note, process::size, progress::Bar};
+use crate::{
+    cache_dir::cache_dir,
+    checkpoint::write_quantized,
+    download::{Progress, hex},
+};
+
+/// How matrices are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Weights {
+    /// Eight bits, with a scale for each row
+    Int8,
+}
+
+impl Weights {
+    /// Name on the command line and in config.json.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A checkpoint's directory, its name on Hugging Face, or demo
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// How matrices are to be stored
+    #[arg(long, value_enum)]
+    weights: Weights,
+    /// Directory to make
+    #[arg(long, short, value_name = "DIR")]
+    out: PathBuf,
+    /// Never download anything
+    #[arg(long)]
+    offline: bool,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    if args.out.join("config.json").exists() {
+        bail!("{} holds a model already; name a new directory", args.out.display());
+    }
+    let files = ModelFiles::locate(&args.model, args.offline)?;
+    let (before, after) = write(&files, args.weights, &args.out)?;
+    let name = args.weights.name();
+    note(&format!("{}: {} of weights in {name}, from {}", args.out.display(), size(after), size(before)));
+    Ok(Outcome::Done)
+}
+
+/// The model with its matrices stored so: itself, or quantised now and kept in the cache for the next time.
+pub fn quantized(files: ModelFiles, weights: Weights) -> Result<ModelFiles> {
+    if files.config_json()?["quantization_config"]["weights"] == weights.name() {
+        return Ok(files);
+    }
+    let key = &hex(Sha256::new_with_prefix(files.fingerprint()?))[..16];
+    let Some(cache) = cache_dir() else {
+        bail!(
+            "there is no cache directory for the quantised weights (HOME is not set); use gemma-pjrt quantize --out DIR"
+        );
+    };
+    let dir = cache.join("quantized").join(format!("{key}-{}", weights.name()));
+    if !dir.join("config.json").exists() {
+        write(&files, weights, &dir)?;
+        note(&format!("note: the quantised weights are kept in {}", dir.display()));
+    }
+    Ok(ModelFiles::Directory(dir))
+}
+
+/// Quantises a model into a directory: weights and tokenizer, then the config, as the sign that all is there. Returns the
+/// bytes of the weights before and after.
+fn write(files: &ModelFiles, weights: Weights, dir: &Path) -> Result<(u64, u64)> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let checkpoint = files.checkpoint()?;
+    let before = checkpoint.tensors().values().map(|tensor| tensor.bytes.bytes().len() as u64).sum();
+    let mut bar = Bar::default();
+    if before > 100_000_000 {
+        bar = Bar::bytes(&format!("quantising to {}", weights.name()), before);
+    }
+    let path = dir.join("model.safetensors");
+    write_quantized(&checkpoint, &path, |bytes| bar.add(bytes))?;
+    bar.finish();
+    for (name, bytes) in files.others()? {
+        let path = dir.join(name);
+        std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let mut config = files.config_json()?;
+    config["quantization_config"] = serde_json::json!({"quant_method": "gemma-pjrt", "weights": weights.name()});
+    let path = dir.join("config.json");
+    std::fs::write(&path, format!("{config:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok((before, std::fs::metadata(dir.join("model.safetensors"))?.len()))
+}
