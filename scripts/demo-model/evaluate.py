@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GemmaForCausalLM
 
-END_OF_TURN, MAX_TOKENS = 107, 64
+END_OF_TURN, MAX_TOKENS = 107, 96
 
 
 def answer(model, ids):

@@ -335,8 +335,8 @@ def said(person, relation, value, colour):
 
 
 def judged(sentence, value, asked):
-    """What the passage says beside what is asked, and whether they agree."""
-    return f"{sentence} Asked: {asked}. So {'yes' if value == asked else 'no'}."
+    """What the passage says, for what the answer would be yes, and what it is."""
+    return f"{sentence} {value}: yes, {asked}: {'yes' if value == asked else 'no'}."
 
 
 def passage(rng, split):
@@ -388,40 +388,6 @@ def lettered(rng, options):
     return joined.join(mark.format(letter, option) for letter, option in zip("ABCD", options)), joined
 
 
-def any_words(rng, count):
-    """Different things of any kind."""
-    pools = sum(CATEGORIES.values(), []) + [city for city, _ in COUNTRIES.values()] + MONTHS + list(PAST.values()) + [str(n) for n in range(20)]
-    return rng.sample(pools, count)
-
-
-def letters(rng, split):
-    """Which letter stands before what: the last step of a multiple choice, several times."""
-    def propose(rng):
-        options = any_words(rng, 4)
-        listed, joined = lettered(rng, options)
-        asked = rng.sample(options, rng.randint(1, 4))
-        question = rng.choice(["Give the letter of {}.", "Which letter has {}?", "Find the letters: {}."]).format(", ".join(asked))
-        answer = ", ".join(f"{word}: {'ABCD'[options.index(word)]}" for word in asked) + "."
-        return ",".join(options + asked), [(f"{question}{joined}{listed}", answer)]
-
-    return draw(rng, split, "letters", propose)
-
-
-def same(rng, split):
-    """Whether two words are the same, several times: the last step of a question about a passage."""
-    def propose(rng):
-        pairs = []
-        for _ in range(rng.randint(1, 4)):
-            one, other = any_words(rng, 2)
-            pairs.append((one, one if rng.random() < 0.5 else other))
-        listed = ", ".join(f"{one} and {other}" for one, other in pairs)
-        question = rng.choice(["Is it the same: {}?", "Same or different: {}?", "Are these the same: {}?"]).format(listed)
-        answer = " ".join(f"{one}. Asked: {other}. So {'yes' if one == other else 'no'}." for one, other in pairs)
-        return listed, [(ask(rng, question), answer)]
-
-    return draw(rng, split, "same", propose)
-
-
 def multiple_choice(rng, split):
     def propose(rng):
         def other(values, right):
@@ -453,7 +419,9 @@ def multiple_choice(rng, split):
         options.insert(rng.randrange(4), right)
         listed, joined = lettered(rng, options)
         letter = "ABCD"[options.index(right)]
-        answer = f"It is {right}: {letter}."
+        # Each letter after its option: then the one after the right answer is only to be copied.
+        restated = ", ".join(f"{option} {letter}" for letter, option in zip("ABCD", options))
+        answer = f"{restated}. It is {right} {letter}."
         return f"{question} {','.join(options)}", [(f"{question}{joined}{listed}", answer)]
 
     return draw(rng, split, "multiple-choice", propose)
@@ -527,8 +495,8 @@ def unknown(rng, split):
 SINGLE_TURN = {
     "capitals": capitals, "small-facts": small_facts, "times-tables": times_tables, "arithmetic": arithmetic, "comparing": comparing,
     "sorting": sorting, "counting": counting, "spelling": spelling, "odd-one-out": odd_one_out, "passage": passage,
-    "multiple-choice": multiple_choice, "letters": letters, "same": same, "small-talk": small_talk, "unknown": unknown,
+    "multiple-choice": multiple_choice, "small-talk": small_talk, "unknown": unknown,
 }
 SKILLS = SINGLE_TURN | {"recall": recall}
-SHARES = {"capitals": 6, "small-facts": 6, "times-tables": 7, "arithmetic": 8, "comparing": 7, "sorting": 9, "counting": 5, "spelling": 11,
-          "odd-one-out": 8, "passage": 11, "multiple-choice": 10, "letters": 6, "same": 5, "small-talk": 1, "unknown": 2, "recall": 6}
+SHARES = {"capitals": 6, "small-facts": 6, "times-tables": 7, "arithmetic": 8, "comparing": 8, "sorting": 11, "counting": 4, "spelling": 13,
+          "odd-one-out": 8, "passage": 11, "multiple-choice": 10, "small-talk": 1, "unknown": 2, "recall": 5}

@@ -19,7 +19,7 @@ from generate import TRAINING_ITEMS, held_out_items, training_items
 
 TOKENS_PER_STEP = 4096
 ROWS = [(160, 0.5), (320, 0.3), (512, 0.2)]  # row length, share of the steps
-STEPS = 6000
+STEPS = 7400
 FALL = 0.7  # the share of the steps in which the rate falls to nothing
 CONTEXT = 512
 SEED = 0
