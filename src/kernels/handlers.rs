@@ -19,11 +19,13 @@ use crate::pjrt::{
 pub fn register(api: &Api) -> crate::pjrt::Result<()> {
     static DONE: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
     let mut done = DONE.lock().expect("nothing panics while it is held");
-    if done.get_or_insert_default().insert(api.path().to_owned()) {
+    let done = done.get_or_insert_default();
+    if !done.contains(api.path()) {
         ffi::register::<Linear>(api)?;
         ffi::register::<GateUp>(api)?;
         ffi::register::<LinearMax>(api)?;
         ffi::register::<Attention>(api)?;
+        done.insert(api.path().to_owned());
     }
     Ok(())
 }

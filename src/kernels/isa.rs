@@ -19,7 +19,7 @@ impl Isa {
     /// All of them, from slow to fast.
     pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
 
-    /// Name, as the override takes it.
+    /// Name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",

@@ -2,6 +2,8 @@
 
 use std::sync::Mutex;
 
+use half::bf16;
+
 use super::{
     Machine,
     isa::{self, Kernel},
@@ -54,17 +56,11 @@ impl<'a> Columns<'a> {
             unsafe {
                 match self.results {
                     Pointer::F32(p) => *p.add(at + i) = value,
-                    Pointer::Bf16(p) => *p.add(at + i) = to_bf16(value),
+                    Pointer::Bf16(p) => *p.add(at + i) = bf16::from_f32(value).to_bits(),
                 }
             }
         }
     }
-}
-
-/// Rounded to the nearest, ties to even; NaN stays NaN.
-fn to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
 }
 
 /// `x wᵀ`: `[rows, in]` by `[out, in]` to `[rows, out]`.

@@ -132,7 +132,7 @@ impl Activations<'_> {
     pub(super) fn get(&self, at: usize) -> f32 {
         match self {
             Self::F32(x) => x[at],
-            Self::Bf16(x) => f32::from_bits(u32::from(x[at]) << 16),
+            Self::Bf16(x) => Bf16::to_f32(x[at]),
         }
     }
 }
