@@ -1,6 +1,7 @@
 //! Gemma 1 and 1.1: configuration, weights and how they are split over devices, the layers, the programs.
 //!
-//! Reading order: [`Config`], [`weights`], `layers` (the architecture), [`Program`]. Graphs here are the program of **one
+//! Reading order: [`Config`], [`weights`], `layers` (the architecture), [`Target`] (the few primitives that platforms lower in
+//! their own way: products, the softmax of attention), [`Program`], [`Cost`]. Graphs here are the program of **one
 //! device**, Megatron style: q/k/v/gate/up are split by rows, o/down by columns, each followed by one all-reduce; the
 //! embedding is split by tokens. On one device there are no collectives at all.
 //!

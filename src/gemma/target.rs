@@ -37,14 +37,18 @@ impl Target {
     /// Whether attention reads a window of the cache that has a fixed length, so that short contexts want programs of their own.
     /// The kernel reads as much as there is.
     pub fn has_windows(self) -> bool {
-        self != Self::Cpu { kernels: true }
+        !self.calls_kernels()
+    }
+
+    fn calls_kernels(self) -> bool {
+        self == Self::Cpu { kernels: true }
     }
 
     /// `x wᵀ`: `[..., in]` by `[out, in]` to `[..., out]`, accumulated in f32 and rounded to `out`.
     pub(super) fn linear<'g>(self, x: Op<'g>, weight: Matrix<'g>, out: DType) -> Op<'g> {
         let (x, mut dims) = rows(x);
         dims.push(weight.rows());
-        let product = if self == (Self::Cpu { kernels: true }) {
+        let product = if self.calls_kernels() {
             let shape = Shape::new(out, [x.dim(0), weight.rows()]);
             kernel("gemma_pjrt.linear", x, &[weight], &[shape])[0]
         } else {
@@ -57,7 +61,7 @@ impl Target {
     pub(super) fn gated_linear<'g>(self, x: Op<'g>, gate: Matrix<'g>, up: Matrix<'g>, out: DType) -> Op<'g> {
         let (x, mut dims) = rows(x);
         dims.push(gate.rows());
-        let product = if self == (Self::Cpu { kernels: true }) {
+        let product = if self.calls_kernels() {
             let shape = Shape::new(out, [x.dim(0), gate.rows()]);
             kernel("gemma_pjrt.gate_up", x, &[gate, up], &[shape])[0]
         } else {
@@ -69,7 +73,7 @@ impl Target {
     /// The largest element of each row of `x wᵀ` and its column, `f32[rows]` and `s32[rows]` from `[rows, in]` and
     /// `[out, in]`; the first one where several are equal.
     pub(super) fn linear_max<'g>(self, x: Op<'g>, weight: Matrix<'g>) -> [Op<'g>; 2] {
-        if self != (Self::Cpu { kernels: true }) {
+        if !self.calls_kernels() {
             return self.linear(x, weight, DType::F32).max_with_index();
         }
         let results = [DType::F32, DType::S32].map(|dtype| Shape::new(dtype, [x.dim(0)]));
@@ -81,7 +85,7 @@ impl Target {
     ///
     /// `q` and the result are `[batch, seq, heads, head_dim]`; keys and values are the cache, with this step's tokens in it.
     pub(super) fn attend<'g>(self, q: Op<'g>, keys: Op<'g>, values: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
-        if self == (Self::Cpu { kernels: true }) {
+        if self.calls_kernels() {
             let slot = match positions.access {
                 CacheAccess::Slot { slot, .. } => slot,
                 CacheAccess::EachRow => q.graph().scalar(DType::S32, 0.0),
