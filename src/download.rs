@@ -33,7 +33,7 @@ pub(crate) fn copy_hashed(
     }
 }
 
-/// A finished hash, as text.
-pub(crate) fn hex(hasher: impl Digest) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+/// A hash as text.
+pub(crate) fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 
 use super::{note, progress::DownloadProgress};
 use crate::{
@@ -82,20 +83,23 @@ impl ModelFiles {
         present.map(read).collect()
     }
 
-    /// What tells these weights from others: path, size and time of change of each file.
-    pub fn fingerprint(&self) -> Result<String> {
-        let Self::Directory(dir) = self else { return Ok(format!("demo {}", env!("CARGO_PKG_VERSION"))) };
-        let mut lines = Vec::new();
-        for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|e| e == "safetensors") {
-                let path = path.canonicalize()?; // the hub's cache has links
-                let metadata = path.metadata()?;
-                lines.push(format!("{} {} {:?}", path.display(), metadata.len(), metadata.modified()?));
+    /// What tells this model from others: of files their path, size and time of change, of the demo model its bytes.
+    pub fn fingerprint(&self) -> Result<[u8; 32]> {
+        let mut hasher = Sha256::new();
+        match self {
+            Self::Demo => demo::FILES.iter().for_each(|bytes| hasher.update(Sha256::digest(bytes))),
+            Self::Directory(dir) => {
+                let mut lines = Vec::new();
+                for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+                    let path = entry?.path().canonicalize()?; // the hub's cache has links
+                    let metadata = path.metadata()?;
+                    lines.push(format!("{} {} {:?}\n", path.display(), metadata.len(), metadata.modified()?));
+                }
+                lines.sort();
+                hasher.update(lines.concat());
             }
         }
-        lines.sort();
-        Ok(lines.join("\n"))
+        Ok(hasher.finalize().into())
     }
 
     /// The weights, mapped.

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use sha2::{Digest, Sha256};
 
 use super::{Outcome, model_files::ModelFiles, note, process::size, progress::Bar};
 use crate::{
@@ -61,7 +60,7 @@ pub fn quantized(files: ModelFiles, weights: Weights) -> Result<ModelFiles> {
     if files.config_json()?["quantization_config"]["weights"] == weights.name() {
         return Ok(files);
     }
-    let key = &hex(Sha256::new_with_prefix(files.fingerprint()?))[..16];
+    let key = hex(&files.fingerprint()?[..8]);
     let Some(cache) = cache_dir() else {
         bail!(
             "there is no cache directory for the quantised weights (HOME is not set); use gemma-pjrt quantize --out DIR"

@@ -22,6 +22,9 @@ static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("model.safetensors"));
 #[repr(C, align(64))]
 struct Aligned<B: ?Sized>(B);
 
+/// All its files.
+pub const FILES: [&[u8]; 4] = [CONFIG.as_bytes(), TOKENIZER, TOKENIZER_CONFIG.as_bytes(), &WEIGHTS.0];
+
 /// The weights, bf16.
 pub fn checkpoint() -> Checkpoint {
     Checkpoint::from_memory("model.safetensors", Arc::new(HostMemory::Static(&WEIGHTS.0)))

@@ -170,8 +170,8 @@ impl Hash {
 
     fn check(self, remote: &RemoteFile) -> Result<()> {
         let (what, found) = match self {
-            Self::Sha256(hasher) => ("sha256", hex(hasher)),
-            Self::Git(hasher) => ("git sha1", hex(hasher)),
+            Self::Sha256(hasher) => ("sha256", hex(&hasher.finalize())),
+            Self::Git(hasher) => ("git sha1", hex(&hasher.finalize())),
         };
         if found == remote.etag {
             return Ok(());

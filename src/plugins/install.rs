@@ -187,7 +187,7 @@ fn unpack(pinned: &Pinned, wheel: &Path, dir: &Path) -> Result<Installed> {
 fn copy_with_sha256(from: &mut impl Read, to: &mut impl Write, progress: impl FnMut(u64)) -> io::Result<String> {
     let mut hasher = Sha256::new();
     copy_hashed(from, to, &mut hasher, progress)?;
-    Ok(hex(hasher))
+    Ok(hex(&hasher.finalize()))
 }
 
 fn check(what: &str, expected: &str, found: &str) -> Result<()> {

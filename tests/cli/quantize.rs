@@ -34,3 +34,20 @@ fn weights_are_quantised_at_the_first_load_and_kept() {
     let tokens = |ran: &str| serde_json::from_str::<Value>(ran).unwrap()["tokens"].clone();
     assert_eq!(tokens(&first.stdout), tokens(&second.stdout));
 }
+
+#[test]
+fn a_changed_model_is_quantised_anew() {
+    let home = Home::new();
+    let model = home.path("model").to_str().unwrap().to_owned();
+    home.run(&["init", &model, "--preset", "tiny"]).ok();
+    let is_made = || {
+        let ran = home.run(&["generate", "hello", "-n", "1", "--weights", "int8", "--model", &model]).ok();
+        ran.stderr.contains("kept in")
+    };
+    assert!(is_made());
+    assert!(!is_made());
+    let config = home.path("model/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + "\n").unwrap();
+    assert!(is_made());
+}
