@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -30,7 +30,7 @@ pub struct ModelOptions {
     pub kernels: bool,
 }
 
-/// Programs made ready so far, and the time that took.
+/// Programs made ready so far, and how long was waited for them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CompileReport {
     pub compiled: usize,
@@ -127,34 +127,45 @@ impl Model {
     /// The compiled program: from memory, from the disk cache, or compiled now.
     pub fn program(&self, spec: &ProgramSpec) -> Result<Arc<Executable>> {
         let name = spec.name();
-        let loaded = || self.programs.lock().expect("no panic while held");
-        if let Some(executable) = loaded().get(&name) {
-            return Ok(executable.clone());
-        }
+        let known = self.programs.lock().expect("no panic while held").get(&name).cloned();
+        known.map_or_else(|| self.waited_for(|| self.make(spec, name)), Ok)
+    }
+
+    /// Makes several programs ready, side by side.
+    pub fn prepare(&self, mut specs: Vec<ProgramSpec>) -> Result<()> {
+        specs.dedup();
+        let known = self.programs.lock().expect("no panic while held");
+        specs.retain(|spec| !known.contains_key(&spec.name()));
+        drop(known);
+        self.waited_for(|| {
+            std::thread::scope(|scope| {
+                let make = |spec| scope.spawn(move || self.make(spec, spec.name()).map(drop));
+                let threads: Vec<_> = specs.iter().map(make).collect();
+                threads.into_iter().try_for_each(|thread| thread.join().expect("compiling does not panic"))
+            })
+        })
+    }
+
+    /// Adds the time of making programs to the report.
+    fn waited_for<T>(&self, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        let started = Instant::now();
+        let made = make();
+        self.report.lock().expect("no panic while held").time += started.elapsed();
+        made
+    }
+
+    fn make(&self, spec: &ProgramSpec, name: String) -> Result<Arc<Executable>> {
         let module = spec.build().map_err(|cause| Error::Graph { program: name.clone(), cause })?;
         let ids: std::result::Result<Vec<i32>, _> = self.devices.iter().map(Device::id).collect();
         let ids = ids.map_err(|cause| Error::Pjrt { doing: "reading device ids".into(), cause })?;
         let (executable, origin) = self.cache.get(&self.client, &module, &CompileOptions::replicas(ids))?;
         let mut report = self.report.lock().expect("no panic while held");
         match origin {
-            Origin::Compiled(time) => {
-                report.compiled += 1;
-                report.time += time;
-            }
-            Origin::Cache(time) => {
-                report.cached += 1;
-                report.time += time;
-            }
+            Origin::Compiled => report.compiled += 1,
+            Origin::Cache => report.cached += 1,
         }
-        Ok(loaded().entry(name).or_insert(Arc::new(executable)).clone())
-    }
-
-    /// Makes several programs ready, side by side.
-    pub fn prepare(&self, mut specs: Vec<ProgramSpec>) -> Result<()> {
-        specs.dedup();
-        std::thread::scope(|scope| {
-            let ready: Vec<_> = specs.iter().map(|spec| scope.spawn(|| self.program(spec).map(drop))).collect();
-            ready.into_iter().try_for_each(|thread| thread.join().expect("compiling does not panic"))
-        })
+        drop(report);
+        let mut programs = self.programs.lock().expect("no panic while held");
+        Ok(programs.entry(name).or_insert(Arc::new(executable)).clone())
     }
 }

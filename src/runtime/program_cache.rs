@@ -8,7 +8,6 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use sha2::{Digest, Sha256};
@@ -20,17 +19,18 @@ use super::{
 };
 use crate::{
     cache_dir::cache_dir,
+    download::hex,
     hlo::Module,
     pjrt::{Client, CompileOptions, Executable, Program},
 };
 
 const MAGIC: &[u8; 8] = b"GPJRT\x00\x01\n";
 
-/// Where a program came from, and how long that took.
+/// Where a program came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    Compiled(Duration),
-    Cache(Duration),
+    Compiled,
+    Cache,
 }
 
 /// The cache for one client.
@@ -55,14 +55,13 @@ impl ProgramCache {
     pub fn get(&self, client: &Client, module: &Module, options: &CompileOptions) -> Result<(Executable, Origin)> {
         let code = module.encode();
         let key = self.key(&code, options);
-        let started = Instant::now();
         let path = self.dir.as_ref().map(|dir| dir.join(format!("{}-{}.pjrt", module.name(), hex(&key[..8]))));
         if let Some(path) = &path {
             match read_entry(path, &key) {
                 Ok(None) => {}
                 Err(problem) => self.warn(path, &problem),
                 Ok(Some(payload)) => match client.deserialize(&payload, signature(module)) {
-                    Ok(executable) => return Ok((executable, Origin::Cache(started.elapsed()))),
+                    Ok(executable) => return Ok((executable, Origin::Cache)),
                     Err(e) => self.warn(path, &e.to_string()),
                 },
             }
@@ -71,7 +70,6 @@ impl ProgramCache {
         let executable = client
             .compile(&program, options, signature(module))
             .during(|| format!("compiling the program {}", module.name()))?;
-        let took = started.elapsed();
         if let Some(path) = &path {
             let written = executable
                 .serialize()
@@ -84,7 +82,7 @@ impl ProgramCache {
                 ));
             }
         }
-        Ok((executable, Origin::Compiled(took)))
+        Ok((executable, Origin::Compiled))
     }
 
     fn warn(&self, path: &Path, problem: &str) {
@@ -152,8 +150,4 @@ fn cpu_features() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
     [line("model name"), line("flags"), line("Features")].join(" ")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
