@@ -17,7 +17,7 @@ def split_of(skill, key, share=0.1):
     return HELD_OUT if hashlib.sha256(f"{skill}:{key}".encode()).digest()[0] < 256 * share else TRAIN
 
 
-# Words that other skills use are tokens of their own, which tell nothing of their letters: those are all taught.
+# Words that other skills use are met in training anyway: all of them are spelled there, and only others are held out.
 TAUGHT_WORDS = set(sum(CATEGORIES.values(), []) + OBJECTS + PLACES + FOODS) | set(YOUNG) | set(PAST) | set(PLURALS)
 
 
