@@ -8,8 +8,9 @@ use std::time::Instant;
 use gemma_pjrt::kernels::{
     Isa, Machine,
     attention::{KvCache, Shape, attention},
+    integer::GROUP,
     linear::{Results, linear},
-    matmul::{Activations, Elements, Matrix},
+    matmul::{Activations, Elements, Groups, Matrix},
     probe,
 };
 
@@ -22,19 +23,17 @@ fn main() {
     println!("| kernel | GB/s | GFLOP/s | share of the limit |\n|---|---:|---:|---:|");
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         let machine = Machine { isa, ..machine };
-        for (name, out, width) in [("gate", 16384, 2048), ("down", 2048, 16384)] {
-            for rows in [1, 2, 3, 4, 8, 16, 128] {
-                bench(
-                    machine,
-                    &filter,
-                    &format!("{} linear {name} {rows}", isa.name()),
-                    &mut Linear::new(rows, out, width),
-                );
+        for kind in [Kind::Bf16, Kind::I8, Kind::I4] {
+            for (name, out, width) in [("gate", 16384, 2048), ("down", 2048, 16384)] {
+                for rows in [1, 2, 3, 4, 8, 16, 128] {
+                    let label = format!("{} {kind:?} {name} {rows}", isa.name());
+                    bench(machine, &filter, &label, || Linear::new(kind, rows, out, width));
+                }
             }
         }
         for (seq, context) in [(1, 1024), (1, 4096), (128, 1024), (512, 4096)] {
             let name = format!("{} attention {seq} of {context}", isa.name());
-            bench(machine, &filter, &name, &mut Attending::new(seq, context));
+            bench(machine, &filter, &name, || Attending::new(seq, context));
         }
     }
 }
@@ -46,10 +45,11 @@ trait Work {
     fn run(&mut self, machine: Machine<'_>);
 }
 
-fn bench(machine: Machine<'_>, filter: &str, name: &str, work: &mut dyn Work) {
-    if !name.contains(filter) {
+fn bench<W: Work>(machine: Machine<'_>, filter: &str, name: &str, work: impl FnOnce() -> W) {
+    if !format!("{name} ").contains(filter) {
         return;
     }
+    let mut work = work();
     let (bytes, flops) = work.cost();
     let mut seconds = Vec::new();
     let mut shares = Vec::new();
@@ -74,31 +74,53 @@ fn numbers(len: usize) -> Vec<u16> {
     (0..len).map(|i| 0x3f00 | (i.wrapping_mul(37) % 128) as u16).collect()
 }
 
+/// How weights are stored.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Bf16,
+    I8,
+    I4,
+}
+
 struct Linear {
+    kind: Kind,
     rows: usize,
     out: usize,
     width: usize,
     x: Vec<u16>,
     weight: Vec<u16>,
+    group_scales: Vec<u16>,
     results: Vec<u16>,
 }
 
 impl Linear {
-    fn new(rows: usize, out: usize, width: usize) -> Self {
-        Self { rows, out, width, x: numbers(rows * width), weight: numbers(out * width), results: vec![0; rows * out] }
+    fn new(kind: Kind, rows: usize, out: usize, width: usize) -> Self {
+        let bytes = match kind {
+            Kind::Bf16 => out * width * 2,
+            Kind::I8 => out * width,
+            Kind::I4 => out * width / 2,
+        };
+        let group_scales = if let Kind::I4 = kind { vec![0x3c00; out * width / GROUP] } else { Vec::new() };
+        let (x, weight, results) = (numbers(rows * width), numbers(bytes / 2), vec![0; rows * out]);
+        Self { kind, rows, out, width, x, weight, group_scales, results }
     }
 }
 
 impl Work for Linear {
     fn cost(&self) -> (f64, f64) {
-        let elements = (self.out * self.width) as f64;
-        (2.0 * elements, 2.0 * elements * self.rows as f64)
+        let bytes: usize = self.memory().iter().map(|part| part.len()).sum();
+        (bytes as f64, 2.0 * (self.out * self.width * self.rows) as f64)
     }
     fn memory(&self) -> Vec<&[u8]> {
-        vec![bytemuck::cast_slice(&self.weight)]
+        vec![bytemuck::cast_slice(&self.weight), bytemuck::cast_slice(&self.group_scales)]
     }
     fn run(&mut self, machine: Machine<'_>) {
-        let weight = Matrix::new(Elements::Bf16(&self.weight), self.out, self.width);
+        let elements = match self.kind {
+            Kind::Bf16 => Elements::Bf16(&self.weight),
+            Kind::I8 => Elements::I8(bytemuck::cast_slice(&self.weight)),
+            Kind::I4 => Elements::I4(Groups { pairs: bytemuck::cast_slice(&self.weight), scales: &self.group_scales }),
+        };
+        let weight = Matrix::new(elements, self.out, self.width);
         linear(machine, Activations::Bf16(&self.x), weight, Results::Bf16(&mut self.results));
     }
 }

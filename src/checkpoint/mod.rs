@@ -8,6 +8,6 @@ mod write;
 
 pub use error::CheckpointError;
 pub use open::{Checkpoint, Tensor};
-pub use quantize::{quantize_rows, write_quantized};
+pub use quantize::{Quantization, Quantized, quantize, write_quantized};
 pub use random::write_random;
 pub use write::{ALIGNMENT, write_safetensors};

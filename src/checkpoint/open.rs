@@ -19,7 +19,7 @@ use crate::{
 /// A tensor of a checkpoint: its bytes are a part of a mapped file.
 #[derive(Clone)]
 pub struct Tensor {
-    /// BF16, F16, F32 or S8 for those a model can use; others are kept as their safetensors name.
+    /// BF16, F16, F32, S8 or U8 for those a model can use; others are kept as their safetensors name.
     pub dtype: Result<DType, String>,
     pub dims: Vec<i64>,
     pub bytes: HostBytes,
@@ -148,7 +148,7 @@ impl Checkpoint {
                 wrong.push(format!("{name}: expected {dims:?}, found {:?}", tensor.dims));
             }
             if let Err(other) = &tensor.dtype {
-                wrong.push(format!("{name}: expected BF16, F16, F32 or I8, found {other}"));
+                wrong.push(format!("{name}: expected BF16, F16, F32, I8 or U8, found {other}"));
             }
             found.push(tensor);
         }
@@ -191,6 +191,7 @@ fn dtype_of(dtype: safetensors::Dtype) -> Result<DType, String> {
         safetensors::Dtype::F16 => Ok(DType::F16),
         safetensors::Dtype::F32 => Ok(DType::F32),
         safetensors::Dtype::I8 => Ok(DType::S8),
+        safetensors::Dtype::U8 => Ok(DType::U8),
         other => Err(format!("{other:?}")),
     }
 }

@@ -1,48 +1,141 @@
-//! Quantised checkpoints: matrices in eight bits, with a scale for each row.
+//! Quantised checkpoints: matrices in eight or four bits, with scales. Names and shapes of tensors that are not said to change do
+//! not; each scale, named as its matrix with `_scale` appended, follows it in the file, and tensors are aligned as in any file of
+//! ours. Norms stay as they are.
 //!
-//! A matrix `W [out, in]` becomes `q` (safetensors type I8, same name and shape) and `s` (F32 `[out]`, the name with `_scale`
-//! appended), so that `W[i, j] ≈ q[i, j] · s[i]`: s is the row's largest magnitude over 127, and q is rounded to the nearest.
-//! Norms stay as they are. Each scale follows its matrix in the file, and tensors are aligned as in any file of ours.
+//! **int8.** A matrix `W [out, in]` becomes `q` (safetensors type I8) and `s` (F32 `[out]`), so that `W[i, j] ≈ q[i, j] · s[i]`: s is
+//! the row's largest magnitude over 127, and q is rounded to the nearest.
+//!
+//! **int4.** `W [out, in]` becomes `q` (U8 `[out, in / 2]`) and `s` (F16 `[out, in / 32]`). Each 32 elements of a row are a group with
+//! a scale of its own: `W[i, 32 g + j] ≈ (n(j) - 8) · s[i, g]`, where n(j) is the lower half of the group's byte j for the first 16
+//! elements, and the upper half of byte j - 16 for the others. The scale is one with the least squared error among several.
+//! Embedding and output layer are int8, and so is a matrix whose rows are not whole groups.
 
-use std::{io, path::Path};
+use std::{io, num::NonZero, path::Path, thread};
 
 use half::{bf16, f16};
 
 use super::{Checkpoint, CheckpointError, Tensor, write_safetensors};
 use crate::hlo::DType;
 
-/// Rows of a matrix, quantised: elements row by row, and a scale for each row. `None` if it holds a number that is not finite.
+/// How matrices are quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    Int8,
+    Int4,
+}
+
+/// Elements of a row that share a scale in four bits.
+const GROUP: usize = 32;
+
+impl Quantization {
+    /// How the tensor of this name and shape is quantised, if it is.
+    pub fn of(self, name: &str, dims: &[i64]) -> Option<Self> {
+        let is_vocabulary = name.ends_with("embed_tokens.weight") || name.starts_with("lm_head.");
+        match (self, dims) {
+            (Self::Int4, &[_, width]) if width % GROUP as i64 == 0 && !is_vocabulary => Some(Self::Int4),
+            (_, [_, _]) => Some(Self::Int8),
+            _ => None,
+        }
+    }
+}
+
+/// A matrix in fewer bits, as bytes of the file.
+#[derive(Debug, PartialEq)]
+pub struct Quantized {
+    pub elements: Vec<u8>,
+    pub scales: Vec<u8>,
+}
+
+/// Quantises a matrix, on all cores. `None` if it holds a number that is not finite, or too large for f16 where scales are f16.
 ///
 /// # Panics
 /// If the tensor is no matrix of floats.
-pub fn quantize_rows(tensor: &Tensor) -> Option<(Vec<i8>, Vec<f32>)> {
+pub fn quantize(tensor: &Tensor, how: Quantization) -> Option<Quantized> {
     let dtype = *tensor.dtype.as_ref().expect("a float");
-    let width = tensor.dims[1] as usize;
-    let row_bytes = width * dtype.bits() / 8;
-    let mut elements = Vec::with_capacity(tensor.dims[0] as usize * width);
-    let mut scales = Vec::with_capacity(tensor.dims[0] as usize);
-    let mut row = Vec::with_capacity(width);
-    for bytes in tensor.bytes.bytes().chunks_exact(row_bytes) {
-        row.clear();
-        match dtype {
-            DType::F32 => row.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-            DType::BF16 => row.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
-            DType::F16 => row.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
-            other => panic!("{other} is no float"),
+    let row_bytes = tensor.dims[1] as usize * dtype.bits() / 8;
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let part_bytes = (tensor.dims[0] as usize).div_ceil(threads).max(1) * row_bytes;
+    let quantize_part = |bytes: &[u8]| {
+        let mut part = Quantized { elements: Vec::new(), scales: Vec::new() };
+        for row in bytes.chunks_exact(row_bytes) {
+            let row = to_f32(row, dtype);
+            let is_done = row.iter().all(|x| x.is_finite())
+                && match how {
+                    Quantization::Int8 => quantize_row(&row, &mut part),
+                    Quantization::Int4 => row.as_chunks().0.iter().all(|group| quantize_group(group, &mut part)),
+                };
+            if !is_done {
+                return None;
+            }
         }
-        if !row.iter().all(|x| x.is_finite()) {
-            return None;
-        }
-        let scale = row.iter().fold(0.0_f32, |m, x| m.max(x.abs())) / 127.0;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        elements.extend(row.iter().map(|x| (x * inverse).round_ties_even() as i8));
-        scales.push(scale);
+        Some(part)
+    };
+    let parts: Vec<Option<Quantized>> = thread::scope(|scope| {
+        let parts = tensor.bytes.bytes().chunks(part_bytes).map(|part| scope.spawn(|| quantize_part(part)));
+        let threads: Vec<_> = parts.collect();
+        threads.into_iter().map(|thread| thread.join().expect("quantising does not panic")).collect()
+    });
+    let mut whole = Quantized { elements: Vec::new(), scales: Vec::new() };
+    for part in parts {
+        let part = part?;
+        whole.elements.extend(part.elements);
+        whole.scales.extend(part.scales);
     }
-    Some((elements, scales))
+    Some(whole)
+}
+
+fn to_f32(bytes: &[u8], dtype: DType) -> Vec<f32> {
+    match dtype {
+        DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        DType::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        other => panic!("{other} is no float"),
+    }
+}
+
+fn quantize_row(row: &[f32], out: &mut Quantized) -> bool {
+    let scale = row.iter().fold(0.0_f32, |m, x| m.max(x.abs())) / 127.0;
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    out.elements.extend(row.iter().map(|x| (x * inverse).round_ties_even() as i8 as u8));
+    out.scales.extend(scale.to_le_bytes());
+    true
+}
+
+/// False if the scale is too large for f16.
+fn quantize_group(group: &[f32; GROUP], out: &mut Quantized) -> bool {
+    // The largest magnitude is to become -8, or a little more or less: which of these is best for the others, is tried.
+    const CANDIDATES: [f32; 9] = [-8.0, -8.8, -8.6, -8.4, -8.2, -7.8, -7.6, -7.4, -7.2];
+    let largest = group.iter().fold(0.0_f32, |m, &x| if x.abs() > m.abs() { x } else { m });
+    let mut best = (f32::INFINITY, f16::ZERO, [0.0; GROUP]);
+    for candidate in CANDIDATES {
+        let scale = f16::from_f32(largest / candidate);
+        if !scale.is_finite() {
+            return false;
+        }
+        let step = scale.to_f32();
+        let inverse = if step == 0.0 { 0.0 } else { 1.0 / step };
+        // Rounded by the addition, to even: a call of a function would take longer than the rest.
+        const ROUND: f32 = 1.5 * (1 << 23) as f32;
+        let steps = group.map(|x| (x * inverse + ROUND - ROUND).clamp(-8.0, 7.0));
+        let error = group.iter().zip(&steps).map(|(x, n)| (x - n * step) * (x - n * step)).sum();
+        if error < best.0 {
+            best = (error, scale, steps);
+        }
+    }
+    let (_, scale, steps) = best;
+    let (low, high) = steps.split_at(GROUP / 2);
+    out.elements.extend(low.iter().zip(high).map(|(low, high)| (low + 8.0) as u8 | ((high + 8.0) as u8) << 4));
+    out.scales.extend(scale.to_le_bytes());
+    true
 }
 
 /// Writes the checkpoint to the file `path` with its matrices quantised. `progress` gets the bytes read.
-pub fn write_quantized(checkpoint: &Checkpoint, path: &Path, progress: impl Fn(u64)) -> Result<(), CheckpointError> {
+pub fn write_quantized(
+    checkpoint: &Checkpoint,
+    how: Quantization,
+    path: &Path,
+    progress: impl Fn(u64),
+) -> Result<(), CheckpointError> {
     let mut list = Vec::new();
     let mut sources = Vec::new();
     for (name, tensor) in checkpoint.tensors() {
@@ -53,30 +146,33 @@ pub fn write_quantized(checkpoint: &Checkpoint, path: &Path, progress: impl Fn(u
                 return Err(CheckpointError::NotQuantizable { tensor: name.clone(), found });
             }
         };
-        if tensor.dims.len() == 2 {
-            list.push((name.clone(), DType::S8, tensor.dims.clone()));
-            list.push((format!("{name}_scale"), DType::F32, vec![tensor.dims[0]]));
-            sources.extend([tensor, tensor]);
-        } else {
-            list.push((name.clone(), dtype, tensor.dims.clone()));
-            sources.push(tensor);
+        let how = how.of(name, &tensor.dims);
+        let (rows, width) = (tensor.dims[0], tensor.dims[tensor.dims.len() - 1]);
+        let (elements, scale) = match how {
+            None => ((dtype, tensor.dims.clone()), None),
+            Some(Quantization::Int8) => ((DType::S8, tensor.dims.clone()), Some((DType::F32, vec![rows]))),
+            Some(Quantization::Int4) => {
+                ((DType::U8, vec![rows, width / 2]), Some((DType::F16, vec![rows, width / GROUP as i64])))
+            }
+        };
+        list.push((name.clone(), elements.0, elements.1));
+        sources.push(Some((tensor, how)));
+        if let Some((dtype, dims)) = scale {
+            list.push((format!("{name}_scale"), dtype, dims));
+            sources.push(None);
         }
     }
     let mut scales = Vec::new();
     write_safetensors(path, &list, |i, out| {
-        let tensor = sources[i];
-        match list[i].1 {
-            DType::S8 => {
-                let quantised = quantize_rows(tensor);
-                let (elements, of_rows) = quantised
-                    .ok_or_else(|| io::Error::other(format!("{} holds a number that is not finite", list[i].0)))?;
-                scales = of_rows;
-                out.write_all(bytemuck::cast_slice(&elements))?;
-                progress(tensor.bytes.bytes().len() as u64);
-            }
-            _ if tensor.dims.len() == 2 => out.write_all(bytemuck::cast_slice(&scales))?,
-            _ => out.write_all(tensor.bytes.bytes())?,
-        }
+        let Some((tensor, how)) = sources[i] else { return out.write_all(&std::mem::take(&mut scales)) };
+        let bytes = tensor.bytes.bytes();
+        let Some(how) = how else { return out.write_all(bytes) };
+        let quantized = quantize(tensor, how).ok_or_else(|| {
+            io::Error::other(format!("{} holds a number that is not finite, or far too large", list[i].0))
+        })?;
+        out.write_all(&quantized.elements)?;
+        scales = quantized.scales;
+        progress(bytes.len() as u64);
         Ok(())
     })
 }

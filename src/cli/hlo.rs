@@ -96,6 +96,7 @@ enum Stored {
     Bf16,
     F32,
     Int8,
+    Int4,
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
@@ -177,6 +178,7 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
             Stored::Bf16 => StoredTypes::uniform(DType::BF16),
             Stored::F32 => StoredTypes::uniform(DType::F32),
             Stored::Int8 => StoredTypes::int8(DType::BF16),
+            Stored::Int4 => StoredTypes::int4(DType::BF16),
         },
         slots: args.slots,
         cache_len: args.context,

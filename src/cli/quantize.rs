@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use super::{Outcome, model_files::ModelFiles, note, process::size, progress::Bar};
 use crate::{
     cache_dir::cache_dir,
-    checkpoint::write_quantized,
+    checkpoint::{Quantization, write_quantized},
     download::{Progress, hex},
 };
 
@@ -17,6 +17,8 @@ use crate::{
 pub enum Weights {
     /// Eight bits, with a scale for each row
     Int8,
+    /// Four bits, with a scale for each 32 elements; the embedding in eight
+    Int4,
 }
 
 impl Weights {
@@ -24,6 +26,14 @@ impl Weights {
     pub fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+
+    fn quantization(self) -> Quantization {
+        match self {
+            Self::Int8 => Quantization::Int8,
+            Self::Int4 => Quantization::Int4,
         }
     }
 }
@@ -85,7 +95,7 @@ fn write(files: &ModelFiles, weights: Weights, dir: &Path) -> Result<(u64, u64)>
         bar = Bar::bytes(&format!("quantising to {}", weights.name()), before);
     }
     let path = dir.join("model.safetensors");
-    write_quantized(&checkpoint, &path, |bytes| bar.add(bytes))?;
+    write_quantized(&checkpoint, weights.quantization(), &path, |bytes| bar.add(bytes))?;
     bar.finish();
     for (name, bytes) in files.others()? {
         let path = dir.join(name);

@@ -163,7 +163,7 @@ impl ProgramSpec {
     /// compute from those.
     fn forward<'g>(&self, tokens: Op<'g>, graph: &'g Graph, positions: impl FnOnce() -> Positions<'g>) -> Forward<'g> {
         let (cx, window) = (self.context(), self.window);
-        let weights = Weights::declare(graph, cx.config, cx.mesh, &self.stored);
+        let weights = Weights::declare(graph, cx, &self.stored);
         let declare = |kind: &str, layer: usize| graph.parameter(&format!("cache.{layer}.{kind}"), self.cache_shape());
         let given: Vec<Cache<'g>> = (0..weights.layers.len())
             .map(|layer| Cache { keys: declare("keys", layer), values: declare("values", layer) })

@@ -3,7 +3,7 @@
 
 use super::{
     layers::{CacheAccess, Positions, last_dimension},
-    weights::Matrix,
+    weights::{GROUP, Matrix},
 };
 use crate::hlo::{DType, DotDims, Op, Shape};
 
@@ -42,6 +42,18 @@ impl Target {
 
     fn calls_kernels(self) -> bool {
         self == Self::Cpu { kernels: true }
+    }
+
+    /// What programs take a tensor as: XLA:CPU has no packed four-bit arrays, so there a byte is two elements of the last
+    /// dimension. In each group of 32, byte i holds element i in its lower half and element i + 16 in its upper half, both
+    /// plus 8.
+    pub fn weight_shape(self, dtype: DType, dims: &[i64]) -> Shape {
+        let mut dims = dims.to_vec();
+        if dtype != DType::S4 || !self.is_cpu() {
+            return Shape::new(dtype, dims);
+        }
+        *dims.last_mut().expect("a matrix") /= 2;
+        Shape::new(DType::U8, dims)
     }
 
     /// `x wᵀ`: `[..., in]` by `[out, in]` to `[..., out]`, accumulated in f32 and rounded to `out`.
@@ -127,22 +139,27 @@ impl Target {
 
     /// `f32[rows, out]` from `[rows, in]` and `[out, in]`.
     fn matmul<'g>(self, x: Op<'g>, weight: Matrix<'g>) -> Op<'g> {
-        let product = self.product(x, weight.elements);
-        weight.scale.map_or(product, |scale| product * scale)
+        match weight.scale {
+            None => self.product(x, weight.elements, |weight| weight.convert(x.shape().dtype)),
+            Some(scale) if scale.shape().dims.len() == 1 => {
+                self.product(x, weight.elements, |weight| weight.convert(x.shape().dtype)) * scale
+            }
+            Some(scale) => self.product(x, weight.elements, |weight| from_groups(weight, scale, x.shape().dtype)),
+        }
     }
 
-    /// As [`Self::matmul`], without a scale.
-    fn product<'g>(self, x: Op<'g>, weight: Op<'g>) -> Op<'g> {
+    /// `f32[rows, out]` from `[rows, in]` and what `convert` makes of a weight as stored: `[out, in]` of x's type.
+    fn product<'g>(self, x: Op<'g>, weight: Op<'g>, convert: impl FnOnce(Op<'g>) -> Op<'g>) -> Op<'g> {
         let contract_last = DotDims { lhs_contract: vec![1], rhs_contract: vec![1], ..DotDims::default() };
         let dtype = x.shape().dtype;
         if !self.is_cpu() {
-            return x.dot(weight.convert(dtype), &contract_last, DType::F32);
+            return x.dot(convert(weight), &contract_last, DType::F32);
         }
         if weight.shape().dtype != dtype {
             // XLA:CPU materialises the converted weight. Behind a barrier that depends on x this happens when its turn comes;
             // else all layers' weights would be converted at the start, and live together.
             let [x, weight] = Op::optimization_barrier(&[x, weight])[..] else { unreachable!("two in, two out") };
-            return x.dot(weight.convert(dtype), &contract_last, DType::F32);
+            return x.dot(convert(weight), &contract_last, DType::F32);
         }
         if dtype == DType::BF16 && x.dim(0) == 1 {
             // One bf16 row becomes a matrix-vector product that XLA:CPU computes from weights converted to f32 (2.3 GiB of
@@ -179,6 +196,22 @@ fn kernel<'g>(name: &str, x: Op<'g>, weights: &[Matrix<'g>], results: &[Shape]) 
     let scales = weights.iter().filter_map(|weight| weight.scale);
     let operands: Vec<Op<'g>> = std::iter::once(x).chain(elements).chain(scales).collect();
     x.graph().custom_call(name, &operands, results, &[])
+}
+
+/// A four-bit weight, `s4[out, in]` or two elements in a byte as [`Target::weight_shape`] says, times its groups' scales
+/// `[out, in / GROUP]`: `[out, in]`.
+fn from_groups<'g>(elements: Op<'g>, scale: Op<'g>, dtype: DType) -> Op<'g> {
+    let [out, groups] = [scale.dim(0), scale.dim(1)];
+    let steps = if elements.shape().dtype == DType::U8 {
+        let bytes = elements.reshape(&[out, groups, GROUP / 2]);
+        let byte = |value: f64| elements.graph().scalar(DType::U8, value);
+        let halves = [bytes.and(byte(15.0)), bytes.shift_right_logical(byte(4.0))];
+        Op::concatenate(&halves, 2).convert(DType::F32) - 8.0
+    } else {
+        elements.convert(DType::F32).reshape(&[out, groups, GROUP])
+    };
+    let scale = scale.convert(DType::F32).reshape(&[out, groups, 1]);
+    (steps * scale).convert(dtype).reshape(&[out, groups * GROUP])
 }
 
 /// `[..., width]` as `[rows, width]`, and the dims before the last.

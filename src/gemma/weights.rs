@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use super::Config;
-use crate::hlo::{DType, Graph, Mesh, Op, Shape};
+use super::{Config, ConfigError, layers::Context};
+use crate::hlo::{DType, Graph, Mesh, Op};
 
 /// How a matrix is split over the devices that share a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +118,8 @@ pub fn num_parameters(config: &Config) -> i64 {
 #[derive(Clone, Copy)]
 pub struct Matrix<'g> {
     pub elements: Op<'g>,
-    /// Of quantised elements (s8): what each row is to be multiplied by, `f32[out]`.
+    /// Of quantised elements what they are to be multiplied by: each row of s8 by `f32[out]`, each [`GROUP`] of a row of s4
+    /// by `f16[out, in / GROUP]`.
     pub scale: Option<Op<'g>>,
 }
 
@@ -229,20 +230,49 @@ impl StoredTypes {
         Self { matrices: DType::S8, norms, exceptions: BTreeMap::new() }
     }
 
-    /// Type of the tensor of this name; scales are f32.
+    /// Matrices in four bits with a scale for each [`GROUP`] of a row; embedding and output layer in eight.
+    pub fn int4(norms: DType) -> Self {
+        let exceptions = [EMBED_TOKENS, LM_HEAD].map(|name| (name.to_owned(), DType::S8));
+        Self { matrices: DType::S4, norms, exceptions: exceptions.into() }
+    }
+
+    /// Type of the tensor of this name. Scales of rows are f32, those of groups f16.
     pub fn of(&self, name: &str) -> DType {
-        if name.ends_with(SCALE) {
-            return DType::F32;
+        if let Some(matrix) = name.strip_suffix(SCALE) {
+            return if self.of(matrix) == DType::S4 { DType::F16 } else { DType::F32 };
         }
         let usual = if name.ends_with("norm.weight") { self.norms } else { self.matrices };
         self.exceptions.get(name).copied().unwrap_or(usual)
     }
 
-    /// Whether the tensor is quantised, with a scale for each row.
+    /// Whether the tensor is quantised, with a scale after it.
     pub fn is_quantised(&self, name: &str) -> bool {
-        self.of(name) == DType::S8
+        matches!(self.of(name), DType::S8 | DType::S4)
+    }
+
+    /// Checks that four-bit matrices are made of whole groups, on each device of the mesh.
+    pub fn check(&self, config: &Config, mesh: Mesh) -> Result<(), ConfigError> {
+        for spec in tensors(config).iter().filter(|spec| spec.dims.len() == 2 && self.of(&spec.name) == DType::S4) {
+            if spec.name == EMBED_TOKENS {
+                return Err(ConfigError(format!(
+                    "{EMBED_TOKENS} is stored in four bits; the embedding has at least eight"
+                )));
+            }
+            let width = spec.local_dims(config, mesh)[1];
+            if width % GROUP != 0 {
+                return Err(ConfigError(format!(
+                    "{} has rows of {width} on each device of mesh {mesh}, and in four bits only whole groups of {GROUP} can be \
+                     split. Use fewer devices, or --weights int8",
+                    spec.name
+                )));
+            }
+        }
+        Ok(())
     }
 }
+
+/// Elements of a row that share a scale, in four bits.
+pub const GROUP: i64 = 32;
 
 /// What the name of a matrix's scale ends with: `model.layers.0.mlp.up_proj.weight_scale`.
 pub const SCALE: &str = "_scale";
@@ -250,13 +280,15 @@ pub const SCALE: &str = "_scale";
 /// [`tensors`] as stored: a quantised matrix is followed by its scale.
 pub fn parameters(config: &Config, stored: &StoredTypes) -> Vec<TensorSpec> {
     let with_scale = |spec: TensorSpec| {
-        let is_quantised = spec.dims.len() == 2 && stored.is_quantised(&spec.name);
-        let scale = is_quantised.then(|| TensorSpec {
-            name: format!("{}{SCALE}", spec.name),
-            dims: vec![spec.dims[0]],
+        let scale = |dims, sharding| TensorSpec { name: format!("{}{SCALE}", spec.name), dims, sharding };
+        let scale = match stored.of(&spec.name) {
+            _ if spec.dims.len() == 1 => None,
+            DType::S4 => Some(scale(vec![spec.dims[0], spec.dims[1] / GROUP], spec.sharding)),
             // Where columns are split, a device's products are partial sums of all rows.
-            sharding: if spec.sharding == Sharding::Columns { Sharding::Replicated } else { spec.sharding },
-        });
+            DType::S8 if spec.sharding == Sharding::Columns => Some(scale(vec![spec.dims[0]], Sharding::Replicated)),
+            DType::S8 => Some(scale(vec![spec.dims[0]], spec.sharding)),
+            _ => None,
+        };
         std::iter::once(spec).chain(scale)
     };
     tensors(config).into_iter().flat_map(with_scale).collect()
@@ -264,9 +296,11 @@ pub fn parameters(config: &Config, stored: &StoredTypes) -> Vec<TensorSpec> {
 
 impl<'g> Weights<'g> {
     /// Declares all weights as parameters of the program, in the order of [`parameters`].
-    pub fn declare(graph: &'g Graph, config: &Config, mesh: Mesh, stored: &StoredTypes) -> Self {
+    pub(super) fn declare(graph: &'g Graph, cx: Context<'_>, stored: &StoredTypes) -> Self {
+        let Context { target, config, mesh, .. } = cx;
         let declare = |spec: &TensorSpec| {
-            graph.parameter(&spec.name, Shape::new(stored.of(&spec.name), spec.local_dims(config, mesh)))
+            let dims = spec.local_dims(config, mesh);
+            graph.parameter(&spec.name, target.weight_shape(stored.of(&spec.name), &dims))
         };
         let declared: Vec<Op<'g>> = parameters(config, stored).iter().map(declare).collect();
         let mut ops = declared.into_iter();

@@ -49,7 +49,7 @@ pub struct KvCache<'a> {
 /// `first_slot + i`. The softmax and all sums are f32.
 ///
 /// # Panics
-/// If arrays do not have these shapes, or a position or slot is not in the cache.
+/// If arrays do not have these shapes, the cache has elements of four bits, or a position or slot is not in the cache.
 pub fn attention(
     machine: Machine<'_>,
     shape: Shape,
@@ -63,6 +63,7 @@ pub fn attention(
     assert!(heads.is_multiple_of(kv_heads) && first_slot + batch <= slots, "{shape:?}, slot {first_slot}");
     assert_eq!(positions.len(), batch * seq);
     let cached = slots * kv_heads * cache_len * head_dim;
+    assert!(!matches!((cache.keys, cache.values), (Elements::I4(_), _) | (_, Elements::I4(_))), "a cache in four bits");
     assert!(cache.keys.len() == cached && cache.values.len() == cached, "{shape:?}: a cache of {cached} elements");
     assert!(
         positions.iter().all(|&p| 0 <= p && (p as usize) < cache_len),
@@ -288,6 +289,7 @@ fn accumulate(isa: Isa, values: Elements<'_>, head_dim: usize, weights: &[f32], 
         Elements::Bf16(values) => isa::run(isa, Accumulate::<Bf16> { values, head_dim, weights, rescale, sums }),
         Elements::F16(values) => isa::run(isa, Accumulate::<F16> { values, head_dim, weights, rescale, sums }),
         Elements::I8(values) => isa::run(isa, Accumulate::<I8> { values, head_dim, weights, rescale, sums }),
+        Elements::I4(_) => unreachable!("caches have no elements of four bits"),
     }
 }
 

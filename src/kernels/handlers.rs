@@ -7,8 +7,9 @@ use std::{collections::HashSet, path::PathBuf, sync::Mutex};
 use super::{
     Machine,
     attention::{KvCache, Shape, attention},
+    integer::GROUP,
     linear::{Results, gate_up, linear, linear_max},
-    matmul::{Activations, Elements, Matrix},
+    matmul::{Activations, Elements, Groups, Matrix},
 };
 use crate::pjrt::{
     Api, ElementType,
@@ -148,7 +149,7 @@ fn elements<'a>(x: &Operand<'a>, what: &str) -> Result<Elements<'a>> {
         Some(ElementType::BF16 | ElementType::U16) => Ok(Elements::Bf16(x.as_slice()?)),
         Some(ElementType::F16) => Ok(Elements::F16(x.as_slice()?)),
         Some(ElementType::S8) => Ok(Elements::I8(x.as_slice()?)),
-        other => Err(format!("{what} of type {other:?}; it must be F32, BF16, F16 or S8")),
+        other => Err(format!("{what} of type {other:?}; it must be F32, BF16, F16, S8, or U8 (weights in four bits)")),
     }
 }
 
@@ -167,9 +168,24 @@ fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations
     let mut matrices = Vec::with_capacity(N);
     for (i, weight) in weights.iter().enumerate() {
         let [out, _] = dims(weight.dims(), "a weight")?;
+        let scale = scales.get(i);
+        if weight.element_type() == Some(ElementType::U8) {
+            let scale = scale.ok_or("a weight in four bits has no scale")?;
+            if width % GROUP != 0 {
+                return Err(format!("rows of {width} four-bit elements, which are no whole groups of {GROUP}"));
+            }
+            expect("a weight, two elements in a byte,", weight.dims(), &[out, width / 2])?;
+            expect("its scale", scale.dims(), &[out, width / GROUP])?;
+            if scale.element_type() != Some(ElementType::F16) {
+                return Err(format!("a four-bit weight's scale of type {:?}; it must be F16", scale.element_type()));
+            }
+            let groups = Groups { pairs: weight.as_slice()?, scales: scale.as_slice()? };
+            matrices.push(Matrix::new(Elements::I4(groups), out, width));
+            continue;
+        }
         expect("a weight", weight.dims(), &[out, width])?;
         let matrix = Matrix::new(elements(weight, "a weight")?, out, width);
-        matrices.push(match scales.get(i) {
+        matrices.push(match scale {
             Some(scale) => {
                 expect("a weight's scale", scale.dims(), &[out])?;
                 matrix.scaled(scale.as_slice()?)

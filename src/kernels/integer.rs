@@ -1,4 +1,4 @@
-//! Products of few activation rows with eight-bit weights, in integers.
+//! Products of few activation rows with weights of eight or four bits, in integers.
 //!
 //! Converting each weight to f32 takes longer than reading it from memory. So the activations are rounded to eight bits as
 //! well, in groups of [`GROUP`] elements with a scale of their own (as llama.cpp's Q8_0 does), and the products of a group are
@@ -6,82 +6,187 @@
 
 use super::{
     isa::{self, Isa, Kernel},
-    matmul::Activations,
+    matmul::{Activations, Elements, Groups},
     simd::Simd,
 };
 
 /// Elements of an activation row that share a scale.
 pub const GROUP: usize = 32;
 
+/// Activation rows that are packed together.
+const TILE_ROWS: usize = 4;
+
+/// The most activation rows that are multiplied in integers: more are faster in f32, which these weights are converted to once
+/// for all rows.
+pub fn most_rows(elements: &Elements<'_>) -> usize {
+    match elements {
+        Elements::I8(_) => 4,
+        Elements::I4(_) => 8,
+        _ => 0,
+    }
+}
+
 /// Activation rows in eight bits. What is left of a row after its last whole group stays f32.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     rows: usize,
     width: usize,
-    /// `[group, row, GROUP]`
+    /// In tiles of [`TILE_ROWS`] rows, `[group, row, GROUP]`. For four-bit weights pairs of groups, `[pair, row, 2 * GROUP]`, in
+    /// which the first halves of both stand before their second halves, as in [`Simd::load_pairs`].
     elements: &'a [i8],
-    /// `[group, row]`
+    /// `[row, group]`
     scales: &'a [f32],
+    /// `[row, group]`: -8 times the sum of each group's elements, which four-bit weights that are stored plus 8 have too much.
+    eights: &'a [f32],
     /// `[row, width % GROUP]`
     rests: &'a [f32],
 }
 
+/// A multiple of all vectors' lanes: rows are filled up with groups of zeros to such a number of groups.
+const LANES: usize = 16;
+
 impl<'a> Rows<'a> {
     /// Numbers of scratch memory that `rows` rows take.
     pub fn scratch(rows: usize, width: usize) -> usize {
-        let groups = width / GROUP;
-        rows * (groups * GROUP / size_of::<f32>() + groups + width % GROUP)
+        let groups = (width / GROUP).next_multiple_of(LANES);
+        rows * (groups * GROUP / size_of::<f32>() + 2 * groups + width % GROUP)
     }
 
-    /// Rounds `rows` rows of activations, from element `first` on.
-    pub fn new(x: Activations<'_>, first: usize, rows: usize, width: usize, scratch: &'a mut [f32]) -> Self {
-        let groups = width / GROUP;
-        let (elements, scratch) = scratch.split_at_mut(rows * groups * GROUP / size_of::<f32>());
-        let (scales, rests) = scratch.split_at_mut(rows * groups);
+    /// Rounds `rows` rows of activations, from element `first` on, to be multiplied with weights such as these.
+    pub fn new(
+        isa: Isa,
+        x: Activations<'_>,
+        first: usize,
+        rows: usize,
+        width: usize,
+        weights: &Elements<'_>,
+        scratch: &'a mut [f32],
+    ) -> Self {
+        let stride = (width / GROUP).next_multiple_of(LANES);
+        let (elements, scratch) = scratch.split_at_mut(rows * stride * GROUP / size_of::<f32>());
+        let (scales, scratch) = scratch.split_at_mut(rows * stride);
+        let (eights, rests) = scratch.split_at_mut(rows * stride);
         let elements: &mut [i8] = bytemuck::cast_slice_mut(elements);
-        for row in 0..rows {
-            let start = first + row * width;
-            for group in 0..groups {
-                let values: [f32; GROUP] = std::array::from_fn(|i| x.get(start + group * GROUP + i));
-                let at = group * rows + row;
-                scales[at] = quantize_group(&values, &mut elements[at * GROUP..][..GROUP]);
-            }
-            let rest = &mut rests[row * (width % GROUP)..][..width % GROUP];
-            rest.iter_mut().enumerate().for_each(|(i, to)| *to = x.get(start + groups * GROUP + i));
+        let paired = matches!(weights, Elements::I4(_));
+        isa::run(isa, Round { x, first, rows, width, paired, elements, scales, eights });
+        let whole = width - width % GROUP;
+        for (i, to) in rests[..rows * (width - whole)].iter_mut().enumerate() {
+            let (row, at) = (i / (width - whole), i % (width - whole));
+            *to = x.get(first + row * width + whole + at);
         }
-        Self { rows, width, elements, scales, rests }
+        Self { rows, width, elements, scales, eights, rests }
+    }
+
+    /// The tile of rows from `first` on.
+    fn tile(self, first: usize) -> Self {
+        let Self { rows, width, elements, scales, eights, rests } = self;
+        let stride = self.stride();
+        Self {
+            rows: TILE_ROWS.min(rows - first),
+            width,
+            elements: &elements[first * stride * GROUP..],
+            scales: &scales[first * stride..],
+            eights: &eights[first * stride..],
+            rests: &rests[first * (width % GROUP)..],
+        }
+    }
+
+    fn stride(&self) -> usize {
+        (self.width / GROUP).next_multiple_of(LANES)
+    }
+}
+
+/// Fills [`Rows`].
+struct Round<'a> {
+    x: Activations<'a>,
+    first: usize,
+    rows: usize,
+    width: usize,
+    paired: bool,
+    elements: &'a mut [i8],
+    scales: &'a mut [f32],
+    eights: &'a mut [f32],
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { x, first, rows, width, paired, elements, scales, eights } = self;
+        let stride = (width / GROUP).next_multiple_of(LANES);
+        for row in 0..rows {
+            let (tile, of_tile) = (row - row % TILE_ROWS, row % TILE_ROWS);
+            let tile_rows = TILE_ROWS.min(rows - tile);
+            for group in 0..stride {
+                let mut steps = [0; GROUP];
+                let mut scale = 0.0;
+                if group < width / GROUP {
+                    scale = quantize_group(&x.group(first + row * width + group * GROUP), &mut steps);
+                }
+                scales[row * stride + group] = scale;
+                eights[row * stride + group] = -8.0 * steps.iter().map(|&x| i32::from(x)).sum::<i32>() as f32;
+                let tile = &mut elements[tile * stride * GROUP..];
+                if paired {
+                    let pair = &mut tile[(group / 2 * tile_rows + of_tile) * 2 * GROUP..][..2 * GROUP];
+                    let at = group % 2 * GROUP / 2;
+                    pair[at..][..GROUP / 2].copy_from_slice(&steps[..GROUP / 2]);
+                    pair[GROUP + at..][..GROUP / 2].copy_from_slice(&steps[GROUP / 2..]);
+                } else {
+                    tile[(group * tile_rows + of_tile) * GROUP..][..GROUP].copy_from_slice(&steps);
+                }
+            }
+        }
     }
 }
 
 /// Rounds a group to 127 steps of its largest magnitude; returns the step. If there is a NaN or an infinity the step becomes
 /// one, and every product of the group NaN.
-pub fn quantize_group(values: &[f32], out: &mut [i8]) -> f32 {
-    let largest = values.iter().fold(0.0_f32, |m, x| if x.is_nan() || x.abs() > m { x.abs() } else { m });
-    let scale = largest / 127.0;
+#[inline(always)]
+pub fn quantize_group(values: &[f32; GROUP], out: &mut [i8; GROUP]) -> f32 {
+    // Of numbers without a sign, the bits are in the same order, and those of NaN are the largest.
+    let largest = values.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
+    let scale = f32::from_bits(largest) / 127.0;
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     for (out, x) in out.iter_mut().zip(values) {
-        // Rounded by the addition, to even: a call of a function would take longer than the rest.
+        // Rounded by the addition, to even; the sum's last bits are the integer's.
         const ROUND: f32 = 1.5 * (1 << 23) as f32;
-        *out = (x * inverse + ROUND - ROUND) as i8;
+        *out = (x * inverse + ROUND).to_bits() as i8;
     }
     scale
 }
 
 /// `out` `[rows, columns]`: the rows with `columns` weight rows, each multiplied by its scale if there are scales.
-pub(super) fn multiply(isa: Isa, x: Rows<'_>, weights: &[i8], scales: Option<&[f32]>, out: &mut [f32]) {
-    let columns = weights.len() / x.width;
-    isa::run(isa, Block { x, weights, scales, columns, out });
+pub(super) fn multiply<W: Weights>(isa: Isa, x: Rows<'_>, weights: W, scales: Option<&[f32]>, out: &mut [f32]) {
+    let columns = out.len() / x.rows;
+    for (tile, out) in out.chunks_mut(TILE_ROWS * columns).enumerate() {
+        isa::run(isa, Block { x: x.tile(tile * TILE_ROWS), weights, scales, columns, out });
+    }
 }
 
-struct Block<'a> {
+/// Weights of few bits, in rows as long as those of the activations.
+pub(super) trait Weights: Copy {
+    /// Products of `M` activation rows with `N` weight rows: `column`, `column + step`, ...
+    ///
+    /// # Safety
+    /// Called inside a function compiled for S's instructions, on a processor that has them; the rows exist.
+    unsafe fn products<S: Simd, const N: usize, const M: usize>(
+        self,
+        x: Rows<'_>,
+        column: usize,
+        step: usize,
+    ) -> [[f32; M]; N];
+}
+
+struct Block<'a, W> {
     x: Rows<'a>,
-    weights: &'a [i8],
+    weights: W,
     scales: Option<&'a [f32]>,
     columns: usize,
     out: &'a mut [f32],
 }
 
-impl Kernel for Block<'_> {
+impl<W: Weights> Kernel for Block<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -89,56 +194,71 @@ impl Kernel for Block<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             match self.x.rows {
-                1 => self.columns::<S, 4, 1>(),
-                2 => self.columns::<S, 2, 2>(),
-                3 => self.columns::<S, 2, 3>(),
-                4 => self.columns::<S, 2, 4>(),
-                rows => unreachable!("{rows} rows are multiplied in f32"),
+                1 => self.tiles::<S, 4, 1>(),
+                2 => self.tiles::<S, 2, 2>(),
+                3 => self.tiles::<S, 2, 3>(),
+                4 => self.tiles::<S, 2, 4>(),
+                rows => unreachable!("{rows} rows are no tile"),
             }
         }
     }
 }
 
-impl Block<'_> {
-    /// All weight rows, `N` at a time, with all `M` activation rows.
+impl<W: Weights> Block<'_, W> {
+    /// All weight rows with all `M` activation rows. `N` rows at a time that are far from each other, so that memory is read in
+    /// `N` long streams: the processor foresees them, and reads several faster than one.
     #[inline(always)]
-    unsafe fn columns<S: Simd, const N: usize, const M: usize>(&mut self) {
-        let mut column = 0;
+    unsafe fn tiles<S: Simd, const N: usize, const M: usize>(&mut self) {
+        let step = self.columns / N;
         // SAFETY: the caller's promise; the weight rows exist.
         unsafe {
-            while column + N <= self.columns {
-                self.tile::<S, N, M>(column);
-                column += N;
+            for column in 0..step {
+                let products = self.weights.products::<S, N, M>(self.x, column, step);
+                self.store(column, step, products);
             }
-            while column < self.columns {
-                self.tile::<S, 1, M>(column);
-                column += 1;
+            for column in N * step..self.columns {
+                let products = self.weights.products::<S, 1, M>(self.x, column, 0);
+                self.store(column, 0, products);
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn tile<S: Simd, const N: usize, const M: usize>(&mut self, column: usize) {
-        let Rows { width, elements, scales, rests, .. } = self.x;
-        let groups = width / GROUP;
-        debug_assert!(elements.len() >= groups * M * GROUP && scales.len() >= groups * M);
-        debug_assert!((column + N) * width <= self.weights.len());
+    fn store<const N: usize, const M: usize>(&mut self, column: usize, step: usize, products: [[f32; M]; N]) {
+        for (n, products) in products.into_iter().enumerate() {
+            let column = column + n * step;
+            let scale = self.scales.map_or(1.0, |scales| scales[column]);
+            for (m, product) in products.into_iter().enumerate() {
+                self.out[m * self.columns + column] = product * scale;
+            }
+        }
+    }
+}
+
+impl Weights for &[i8] {
+    #[inline(always)]
+    unsafe fn products<S: Simd, const N: usize, const M: usize>(
+        self,
+        x: Rows<'_>,
+        column: usize,
+        step: usize,
+    ) -> [[f32; M]; N] {
+        let Rows { width, elements, scales, rests, .. } = x;
+        let (groups, stride) = (width / GROUP, x.stride());
+        debug_assert!(elements.len() >= groups * M * GROUP && scales.len() >= stride * M);
+        debug_assert!((column + (N - 1) * step + 1) * width <= self.len());
+        let mut products = [[0.0; M]; N];
         // SAFETY: what is read lies in the arrays, as asserted; the instruction set is the caller's promise.
         unsafe {
-            let w = self.weights.as_ptr().add(column * width);
+            let w = self.as_ptr().add(column * width);
             let (x, s) = (elements.as_ptr(), scales.as_ptr());
             let mut sums = [[S::splat(0.0); M]; N];
             for group in 0..groups {
-                // The next tile's rows follow this one's; the processor does not foresee so many short streams.
                 unrolled!(n < N, {
-                    S::prefetch(w.wrapping_add((N + n) * width + group * GROUP).cast());
-                });
-                unrolled!(n < N, {
-                    let weights = S::load_32(w.add(n * width + group * GROUP));
+                    let weights = S::load_32(w.add(n * step * width + group * GROUP));
                     unrolled!(m < M, {
-                        let at = group * M + m;
-                        let products = S::dot_32(weights, x.add(at * GROUP));
-                        sums[n][m] = S::fma(products, S::splat(*s.add(at)), sums[n][m]);
+                        let products = S::dot_32(weights, x.add((group * M + m) * GROUP));
+                        sums[n][m] = S::fma(products, S::splat(*s.add(m * stride + group)), sums[n][m]);
                     });
                 });
             }
@@ -146,13 +266,95 @@ impl Block<'_> {
                 unrolled!(m < M, {
                     let mut sum = S::sum(sums[n][m]);
                     for i in 0..width % GROUP {
-                        let weight = f32::from(*w.add(n * width + groups * GROUP + i));
+                        let weight = f32::from(*w.add(n * step * width + groups * GROUP + i));
                         sum += weight * rests.get_unchecked(m * (width % GROUP) + i);
                     }
-                    if let Some(scales) = self.scales {
-                        sum *= scales.get_unchecked(column + n);
-                    }
-                    self.out[m * self.columns + column + n] = sum;
+                    products[n][m] = sum;
+                });
+            });
+        }
+        products
+    }
+}
+
+impl Weights for Groups<'_> {
+    #[inline(always)]
+    unsafe fn products<S: Simd, const N: usize, const M: usize>(
+        self,
+        x: Rows<'_>,
+        column: usize,
+        step: usize,
+    ) -> [[f32; M]; N] {
+        let groups = x.width / GROUP;
+        debug_assert!((column + (N - 1) * step + 1) * groups <= self.scales.len());
+        debug_assert!(self.scales.len() * GROUP / 2 <= self.pairs.len());
+        let mut products = [[0.0; M]; N];
+        // SAFETY: what is read lies in the arrays, as asserted; the instruction set is the caller's promise.
+        unsafe {
+            let mut sums = [[S::splat(0.0); M]; N];
+            let row = |n: usize, first: usize| {
+                let at = (column + n * step) * groups + first;
+                (self.pairs.as_ptr().add(at * GROUP / 2), self.scales.as_ptr().add(at))
+            };
+            let whole = groups - groups % S::LANES;
+            for first in (0..whole).step_by(S::LANES) {
+                vector_of_groups::<S, N, M>(x, first, std::array::from_fn(|n| row(n, first)), &mut sums);
+            }
+            if whole < groups {
+                // The last groups, in arrays that are as long as a vector.
+                let mut last = [([0; LANES * GROUP / 2], [0; LANES]); N];
+                for (n, (pairs, scales)) in last.iter_mut().enumerate() {
+                    let (from_pairs, from_scales) = row(n, whole);
+                    std::ptr::copy_nonoverlapping(from_pairs, pairs.as_mut_ptr(), (groups - whole) * GROUP / 2);
+                    std::ptr::copy_nonoverlapping(from_scales, scales.as_mut_ptr(), groups - whole);
+                }
+                let rows = std::array::from_fn(|n| (last[n].0.as_ptr(), last[n].1.as_ptr()));
+                vector_of_groups::<S, N, M>(x, whole, rows, &mut sums);
+            }
+            unrolled!(n < N, {
+                unrolled!(m < M, {
+                    products[n][m] = S::sum(sums[n][m]);
+                });
+            });
+        }
+        products
+    }
+}
+
+/// Adds the products of as many groups as a vector has lanes, from group `first` of each row on: their scales are multiplied
+/// together, and what the weights have too much is taken away together.
+///
+/// # Safety
+/// As for [`Weights::products`]; each of `rows` points to the pairs and scales of so many groups.
+#[inline(always)]
+unsafe fn vector_of_groups<S: Simd, const N: usize, const M: usize>(
+    x: Rows<'_>,
+    first: usize,
+    rows: [(*const u8, *const u16); N],
+    sums: &mut [[S::F32; M]; N],
+) {
+    let stride = x.stride();
+    debug_assert!(first + S::LANES <= stride && x.elements.len() >= stride * M * GROUP);
+    debug_assert!(x.scales.len() >= stride * M && x.eights.len() >= stride * M);
+    // SAFETY: rows of x are filled up to a vector of groups; of the weights the caller promises it.
+    unsafe {
+        let mut steps = [[S::splat(0.0); M]; N];
+        unrolled!(n < N, {
+            let scales = S::load_f16(rows[n].1);
+            unrolled!(m < M, {
+                let at = m * stride + first;
+                let step = S::mul(scales, S::load(x.scales.as_ptr().add(at)));
+                sums[n][m] = S::fma(step, S::load(x.eights.as_ptr().add(at)), sums[n][m]);
+                steps[n][m] = step;
+            });
+        });
+        let x = x.elements.as_ptr().add(first * M * GROUP);
+        for pair in 0..S::LANES / 2 {
+            unrolled!(n < N, {
+                let weights = S::load_pairs(rows[n].0.add(pair * GROUP));
+                unrolled!(m < M, {
+                    let products = S::dot_pairs(weights, x.add((pair * M + m) * 2 * GROUP));
+                    sums[n][m] = S::fma(products, S::spread_pair(steps[n][m], pair), sums[n][m]);
                 });
             });
         }

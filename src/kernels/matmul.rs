@@ -9,7 +9,8 @@
 use std::{cell::Cell, ops::Range};
 
 use super::{
-    Machine, integer,
+    Machine,
+    integer::{self, GROUP},
     isa::{self, Isa, Kernel},
     simd::Simd,
 };
@@ -23,7 +24,7 @@ const BLOCK_UNIT: usize = 12;
 /// Elements that are summed over in one go: four rows of activations of this length stay in the level-1 cache.
 const DEPTH: usize = 512;
 /// Bytes of a task's weights with few activation rows: enough to pay for taking it, little enough to share evenly.
-const STREAM_BYTES: usize = 128 << 10;
+const STREAM_BYTES: usize = 256 << 10;
 
 /// Elements of a weight, as stored.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +35,18 @@ pub enum Elements<'a> {
     /// Bits of f16.
     F16(&'a [u16]),
     I8(&'a [i8]),
+    /// Two elements in a byte, and a scale for each [`GROUP`] of them.
+    I4(Groups<'a>),
+}
+
+/// Groups of four-bit elements. In a group, byte i holds element i in its lower half and element i + 16 in its upper half, both
+/// plus 8.
+#[derive(Clone, Copy, Debug)]
+pub struct Groups<'a> {
+    /// [`GROUP`] / 2 bytes for each group.
+    pub pairs: &'a [u8],
+    /// Bits of f16: what each group is to be multiplied by.
+    pub scales: &'a [u16],
 }
 
 impl<'a> Elements<'a> {
@@ -43,15 +56,17 @@ impl<'a> Elements<'a> {
             Self::F32(e) => e.len(),
             Self::Bf16(e) | Self::F16(e) => e.len(),
             Self::I8(e) => e.len(),
+            Self::I4(e) => e.scales.len() * GROUP,
         }
     }
 
-    /// Bytes of one of them.
-    fn size(&self) -> usize {
+    /// All their bytes.
+    fn bytes(&self) -> usize {
         match self {
-            Self::F32(_) => 4,
-            Self::Bf16(_) | Self::F16(_) => 2,
-            Self::I8(_) => 1,
+            Self::F32(e) => size_of_val(*e),
+            Self::Bf16(e) | Self::F16(e) => size_of_val(*e),
+            Self::I8(e) => size_of_val(*e),
+            Self::I4(e) => size_of_val(e.pairs) + size_of_val(e.scales),
         }
     }
 
@@ -66,6 +81,12 @@ impl<'a> Elements<'a> {
             Self::Bf16(e) => Self::Bf16(&e[range]),
             Self::F16(e) => Self::F16(&e[range]),
             Self::I8(e) => Self::I8(&e[range]),
+            Self::I4(e) => {
+                debug_assert!(range.start.is_multiple_of(GROUP) && range.end.is_multiple_of(GROUP), "parts of groups");
+                let groups = range.start / GROUP..range.end / GROUP;
+                let pairs = &e.pairs[groups.start * GROUP / 2..groups.end * GROUP / 2];
+                Self::I4(Groups { pairs, scales: &e.scales[groups] })
+            }
         }
     }
 }
@@ -82,9 +103,12 @@ pub struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// # Panics
-    /// If there are not `rows * width` elements.
+    /// If there are not `rows * width` elements, or rows are not whole groups of four-bit elements.
     pub fn new(elements: Elements<'a>, rows: usize, width: usize) -> Self {
         assert_eq!(elements.len(), rows * width, "a matrix of {rows} rows of {width}");
+        if let Elements::I4(e) = elements {
+            assert!(width.is_multiple_of(GROUP) && e.pairs.len() * 2 == rows * width, "groups in rows of {width}");
+        }
         Self { elements, scales: None, rows, width }
     }
 
@@ -103,7 +127,7 @@ impl<'a> Matrix<'a> {
     }
 
     fn row_bytes(&self) -> usize {
-        self.width * self.elements.size()
+        self.elements.bytes() / self.rows.max(1)
     }
 
     /// The rows from `from` to `to`.
@@ -126,6 +150,18 @@ impl Activations<'_> {
         match self {
             Self::F32(x) => x.len(),
             Self::Bf16(x) => x.len(),
+        }
+    }
+
+    /// The [`GROUP`] elements from `start` on.
+    #[inline(always)]
+    pub(super) fn group(&self, start: usize) -> [f32; GROUP] {
+        match self {
+            Self::F32(x) => x[start..start + GROUP].try_into().expect("so many"),
+            Self::Bf16(x) => {
+                let bits: [u16; GROUP] = x[start..start + GROUP].try_into().expect("so many");
+                bits.map(Bf16::to_f32)
+            }
         }
     }
 
@@ -168,29 +204,32 @@ pub fn products(
     assert!(weights.iter().all(alike), "weights of different shapes or types");
     assert!(width > 0 && x.len().is_multiple_of(width), "{} activations are no rows of {width}", x.len());
     let rows = x.len() / width;
-    let in_integers = rows <= TILE_ROWS && matches!(weights[0].elements, Elements::I8(_));
+    let in_integers = rows <= integer::most_rows(&weights[0].elements);
     for first_row in (0..rows).step_by(MAX_ROWS) {
         let rows = MAX_ROWS.min(rows - first_row);
         let size = if in_integers { integer::Rows::scratch(rows, width) } else { rows * width };
         with_scratch(size, |scratch| {
             let packed = if in_integers {
-                Packed::I8(integer::Rows::new(x, first_row * width, rows, width, scratch))
+                let weights = &weights[0].elements;
+                Packed::I8(integer::Rows::new(machine.isa, x, first_row * width, rows, width, weights, scratch))
             } else {
                 pack(machine.isa, x, |row| (first_row + row) * width, &weights[0].elements, width, scratch);
                 Packed::F32(scratch)
             };
-            let unit = block_rows(rows, columns, weights, machine.pool.threads());
+            let unit = block_rows(rows > TILE_ROWS && !in_integers, columns, weights, machine.pool.threads());
             machine.pool.run(columns.div_ceil(unit), &|task| {
                 let (from, to) = (task * unit, columns.min((task + 1) * unit));
                 let size = rows * (to - from);
                 with_scratch(size * weights.len(), |values| {
                     for (weight, out) in weights.iter().zip(values.chunks_exact_mut(size)) {
-                        match (packed, weight.block(from, to)) {
-                            (Packed::I8(x), Matrix { elements: Elements::I8(weights), scales, .. }) => {
-                                integer::multiply(machine.isa, x, weights, scales, out);
-                            }
-                            (Packed::I8(_), weight) => unreachable!("{weight:?} is not of the first weight's type"),
-                            (Packed::F32(x), weight) => multiply(machine.isa, x, &weight, out),
+                        let weight = weight.block(from, to);
+                        match packed {
+                            Packed::F32(x) => multiply(machine.isa, x, &weight, out),
+                            Packed::I8(x) => match weight.elements {
+                                Elements::I8(weights) => integer::multiply(machine.isa, x, weights, weight.scales, out),
+                                Elements::I4(weights) => integer::multiply(machine.isa, x, weights, weight.scales, out),
+                                _ => unreachable!("{weight:?} is not of the first weight's type"),
+                            },
                         }
                     }
                     consume(Products { first_row, rows, first_column: from, columns: to - from, values });
@@ -208,12 +247,9 @@ enum Packed<'a> {
 }
 
 /// Weight rows of one task.
-fn block_rows(rows: usize, columns: usize, weights: &[Matrix<'_>], threads: usize) -> usize {
-    let wanted = if rows > TILE_ROWS {
-        4 * BLOCK_UNIT / weights.len()
-    } else {
-        STREAM_BYTES / (weights[0].row_bytes() * weights.len())
-    };
+fn block_rows(are_many: bool, columns: usize, weights: &[Matrix<'_>], threads: usize) -> usize {
+    let wanted =
+        if are_many { 4 * BLOCK_UNIT / weights.len() } else { STREAM_BYTES / (weights[0].row_bytes() * weights.len()) };
     // A small matrix is still shared by all threads.
     let most = columns.div_ceil(4 * threads);
     wanted.min(most).next_multiple_of(BLOCK_UNIT)
@@ -350,17 +386,66 @@ impl Order {
 /// `out` `[rows, columns]` from packed activations and a block of weights.
 pub(super) fn multiply(isa: Isa, x: &[f32], weight: &Matrix<'_>, out: &mut [f32]) {
     let Matrix { rows: columns, width, elements, scales } = *weight;
+    let part = 0..width;
     match elements {
-        Elements::F32(weights) => isa::run(isa, Block::<F32> { x, weights, scales, width, columns, out }),
-        Elements::Bf16(weights) => isa::run(isa, Block::<Bf16> { x, weights, scales, width, columns, out }),
-        Elements::F16(weights) => isa::run(isa, Block::<F16> { x, weights, scales, width, columns, out }),
-        Elements::I8(weights) => isa::run(isa, Block::<I8> { x, weights, scales, width, columns, out }),
+        Elements::F32(weights) => isa::run(isa, Block::<F32> { x, weights, part, scales, width, columns, out }),
+        Elements::Bf16(weights) => isa::run(isa, Block::<Bf16> { x, weights, part, scales, width, columns, out }),
+        Elements::F16(weights) => isa::run(isa, Block::<F16> { x, weights, part, scales, width, columns, out }),
+        Elements::I8(weights) => isa::run(isa, Block::<I8> { x, weights, part, scales, width, columns, out }),
+        // Widened once, not for each tile that they pass.
+        Elements::I4(groups) => with_scratch(columns * width.min(DEPTH), |values| {
+            for from in (0..width).step_by(DEPTH) {
+                let part = from..width.min(from + DEPTH);
+                let values = &mut values[..columns * part.len()];
+                isa::run(isa, Widen { groups, width, part: part.clone(), values });
+                isa::run(isa, Block::<F32> { x, weights: values, part, scales, width, columns, out });
+            }
+        }),
+    }
+}
+
+/// Four-bit elements as f32, of a part of each row.
+struct Widen<'a> {
+    groups: Groups<'a>,
+    width: usize,
+    part: Range<usize>,
+    values: &'a mut [f32],
+}
+
+impl Kernel for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { groups: Groups { pairs, scales }, width, part, values } = self;
+        for (row, values) in values.chunks_exact_mut(part.len()).enumerate() {
+            let first = (row * width + part.start) / GROUP;
+            for (i, values) in values.chunks_exact_mut(GROUP).enumerate() {
+                let pairs = &pairs[(first + i) * GROUP / 2..][..GROUP / 2];
+                let mut steps = [0; GROUP];
+                let (low, high) = steps.split_at_mut(GROUP / 2);
+                for ((low, high), pair) in low.iter_mut().zip(high).zip(pairs) {
+                    (*low, *high) = ((pair & 15) as i8, (pair >> 4) as i8);
+                }
+                // SAFETY: a scale, 32 values; the instruction set is the caller's promise.
+                unsafe {
+                    let scale = half::f16::from_bits(scales[first + i]).to_f32();
+                    let (scale, eights) = (S::splat(scale), S::splat(-8.0 * scale));
+                    for at in (0..GROUP).step_by(S::LANES) {
+                        let value = S::fma(S::load_i8(steps.as_ptr().add(at)), scale, eights);
+                        S::store(values.as_mut_ptr().add(at), value);
+                    }
+                }
+            }
+        }
     }
 }
 
 struct Block<'a, F: Format> {
     x: &'a [f32],
+    /// `part` of each row.
     weights: &'a [F::Element],
+    part: Range<usize>,
     scales: Option<&'a [f32]>,
     width: usize,
     columns: usize,
@@ -374,17 +459,17 @@ impl<F: Format> Kernel for Block<'_, F> {
     unsafe fn run<S: Simd>(mut self) {
         let rows = self.x.len() / self.width;
         let tiles = rows.div_ceil(TILE_ROWS);
-        let depth = if tiles > 1 { DEPTH } else { self.width };
-        let width = self.width;
-        let slice = |from: usize| from.min(width)..width.min(from + depth);
+        let Range { start, end } = self.part;
+        let depth = if tiles > 1 { DEPTH } else { end - start };
+        let slice = |from: usize| from.min(end)..end.min(from + depth);
         // SAFETY: the caller's promise; the tiles lie inside the arrays.
         unsafe {
             // A single tile reads the weights in order, which the processor foresees. Where several read slices of them, it
             // does not: the next slice is fetched while this one is used.
             if tiles > 1 {
-                self.fetch::<S>(0..self.columns, slice(0));
+                self.fetch::<S>(0..self.columns, slice(start));
             }
-            for from in (0..width).step_by(depth) {
+            for from in (start..end).step_by(depth) {
                 for tile in 0..tiles {
                     if tiles > 1 {
                         let part = |tile: usize| self.columns * tile / tiles;
@@ -403,7 +488,8 @@ impl<F: Format> Block<'_, F> {
     unsafe fn fetch<S: Simd>(&self, columns: Range<usize>, depth: Range<usize>) {
         const LINE: usize = 64;
         for column in columns {
-            let row = &self.weights[column * self.width..][depth.clone()];
+            let row = &self.weights[column * self.part.len()..];
+            let row = &row[depth.start - self.part.start..depth.end - self.part.start];
             for line in (0..size_of_val(row)).step_by(LINE) {
                 // SAFETY: the instruction set is the caller's promise; the address is one of the row.
                 unsafe { S::prefetch(row.as_ptr().byte_add(line).cast()) };
@@ -427,33 +513,41 @@ impl<F: Format> Block<'_, F> {
         }
     }
 
-    /// `M` activation rows with all weight rows, `N` at a time.
+    /// `M` activation rows with all weight rows. `N` rows at a time that are far from each other, so that memory is read in `N`
+    /// long streams: the processor foresees them, and reads several faster than one.
     #[inline(always)]
     unsafe fn row_of_tiles<S: Simd, const N: usize, const M: usize>(&mut self, row: usize, depth: Range<usize>) {
-        let mut column = 0;
-        // SAFETY: the caller's promise; `column + N` stays within the weight rows.
+        let step = self.columns / N;
+        // SAFETY: the caller's promise; the weight rows exist.
         unsafe {
-            while column + N <= self.columns {
-                self.tile::<S, N, M>(row, column, depth.clone());
-                column += N;
+            for column in 0..step {
+                self.tile::<S, N, M>(row, column, step, depth.clone());
             }
-            while column < self.columns {
-                self.tile::<S, 1, M>(row, column, depth.clone());
-                column += 1;
+            for column in N * step..self.columns {
+                self.tile::<S, 1, M>(row, column, 0, depth.clone());
             }
         }
     }
 
-    /// Sums over a part of the width, for `M` activation rows and `N` weight rows.
+    /// Sums over a part of the width, for `M` activation rows and `N` weight rows: `column`, `column + step`, ...
     #[inline(always)]
-    unsafe fn tile<S: Simd, const N: usize, const M: usize>(&mut self, row: usize, column: usize, depth: Range<usize>) {
-        debug_assert!((row + M) * self.width <= self.x.len() && (column + N) * self.width <= self.weights.len());
-        debug_assert!(depth.end <= self.width && (row + M) * self.columns <= self.out.len());
-        let width = self.width;
+    unsafe fn tile<S: Simd, const N: usize, const M: usize>(
+        &mut self,
+        row: usize,
+        column: usize,
+        step: usize,
+        depth: Range<usize>,
+    ) {
+        let (width, stride) = (self.width, self.part.len());
+        debug_assert!((row + M) * width <= self.x.len());
+        debug_assert!((column + (N - 1) * step + 1) * stride <= self.weights.len());
+        debug_assert!(self.part.start <= depth.start && depth.end <= self.part.end && self.part.end <= width);
+        debug_assert!((row + M) * self.columns <= self.out.len());
         // SAFETY: the rows lie in the arrays, as asserted; the instruction set is the caller's promise.
         unsafe {
             let x = self.x.as_ptr().add(row * width);
-            let w = self.weights.as_ptr().add(column * width);
+            let w = self.weights.as_ptr().add(column * stride);
+            let w = |n: usize, at: usize| w.add(n * step * stride + at - self.part.start);
             let pair = 2 * S::LANES;
             let pairs = width - width % pair;
             // Small tiles hide the latency of an addition with a second accumulator.
@@ -464,7 +558,7 @@ impl<F: Format> Block<'_, F> {
                 unrolled!(half < 2, {
                     let mut weights = [S::splat(0.0); N];
                     unrolled!(n < N, {
-                        weights[n] = F::load::<S>(w.add(n * width + at), half);
+                        weights[n] = F::load::<S>(w(n, at), half);
                     });
                     unrolled!(m < M, {
                         let x = S::load(x.add(at * M + m * pair + half * S::LANES));
@@ -481,12 +575,13 @@ impl<F: Format> Block<'_, F> {
                     let mut sum = S::sum(S::add(sums[n][m][0], sums[n][m][1]));
                     for i in at..depth.end {
                         let x = x.add(pairs * M + m * (width - pairs) + i - pairs);
-                        sum += F::to_f32(*w.add(n * width + i)) * *x;
+                        sum += F::to_f32(*w(n, i)) * *x;
                     }
+                    let column = column + n * step;
                     if let Some(scales) = self.scales {
-                        sum *= scales.get_unchecked(column + n);
+                        sum *= scales.get_unchecked(column);
                     }
-                    let out = self.out.get_unchecked_mut((row + m) * self.columns + column + n);
+                    let out = self.out.get_unchecked_mut((row + m) * self.columns + column);
                     *out = if depth.start == 0 { sum } else { *out + sum };
                 });
             });

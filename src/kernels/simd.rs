@@ -44,6 +44,14 @@ pub trait Simd: Copy + 'static {
     unsafe fn load_32(p: *const i8) -> Self::I8;
     /// Products with 32 elements at x, none of which is -128: exact sums of some of them in each lane.
     unsafe fn dot_32(weights: Self::I8, x: *const i8) -> Self::F32;
+    /// Two groups of 32 four-bit elements, from 32 bytes: the lower halves of all bytes, which are the first 16 elements of the
+    /// one group and of the other, and the upper halves, which are their last 16.
+    unsafe fn load_pairs(p: *const u8) -> [Self::I8; 2];
+    /// Products of the two groups with 64 elements at x, in the same order: exact sums, those of the first group in as many
+    /// lanes as those of the second, which follow.
+    unsafe fn dot_pairs(weights: [Self::I8; 2], x: *const i8) -> Self::F32;
+    /// Numbers `2 * pair` and `2 * pair + 1` of a vector, each in the lanes where [`Self::dot_pairs`] has its group.
+    unsafe fn spread_pair(x: Self::F32, pair: usize) -> Self::F32;
 
     /// e to the power of x, NaN for NaN: the polynomial of Cephes' `expf`, within 2 ulp for what f32 holds without subnormal
     /// numbers; 0 below, the largest number above.
@@ -156,6 +164,18 @@ impl Simd for Portable {
         let x = unsafe { Self::load_32(x) };
         each(|lane| (4 * lane..4 * lane + 4).map(|i| i32::from(weights[i]) * i32::from(x[i])).sum::<i32>() as f32)
     }
+    unsafe fn load_pairs(p: *const u8) -> [Self::I8; 2] {
+        // SAFETY: valid for 32 bytes, the caller says.
+        let pairs = unsafe { p.cast::<[u8; 32]>().read_unaligned() };
+        [pairs.map(|pair| (pair & 15) as i8), pairs.map(|pair| (pair >> 4) as i8)]
+    }
+    unsafe fn dot_pairs(weights: [Self::I8; 2], x: *const i8) -> Self::F32 {
+        // SAFETY: the caller's promise.
+        unsafe { Self::add(Self::dot_32(weights[0], x), Self::dot_32(weights[1], x.add(32))) }
+    }
+    unsafe fn spread_pair(x: Self::F32, pair: usize) -> Self::F32 {
+        each(|lane| x[2 * pair + lane / 4])
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -198,6 +218,26 @@ mod x86 {
         }
     }
 
+    #[inline(always)]
+    unsafe fn load_halves(p: *const u8) -> [__m256i; 2] {
+        // SAFETY: the processor has AVX2 and 32 bytes lie at p, by the trait's contract.
+        unsafe {
+            let (pairs, half) = (_mm256_loadu_si256(p.cast()), _mm256_set1_epi8(15));
+            [_mm256_and_si256(pairs, half), _mm256_and_si256(_mm256_srli_epi16::<4>(pairs), half)]
+        }
+    }
+
+    /// Weights below 16: four products fit in 16 bits.
+    #[inline(always)]
+    unsafe fn dot_u4(weights: [__m256i; 2], x: *const i8) -> __m256i {
+        // SAFETY: as above, with 64 elements at x.
+        unsafe {
+            let first = _mm256_maddubs_epi16(weights[0], _mm256_loadu_si256(x.cast()));
+            let second = _mm256_maddubs_epi16(weights[1], _mm256_loadu_si256(x.add(32).cast()));
+            _mm256_madd_epi16(_mm256_add_epi16(first, second), _mm256_set1_epi16(1))
+        }
+    }
+
     impl Simd for Avx2 {
         type F32 = __m256;
         type I8 = __m256i;
@@ -216,7 +256,7 @@ mod x86 {
             round(x: __m256) -> __m256 = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
             exp2_of_integer(n: __m256) -> __m256 =
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127))));
-            prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T1>(p.cast());
+            prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T0>(p.cast());
             // A bf16 is the upper half of an f32.
             load_bf16_even(p: *const u16) -> __m256 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(p.cast())));
             load_bf16_odd(p: *const u16) -> __m256 =
@@ -225,6 +265,12 @@ mod x86 {
             load_i8(p: *const i8) -> __m256 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
             load_32(p: *const i8) -> __m256i = _mm256_loadu_si256(p.cast());
             dot_32(weights: __m256i, x: *const i8) -> __m256 = _mm256_cvtepi32_ps(dot_i8(weights, x));
+            load_pairs(p: *const u8) -> [__m256i; 2] = load_halves(p);
+            dot_pairs(weights: [__m256i; 2], x: *const i8) -> __m256 = _mm256_cvtepi32_ps(dot_u4(weights, x));
+            spread_pair(x: __m256, pair: usize) -> __m256 = {
+                let (a, b) = (2 * pair as i32, 2 * pair as i32 + 1);
+                _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(a, a, a, a, b, b, b, b))
+            };
         }
 
         #[inline(always)]
@@ -262,7 +308,7 @@ mod x86 {
             round(x: __m512) -> __m512 = _mm512_roundscale_ps::<0>(x);
             exp2_of_integer(n: __m512) -> __m512 =
                 _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127))));
-            prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T1>(p.cast());
+            prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T0>(p.cast());
             // A bf16 is the upper half of an f32.
             load_bf16_even(p: *const u16) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(p.cast())));
             load_bf16_odd(p: *const u16) -> __m512 =
@@ -273,6 +319,14 @@ mod x86 {
             // Half of the lanes stay empty.
             dot_32(weights: __m256i, x: *const i8) -> __m512 =
                 _mm512_zextps256_ps512(_mm256_cvtepi32_ps(dot_i8(weights, x)));
+            load_pairs(p: *const u8) -> [__m256i; 2] = load_halves(p);
+            dot_pairs(weights: [__m256i; 2], x: *const i8) -> __m512 =
+                _mm512_zextps256_ps512(_mm256_cvtepi32_ps(dot_u4(weights, x)));
+            spread_pair(x: __m512, pair: usize) -> __m512 = {
+                let (a, b) = (2 * pair as i32, 2 * pair as i32 + 1);
+                let lanes = _mm256_setr_epi32(a, a, a, a, b, b, b, b);
+                _mm512_permutexvar_ps(_mm512_zextsi256_si512(lanes), x)
+            };
             sum(x: __m512) -> f32 = _mm512_reduce_add_ps(x);
         }
 

@@ -65,9 +65,11 @@ impl Model {
     ) -> Result<Self> {
         config.check_mesh(options.mesh)?;
         let (stored, pairs) = weights::select(checkpoint, &config)?;
+        stored.check(&config, options.mesh)?;
         let devices = platform.devices(options.mesh.devices())?;
         let target = bridge::target(platform.kind, options.kernels);
-        let (weights, placement) = weights::place(&platform.client, target, &devices, &config, options.mesh, &pairs)?;
+        let (weights, placement) =
+            weights::place(&platform.client, target, &devices, &config, options.mesh, &stored, &pairs)?;
         if placement.unaligned > 0 {
             warn(&format!(
                 "note: {:.2} GiB of weights are not aligned to 64 bytes in their files, and were copied instead of mapped",

@@ -1,10 +1,10 @@
 //! Putting weights on devices. On CPU a device's part is a view of the mapped file wherever that is possible; elsewhere it is
 //! copied there.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{borrow::Cow, collections::BTreeMap, ops::Range};
 
 use super::{
-    bridge::element_type,
+    bridge::tensor_type,
     error::{Error, Result, While},
     host_memory,
 };
@@ -12,25 +12,29 @@ use crate::{
     checkpoint::{ALIGNMENT, Checkpoint, Tensor},
     gemma::{
         Config, Target,
-        weights::{SCALE, StoredTypes, TensorSpec, parameters, tensors},
+        weights::{GROUP, StoredTypes, TensorSpec, parameters, tensors},
     },
-    hlo::{DType, Mesh},
-    pjrt::{Buffer, Client, Device, HostBytes, TensorType},
+    hlo::{DType, Mesh, Shape},
+    pjrt::{Buffer, Client, Device, ElementType, HostBytes, TensorType},
 };
 
 /// The model's tensors as this checkpoint stores them, each with its own.
 pub fn select<'c>(checkpoint: &'c Checkpoint, config: &Config) -> Result<(StoredTypes, Vec<(TensorSpec, &'c Tensor)>)> {
     let stored = stored_types(checkpoint, config);
+    stored.check(config, Mesh::SINGLE)?;
     let specs = parameters(config, &stored);
-    let needed: Vec<(&str, &[i64])> = specs.iter().map(|s| (s.name.as_str(), s.dims.as_slice())).collect();
+    let packed: Vec<Shape> = specs.iter().map(|s| packed_shape(stored.of(&s.name), &s.dims)).collect();
+    let needed: Vec<(&str, &[i64])> = specs.iter().zip(&packed).map(|(s, p)| (s.name.as_str(), &p.dims[..])).collect();
     // Exports of tied models may carry the embedding a second time.
     let optional: &[&str] = if config.tie_word_embeddings { &["lm_head.weight", "lm_head.weight_scale"] } else { &[] };
     let found = checkpoint.select(&needed, optional)?;
-    for (spec, tensor) in specs.iter().zip(&found) {
+    for ((spec, packed), tensor) in specs.iter().zip(&packed).zip(&found) {
         let dtype = *tensor.dtype.as_ref().expect("checked when it was selected");
-        let is_scale = spec.name.ends_with(SCALE);
-        if (is_scale && dtype != DType::F32) || (spec.dims.len() == 1 && !dtype.is_float()) {
-            let expected = if is_scale { "F32" } else { "BF16, F16 or F32: only matrices are quantised" };
+        if dtype != packed.dtype {
+            return Err(Error::Invalid(format!("{} is stored as {dtype}, expected {}", spec.name, packed.dtype)));
+        }
+        if spec.dims.len() == 1 && !dtype.is_float() {
+            let expected = "BF16, F16 or F32: only matrices are quantised";
             return Err(Error::Invalid(format!("{} is stored as {dtype}, expected {expected}", spec.name)));
         }
     }
@@ -38,7 +42,10 @@ pub fn select<'c>(checkpoint: &'c Checkpoint, config: &Config) -> Result<(Stored
 }
 
 fn stored_types(checkpoint: &Checkpoint, config: &Config) -> StoredTypes {
-    let dtype = |name: &str| checkpoint.tensors().get(name).and_then(|tensor| tensor.dtype.as_ref().ok().copied());
+    let dtype = |name: &str| {
+        let found = *checkpoint.tensors().get(name)?.dtype.as_ref().ok()?;
+        Some(if found == DType::U8 { DType::S4 } else { found }) // two elements in a byte
+    };
     let first = |is_matrix: bool| {
         let mut specs = tensors(config).into_iter().filter(|spec| (spec.dims.len() == 2) == is_matrix);
         specs.find_map(|spec| dtype(&spec.name)).unwrap_or(DType::BF16) // what is missing is said later
@@ -50,6 +57,11 @@ fn stored_types(checkpoint: &Checkpoint, config: &Config) -> StoredTypes {
         }
     }
     stored
+}
+
+/// A tensor as checkpoints store it, which is as programs for CPU take it.
+fn packed_shape(dtype: DType, dims: &[i64]) -> Shape {
+    Target::Cpu { kernels: true }.weight_shape(dtype, dims)
 }
 
 /// How the weights were placed, in bytes over all devices.
@@ -73,23 +85,28 @@ struct Part<'t> {
 }
 
 impl<'t> Part<'t> {
-    fn new(spec: &'t TensorSpec, tensor: &Tensor, ranges: &[Range<i64>]) -> Self {
-        let dtype = *tensor.dtype.as_ref().expect("checked when the tensors were selected");
+    fn new(spec: &'t TensorSpec, dtype: DType, tensor: &Tensor, ranges: &[Range<i64>], target: Target) -> Self {
         let dims: Vec<i64> = ranges.iter().map(|r| r.end - r.start).collect();
-        let row_bytes = tensor.bytes.bytes().len() / tensor.dims[0] as usize;
-        let bytes = |range: &Range<i64>, unit: usize| range.start as usize * unit..range.end as usize * unit;
-        let whole = ranges[1..].iter().zip(&tensor.dims[1..]).all(|(range, &dim)| *range == (0..dim));
+        let row_bytes = tensor.bytes.bytes().len() / spec.dims[0] as usize;
+        let rows = ranges[0].start as usize * row_bytes..ranges[0].end as usize * row_bytes;
+        let byte = |column: i64| column as usize * dtype.bits() / 8;
+        let whole = ranges[1..].iter().zip(&spec.dims[1..]).all(|(range, &dim)| *range == (0..dim));
         Self {
             name: &spec.name,
-            ty: TensorType::new(element_type(dtype), dims),
-            rows: tensor.bytes.slice(bytes(&ranges[0], row_bytes)),
-            columns: (!whole).then(|| bytes(&ranges[1], dtype.bits() / 8)),
+            ty: tensor_type(&target.weight_shape(dtype, &dims)),
+            rows: tensor.bytes.slice(rows),
+            columns: (!whole).then(|| byte(ranges[1].start)..byte(ranges[1].end)),
         }
     }
 
     /// Whether the plugin can use it where it lies.
     fn is_borrowable(&self, target: Target) -> bool {
         target.is_cpu() && self.columns.is_none() && self.rows.is_aligned(ALIGNMENT)
+    }
+
+    /// As the plugin takes them: four-bit elements one to a byte, all others as they are.
+    fn unpacked<'b>(&self, bytes: &'b [u8]) -> Cow<'b, [u8]> {
+        if self.ty.element_type == ElementType::S4 { unpack(bytes).into() } else { bytes.into() }
     }
 
     fn place(&self, client: &Client, target: Target, device: &Device) -> crate::pjrt::Result<(Buffer, Placement)> {
@@ -99,17 +116,27 @@ impl<'t> Part<'t> {
             let row_bytes = self.rows.bytes().len() / self.ty.dims[0] as usize;
             let rows = self.rows.bytes().chunks_exact(row_bytes);
             let packed: Vec<u8> = rows.flat_map(|row| &row[columns.clone()]).copied().collect();
-            return Ok((client.upload(&packed, &self.ty, device)?, copied));
+            return Ok((client.upload(&self.unpacked(&packed), &self.ty, device)?, copied));
         }
         if !self.is_borrowable(target) {
             let unaligned = if target.is_cpu() { bytes } else { 0 };
-            return Ok((client.upload(self.rows.bytes(), &self.ty, device)?, Placement { unaligned, ..copied }));
+            let bytes = self.unpacked(self.rows.bytes());
+            return Ok((client.upload(&bytes, &self.ty, device)?, Placement { unaligned, ..copied }));
         }
         let buffer = client.borrow(self.rows.clone(), &self.ty, device)?;
         // The plugin does not say whether it copied after all; the address does.
         let in_place = buffer.device_address().is_ok_and(|at| at == self.rows.bytes().as_ptr() as usize);
         Ok((buffer, if in_place { Placement { borrowed: bytes, ..Placement::default() } } else { copied }))
     }
+}
+
+/// Four-bit elements, one to a byte, from pairs as [`Target::weight_shape`] describes them.
+fn unpack(pairs: &[u8]) -> Vec<u8> {
+    let step = |half: u8| half.wrapping_sub(8);
+    let group = |bytes: &[u8]| -> Vec<u8> {
+        bytes.iter().map(|byte| step(byte & 15)).chain(bytes.iter().map(|byte| step(byte >> 4))).collect()
+    };
+    pairs.chunks_exact(GROUP as usize / 2).flat_map(group).collect()
 }
 
 /// Places every tensor's part on every device: `[device][tensor]`.
@@ -119,11 +146,13 @@ pub(super) fn place(
     devices: &[Device],
     config: &Config,
     mesh: Mesh,
+    stored: &StoredTypes,
     tensors: &[(TensorSpec, &Tensor)],
 ) -> Result<(Vec<Vec<Buffer>>, Placement)> {
     let parts = |replica: usize| {
-        let shard = move |spec: &TensorSpec| spec.shard(config, mesh, replica % mesh.model);
-        tensors.iter().map(move |(spec, tensor)| Part::new(spec, tensor, &shard(spec)))
+        tensors.iter().map(move |(spec, tensor)| {
+            Part::new(spec, stored.of(&spec.name), tensor, &spec.shard(config, mesh, replica % mesh.model), target)
+        })
     };
     let all = (0..devices.len()).flat_map(parts);
     let copies = all.filter(|part| !part.is_borrowable(target)).map(|part| part.ty.host_bytes() as u64).sum();
@@ -144,4 +173,17 @@ pub(super) fn place(
         placed.push(buffers);
     }
     Ok((placed, placement))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_bits_are_unpacked_in_order() {
+        let elements: Vec<i8> = (0..64).map(|i| (i * 7 % 16) as i8 - 8).collect();
+        let pair = |group: &[i8], i: usize| (group[i] + 8) as u8 | ((group[i + 16] + 8) as u8) << 4;
+        let pairs: Vec<u8> = elements.chunks(32).flat_map(|group| (0..16).map(|i| pair(group, i))).collect();
+        assert_eq!(bytemuck::cast_slice::<u8, i8>(&unpack(&pairs)), elements);
+    }
 }

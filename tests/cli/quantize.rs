@@ -17,6 +17,15 @@ fn a_quantised_checkpoint_is_a_checkpoint() {
     assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
     assert_eq!(answer["timings"]["weights_copied_bytes"], 0);
 
+    let in_four_bits = home.path("smaller").to_str().unwrap().to_owned();
+    let ran = home.run(&["quantize", "demo", "--weights", "int4", "--out", &in_four_bits]).ok();
+    assert!(ran.stderr.contains("1.4 MiB of weights in int4, from 4.6 MiB"), "{}", ran.stderr);
+    for native in [&[][..], &["--native"]] {
+        let answer = home.run(&[&QUESTION[..], &[&in_four_bits], native].concat()).json();
+        assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
+        assert_eq!(answer["timings"]["weights_copied_bytes"], 0);
+    }
+
     home.run(&["quantize", "demo", "--weights", "int8", "--out", &out]).fails(1, &["holds a model already"]);
     let again = home.path("again").to_str().unwrap().to_owned();
     home.run(&["quantize", &out, "--weights", "int8", "--out", &again]).fails(1, &["stored as s8", "original"]);

@@ -42,11 +42,13 @@ fn goldens() -> Vec<(String, ProgramSpec)> {
         Program::Score { bucket: 128, logits: false },
     ];
     let mut all = Vec::new();
-    // One program with quantised weights, as each target has it.
+    // Programs with quantised weights, as each target has them.
     for target in [KERNELS, NATIVE, Target::Tpu] {
-        let mut spec = spec(target, "tiny", Program::Decode { output: GREEDY }, 4);
-        spec.stored = StoredTypes::int8(DType::BF16);
-        all.push((format!("tiny/{}.hlo.txt", spec.name()), spec));
+        for (stored, model) in [(StoredTypes::int8(DType::BF16), 4), (StoredTypes::int4(DType::BF16), 1)] {
+            let mut spec = spec(target, "tiny", Program::Decode { output: GREEDY }, model);
+            spec.stored = stored;
+            all.push((format!("tiny/{}.hlo.txt", spec.name()), spec));
+        }
     }
     for preset in Config::PRESETS {
         for program in programs {
@@ -94,7 +96,7 @@ fn programs_are_those_committed() {
 #[test]
 fn only_cpu_programs_call_kernels() {
     for (target, calls) in [(KERNELS, true), (NATIVE, false), (Target::Tpu, false), (Target::Cuda, false)] {
-        for stored in [StoredTypes::uniform(DType::BF16), StoredTypes::int8(DType::BF16)] {
+        for stored in [StoredTypes::uniform, StoredTypes::int8, StoredTypes::int4].map(|stored| stored(DType::BF16)) {
             let mut spec = spec(target, "tiny", Program::Prefill { bucket: 64, output: GREEDY }, 2);
             spec.stored = stored;
             assert_eq!(spec.build().unwrap().text().contains("custom-call"), calls, "{}", spec.name());

@@ -5,9 +5,9 @@ use gemma_pjrt::{
     kernels::{
         Isa, Machine, Pool,
         attention::{self, KvCache, attention},
-        integer::{GROUP, quantize_group},
+        integer::{GROUP, most_rows, quantize_group},
         linear::{Results, gate_up, linear, linear_max},
-        matmul::{Activations, Elements, Matrix},
+        matmul::{Activations, Elements, Groups, Matrix},
     },
     pjrt::{Arg, CompileOptions, Program, TensorType},
     runtime::{element_type, signature},
@@ -24,6 +24,8 @@ enum Stored {
     Bf16(Vec<u16>),
     F16(Vec<u16>),
     I8(Vec<i8>),
+    /// Pairs, and bits of f16 scales.
+    I4(Vec<u8>, Vec<u16>),
 }
 
 impl Stored {
@@ -36,12 +38,16 @@ impl Stored {
             state ^= state << 17;
             (state >> 40) as f32 / (1 << 23) as f32 - 1.0
         };
-        let values = (0..len).map(|_| next());
+        let values = (0..len).map(|_| next()).collect::<Vec<f32>>().into_iter();
         match kind {
             0 => Self::F32(values.collect()),
             1 => Self::Bf16(values.map(|x| bf16::from_f32(x).to_bits()).collect()),
             2 => Self::F16(values.map(|x| f16::from_f32(x).to_bits()).collect()),
-            _ => Self::I8(values.map(|x| (x * 127.0) as i8).collect()),
+            3 => Self::I8(values.map(|x| (x * 127.0) as i8).collect()),
+            _ => {
+                let pairs = (0..len / 2).map(|_| ((next() + 1.0) * 128.0) as u8).collect();
+                Self::I4(pairs, (0..len / GROUP).map(|_| f16::from_f32(next()).to_bits()).collect())
+            }
         }
     }
 
@@ -51,6 +57,15 @@ impl Stored {
             Self::Bf16(x) => x.iter().map(|&x| bf16::from_bits(x).to_f64()).collect(),
             Self::F16(x) => x.iter().map(|&x| f16::from_bits(x).to_f64()).collect(),
             Self::I8(x) => x.iter().map(|&x| f64::from(x)).collect(),
+            Self::I4(pairs, scales) => {
+                let element = |i: usize| {
+                    let (group, at) = (i / GROUP, i % GROUP);
+                    let pair = pairs[group * 16 + at % 16];
+                    let half = if at < 16 { pair % 16 } else { pair / 16 };
+                    (f64::from(half) - 8.0) * f16::from_bits(scales[group]).to_f64()
+                };
+                (0..scales.len() * GROUP).map(element).collect()
+            }
         }
     }
 
@@ -60,6 +75,7 @@ impl Stored {
             Self::Bf16(x) => Elements::Bf16(x),
             Self::F16(x) => Elements::F16(x),
             Self::I8(x) => Elements::I8(x),
+            Self::I4(pairs, scales) => Elements::I4(Groups { pairs, scales }),
         }
     }
 
@@ -67,7 +83,7 @@ impl Stored {
         match self {
             Self::F32(x) => Activations::F32(x),
             Self::Bf16(x) => Activations::Bf16(x),
-            Self::F16(_) | Self::I8(_) => unreachable!("activations are f32 or bf16"),
+            Self::F16(_) | Self::I8(_) | Self::I4(..) => unreachable!("activations are f32 or bf16"),
         }
     }
 }
@@ -86,7 +102,7 @@ fn product(x: &[f64], w: &[f64], width: usize) -> Vec<f64> {
 fn rounded(x: &Stored, width: usize) -> Vec<f64> {
     let mut values = to_f32(&x.values());
     for row in values.chunks_exact_mut(width) {
-        for group in row.chunks_exact_mut(GROUP) {
+        for group in row.as_chunks_mut::<GROUP>().0 {
             let mut steps = [0; GROUP];
             let step = quantize_group(group, &mut steps);
             assert!(group.iter().zip(&steps).all(|(x, &s)| (x - step * f32::from(s)).abs() <= step * 0.5001));
@@ -110,14 +126,15 @@ proptest! {
     #[test]
     fn linear_and_what_is_made_of_it(
         rows in prop_oneof![1_usize..10, Just(131)], out in 1_usize..80, width in prop_oneof![1_usize..70, Just(192), 1020_usize..1100],
-        activations in 0_usize..2, weights in 0_usize..4, scaled: bool, threads in prop_oneof![1_usize..4, Just(64)], seed: u64,
+        activations in 0_usize..2, weights in 0_usize..5, scaled: bool, threads in prop_oneof![1_usize..4, Just(64)], seed: u64,
     ) {
         let pool = Pool::new(threads);
+        let width = if weights == 4 { width.next_multiple_of(GROUP) } else { width };
         let x = Stored::random(activations, rows * width, seed);
         let [w, up] = [1, 2].map(|n| Stored::random(weights, out * width, seed ^ n));
         let scales: Vec<f32> = (0..out).map(|i| if scaled { 0.01 + i as f32 / 64.0 } else { 1.0 }).collect();
         // Few rows are rounded to eight bits where the weights are.
-        let exact = if weights == 3 && rows <= 4 { rounded(&x, width) } else { x.values() };
+        let exact = if rows <= most_rows(&w.elements()) { rounded(&x, width) } else { x.values() };
         let product = |w: &Stored| -> Vec<f64> {
             let products = product(&exact, &w.values(), width);
             products.chunks_exact(out).flat_map(|row| row.iter().zip(&scales).map(|(p, &s)| p * f64::from(s))).collect()
@@ -281,7 +298,7 @@ fn calls_that_are_wrong_are_errors() {
     let slot = |value: i32| Literal::s32s([], &[value]);
     let at = |position: i32| Literal::s32s([1, 1], &[position]);
     let (linear, attention) = ("gemma_pjrt.linear", "gemma_pjrt.attention");
-    let (x, result) = (floats(&[3, 8]), Shape::new(DType::F32, [3, 5]));
+    let (x, wide, result) = (floats(&[3, 8]), floats(&[3, 64]), Shape::new(DType::F32, [3, 5]));
     let (q, kv, mixed) = (floats(&[1, 1, 4, 8]), floats(&[2, 2, 16, 8]), Shape::new(DType::F32, [1, 1, 4, 8]));
     let cases = [
         (linear, vec![x.clone()], &result, "takes activations"),
@@ -292,6 +309,26 @@ fn calls_that_are_wrong_are_errors() {
         (linear, vec![x.clone(), array(DType::S32, &[5, 8])], &result, "a weight of type Some(S32)"),
         (linear, vec![x.clone(), array(DType::S8, &[5, 8]), floats(&[4])], &result, "expected [5]"),
         (linear, vec![x.clone(), array(DType::S8, &[5, 8]), array(DType::F16, &[5])], &result, "16-bit elements"),
+        (linear, vec![x.clone(), array(DType::U8, &[5, 4])], &result, "no scale"),
+        (
+            linear,
+            vec![x.clone(), array(DType::U8, &[5, 4]), array(DType::F16, &[5, 0])],
+            &result,
+            "no whole groups of 32",
+        ),
+        (
+            linear,
+            vec![wide.clone(), array(DType::U8, &[5, 64]), array(DType::F16, &[5, 2])],
+            &result,
+            "expected [5, 32]",
+        ),
+        (
+            linear,
+            vec![wide.clone(), array(DType::U8, &[5, 32]), array(DType::F16, &[5, 1])],
+            &result,
+            "expected [5, 2]",
+        ),
+        (linear, vec![wide, array(DType::U8, &[5, 32]), floats(&[5, 2])], &result, "must be F16"),
         ("gemma_pjrt.gate_up", vec![x.clone(), floats(&[5, 8]), array(DType::BF16, &[5, 8])], &result, "must be alike"),
         (attention, vec![q.clone(), kv.clone(), kv.clone(), at(16), slot(0)], &mixed, "position 16 in a cache of 16"),
         (attention, vec![q.clone(), kv.clone(), kv.clone(), at(-1), slot(0)], &mixed, "position -1"),

@@ -1,21 +1,21 @@
-//! Weights in eight bits: what they are rounded to, and models that run on them.
+//! Weights in eight and four bits: what they are rounded to, and models that run on them.
 
 use std::sync::Arc;
 
 use gemma_pjrt::{
-    checkpoint::{Checkpoint, quantize_rows, write_quantized},
+    checkpoint::{Checkpoint, Quantization, Tensor, quantize, write_quantized},
     hlo::{DType, Mesh},
     runtime::{Model, ModelOptions, Session},
 };
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::common::{Golden, assert_close, golden_config, golden_dir, platform, several_devices};
 
 /// The checkpoint of a golden model, quantised. The directory lives as long as it is used.
-fn quantised(model: &str) -> (tempfile::TempDir, Checkpoint) {
+fn quantised(model: &str, how: Quantization) -> (tempfile::TempDir, Checkpoint) {
     let dir = tempfile::tempdir().unwrap();
     let source = Checkpoint::open(&golden_dir(model)).unwrap();
-    write_quantized(&source, &dir.path().join("model.safetensors"), |_| ()).unwrap();
+    write_quantized(&source, how, &dir.path().join("model.safetensors"), |_| ()).unwrap();
     let written = Checkpoint::open(dir.path()).unwrap();
     (dir, written)
 }
@@ -27,34 +27,79 @@ fn logits(checkpoint: &Checkpoint, model: &str, mesh: Mesh, kernels: bool) -> Ve
     session.score(&Golden::read(model).ids("prompt")[..48], true).unwrap().logits.unwrap()
 }
 
+fn values(tensor: &Tensor) -> Vec<f32> {
+    let bytes = tensor.bytes.bytes();
+    match tensor.dtype.as_ref().unwrap() {
+        DType::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn norms_stay_and_matrices_are_what_quantize_makes_of_them() {
+    for (model, how) in
+        ["mha", "mqa", "gqa"].into_iter().flat_map(|m| [(m, Quantization::Int8), (m, Quantization::Int4)])
+    {
+        let source = Checkpoint::open(&golden_dir(model)).unwrap();
+        let (_dir, written) = quantised(model, how);
+        let mut in_four_bits = 0;
+        for (name, tensor) in source.tensors() {
+            let found = &written.tensors()[name];
+            let Some(how) = how.of(name, &tensor.dims) else {
+                assert_eq!((&found.dims, found.bytes.bytes()), (&tensor.dims, tensor.bytes.bytes()), "{name}");
+                continue;
+            };
+            let expected = quantize(tensor, how).unwrap();
+            let scale = &written.tensors()[&format!("{name}_scale")];
+            assert_eq!(
+                (found.bytes.bytes(), scale.bytes.bytes()),
+                (&expected.elements[..], &expected.scales[..]),
+                "{name}"
+            );
+            let types = if how == Quantization::Int4 { (DType::U8, DType::F16) } else { (DType::S8, DType::F32) };
+            assert_eq!((found.dtype.as_ref(), scale.dtype.as_ref()), (Ok(&types.0), Ok(&types.1)), "{name}");
+            in_four_bits += usize::from(how == Quantization::Int4);
+        }
+        assert_eq!(in_four_bits > 0, how == Quantization::Int4, "{model}");
+    }
+}
+
 #[test]
 fn each_row_is_rounded_to_127_steps_of_its_largest_number() {
-    for model in ["mha", "mqa", "gqa"] {
-        let source = Checkpoint::open(&golden_dir(model)).unwrap();
-        let (_dir, written) = quantised(model);
-        for (name, tensor) in source.tensors() {
-            if tensor.dims.len() != 2 {
-                assert_eq!(written.tensors()[name].bytes.bytes(), tensor.bytes.bytes(), "{name}");
-                continue;
-            }
-            let (elements, scales) = quantize_rows(tensor).unwrap();
-            assert_eq!(bytemuck::cast_slice::<i8, u8>(&elements), written.tensors()[name].bytes.bytes(), "{name}");
-            let stored = &written.tensors()[&format!("{name}_scale")];
-            assert_eq!(
-                (bytemuck::cast_slice::<f32, u8>(&scales), stored.dtype.as_ref()),
-                (stored.bytes.bytes(), Ok(&DType::F32))
-            );
-            if tensor.dtype == Ok(DType::BF16) {
-                let width = tensor.dims[1] as usize;
-                let values: Vec<f32> =
-                    tensor.bytes.bytes().as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect();
-                for ((row, q), scale) in values.chunks_exact(width).zip(elements.chunks_exact(width)).zip(&scales) {
-                    let largest = row.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-                    assert!((largest - scale * 127.0).abs() <= largest * 1e-6);
-                    assert!(row.iter().zip(q).all(|(x, &q)| (x - f32::from(q) * scale).abs() <= scale * 0.5001));
-                }
+    for tensor in Checkpoint::open(&golden_dir("mqa")).unwrap().tensors().values().filter(|t| t.dims.len() == 2) {
+        let quantized = quantize(tensor, Quantization::Int8).unwrap();
+        let width = tensor.dims[1] as usize;
+        let scales = quantized.scales.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
+        for ((row, q), scale) in values(tensor).chunks(width).zip(quantized.elements.chunks(width)).zip(scales) {
+            let largest = row.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            assert!((largest - scale * 127.0).abs() <= largest * 1e-6);
+            assert!(row.iter().zip(q).all(|(x, &q)| (x - f32::from(q as i8) * scale).abs() <= scale * 0.5001));
+        }
+    }
+}
+
+/// Better on the whole than steps of an eighth of the largest number; of single numbers, some are worse.
+#[test]
+fn each_group_is_rounded_to_sixteen_steps() {
+    for tensor in Checkpoint::open(&golden_dir("mqa")).unwrap().tensors().values().filter(|t| t.dims.len() == 2) {
+        let quantized = quantize(tensor, Quantization::Int4).unwrap();
+        let scales = quantized.scales.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32());
+        let (mut squares, mut plain_squares) = (0.0, 0.0);
+        for ((group, pairs), scale) in values(tensor).chunks(32).zip(quantized.elements.chunks(16)).zip(scales) {
+            let largest = group.iter().fold(0.0_f32, |m, &x| if x.abs() > m.abs() { x } else { m });
+            let plain = largest / -8.0;
+            for (i, x) in group.iter().enumerate() {
+                let half = if i < 16 { pairs[i] & 15 } else { pairs[i - 16] >> 4 };
+                let error = x - (f32::from(half) - 8.0) * scale;
+                assert!(error.abs() <= plain.abs() * 1.7, "{x} of at most {largest} became {}", x - error);
+                let plain_step = if plain == 0.0 { 0.0 } else { (x / plain).round().clamp(-8.0, 7.0) };
+                squares += error * error;
+                plain_squares += (x - plain * plain_step) * (x - plain * plain_step);
             }
         }
+        assert!(squares < plain_squares * 0.97, "{squares} instead of {plain_squares}");
     }
 }
 
@@ -62,11 +107,20 @@ fn each_row_is_rounded_to_127_steps_of_its_largest_number() {
 #[test]
 fn a_quantised_model_is_the_same_model_everywhere() {
     let _alone = several_devices();
-    for model in ["mha", "mqa", "gqa"] {
-        let (_dir, checkpoint) = quantised(model);
+    for (model, how, close) in [
+        ("mha", Quantization::Int8, 0.06),
+        ("mqa", Quantization::Int8, 0.06),
+        ("gqa", Quantization::Int8, 0.06),
+        ("mqa", Quantization::Int4, 0.5),
+        ("gqa", Quantization::Int4, 0.5),
+    ] {
+        let (_dir, checkpoint) = quantised(model, how);
         let expected = logits(&checkpoint, model, Mesh::SINGLE, false);
-        for (devices, kernels) in [(1, true), (2, false), (4, true)] {
+        for (devices, kernels) in [(1, true), (2, false), (2, true), (4, true)] {
             let mesh = Mesh { data: 1, model: devices };
+            if how == Quantization::Int4 && devices == 4 {
+                continue; // rows of these models are too short to be split so often
+            }
             assert_close(&logits(&checkpoint, model, mesh, kernels), &expected, 1e-4);
         }
         // And close to the one that it was made of, whose logits are transformers'.
@@ -75,15 +129,26 @@ fn a_quantised_model_is_the_same_model_everywhere() {
         let mut errors: Vec<f32> = expected.iter().zip(&original).map(|(a, b)| (a - b).abs() / scale).collect();
         errors.sort_by(f32::total_cmp);
         let at_99_percent = errors[errors.len() * 99 / 100];
-        println!("{model}: 99% of the logits are within {at_99_percent:.4} of the largest");
-        assert!(at_99_percent < 0.06, "{model}: {at_99_percent}");
+        println!("{model} {how:?}: 99% of the logits are within {at_99_percent:.4} of the largest");
+        assert!(at_99_percent < close, "{model}: {at_99_percent}");
     }
+}
+
+/// A device's part of a row must be whole groups.
+#[test]
+fn groups_are_not_split() {
+    let (_dir, checkpoint) = quantised("mqa", Quantization::Int4);
+    let options = ModelOptions { mesh: Mesh { data: 1, model: 8 }, compute: DType::F32, kernels: true };
+    let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| ()).err().unwrap().to_string();
+    assert!(error.contains("whole groups of 32") && error.contains("--weights int8"), "{error}");
 }
 
 #[test]
 fn what_cannot_be_quantised_is_refused() {
-    let (dir, once) = quantised("mqa");
-    let error = write_quantized(&once, &dir.path().join("twice.safetensors"), |_| ()).unwrap_err().to_string();
+    let (dir, once) = quantised("mqa", Quantization::Int8);
+    let error = write_quantized(&once, Quantization::Int8, &dir.path().join("twice.safetensors"), |_| ())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("is stored as s8") && error.contains("original"), "{error}");
     assert!(!dir.path().join("twice.safetensors").exists());
 
