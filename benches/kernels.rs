@@ -158,7 +158,7 @@ impl Work for Attending {
         vec![bytemuck::cast_slice(&self.keys), bytemuck::cast_slice(&self.values)]
     }
     fn run(&mut self, machine: Machine<'_>) {
-        let cache = KvCache { keys: Elements::Bf16(&self.keys), values: Elements::Bf16(&self.values) };
+        let cache = KvCache { keys: Elements::Bf16(&self.keys), values: Elements::Bf16(&self.values), scales: None };
         let (queries, results) = (Activations::Bf16(&self.queries), Results::Bf16(&mut self.results));
         attention(machine, self.shape, queries, cache, &self.positions, 0, results);
     }

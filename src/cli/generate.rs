@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     runtime::{FinishReason, Generation, Request, Session, cache_len_for, generate},
-    tokenizer::{Detokenizer, Message, StopStrings},
+    tokenizer::{Detokenizer, Message, StopStrings, Tokenizer},
 };
 
 #[derive(Debug, clap::Args)]
@@ -53,20 +53,23 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     interrupt::install();
     let params = args.sampling.params()?;
     let opened = args.model.open()?;
-    let prompt = prompt_tokens(args, &opened)?;
+    let text = prompt_text(args)?;
+    let platform = args.model.platform(&opened)?;
+    let prompt = prompt_tokens(args, &text, &opened)?;
     opened.check_prompt(&prompt, 1)?;
 
-    let loaded = args.model.load(&opened)?;
+    let loaded = args.model.load(&opened, &platform)?;
     let wanted = prompt.len() as i64 + i64::from(args.max_tokens);
     let cache_len = cache_len_for(wanted, opened.context);
     let mut session = Session::new(loaded.model.clone(), 1, cache_len)?;
     session.prepare(0, prompt.len() as i64, params.sampler())?;
 
     interrupt::begin_writing();
-    let mut writer = Writer::new(&opened, &args.stop, !args.json);
+    let tokenizer = opened.tokenizer()?;
+    let mut writer = Writer::new(tokenizer, &args.stop, !args.json);
     let mut first_token = None;
     let mut failed = None;
-    let stop_ids = opened.tokenizer.stop_ids();
+    let stop_ids = tokenizer.stop_ids();
     let request =
         Request { prompt: &prompt, cached: 0, max_tokens: args.max_tokens as usize, params, stop_ids: &stop_ids };
     let generation = generate(&mut session, &request, |token| {
@@ -103,15 +106,20 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     })
 }
 
-fn prompt_tokens(args: &Args, opened: &Opened) -> Result<Vec<u32>> {
-    if let Some(tokens) = &args.prompt_tokens {
-        return Ok(tokens.clone());
+/// The prompt, empty where its tokens are given.
+fn prompt_text(args: &Args) -> Result<String> {
+    if args.prompt_tokens.is_some() {
+        return Ok(String::new());
     }
-    let text = read_text(args.prompt.as_deref(), args.prompt_file.as_deref())?;
-    if args.raw {
-        return Ok(opened.tokenizer.encode(&text)?);
-    }
-    Ok(opened.tokenizer.encode_chat(&[Message::user(text)])?)
+    read_text(args.prompt.as_deref(), args.prompt_file.as_deref())
+}
+
+fn prompt_tokens(args: &Args, text: &str, opened: &Opened) -> Result<Vec<u32>> {
+    Ok(match &args.prompt_tokens {
+        Some(tokens) => tokens.clone(),
+        None if args.raw => opened.tokenizer()?.encode(text)?,
+        None => opened.tokenizer()?.encode_chat(&[Message::user(text)])?,
+    })
 }
 
 /// Turns tokens into text, looks for stop strings, and streams what is sure not to be part of one.
@@ -123,9 +131,9 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(opened: &'a Opened, stop: &[String], stream: bool) -> Self {
+    fn new(tokenizer: &'a Tokenizer, stop: &[String], stream: bool) -> Self {
         let stop = StopStrings::new(stop.to_vec());
-        Self { detokenizer: opened.tokenizer.stream(), stop, text: String::new(), stream }
+        Self { detokenizer: tokenizer.stream(), stop, text: String::new(), stream }
     }
 
     /// Returns whether a stop string ended the text.

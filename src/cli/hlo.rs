@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::{
     Outcome,
-    model_args::{Compute, PlatformArgs, PlatformName},
+    model_args::{Compute, Kv, PlatformArgs, PlatformName, kv_dtype},
     note,
     process::size,
 };
@@ -72,6 +72,9 @@ pub struct Args {
     output: OutputName,
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: Compute,
+    /// How keys and values are stored [default: as activations]
+    #[arg(long, value_enum)]
+    kv: Option<Kv>,
     /// Type of the matrices as stored
     #[arg(long, value_enum, default_value = "bf16")]
     weights: Stored,
@@ -174,6 +177,7 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
         config,
         mesh: args.mesh,
         compute: args.dtype.dtype(),
+        kv: kv_dtype(args.kv, args.dtype),
         stored: match args.weights {
             Stored::Bf16 => StoredTypes::uniform(DType::BF16),
             Stored::F32 => StoredTypes::uniform(DType::F32),

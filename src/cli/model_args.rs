@@ -1,9 +1,11 @@
 //! Arguments that all commands share that run something, and opening what they name.
 
 use std::{
+    cell::{Cell, OnceCell},
     ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -24,7 +26,7 @@ use crate::{
     plugins::Kind,
     runtime::{Model, ModelOptions, Platform, PlatformRequest},
     sampling::Params,
-    tokenizer::Tokenizer,
+    tokenizer::{Tokenizer, check_ids},
 };
 
 /// Type of activations and KV cache.
@@ -41,6 +43,18 @@ impl Compute {
             Self::F32 => DType::F32,
         }
     }
+}
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kv {
+    /// Eight bits, with a scale for each head of each token
+    Int8,
+}
+
+/// Type of the cache for these activations.
+pub fn kv_dtype(kv: Option<Kv>, compute: Compute) -> DType {
+    kv.map_or(compute.dtype(), |Kv::Int8| DType::S8)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -99,6 +113,9 @@ pub struct ModelArgs {
     /// Type of activations and KV cache; weights stay as they are stored
     #[arg(long, value_enum, default_value = "bf16")]
     pub dtype: Compute,
+    /// Store keys and values so [default: as activations]
+    #[arg(long, value_enum)]
+    pub kv: Option<Kv>,
     /// Store matrices so: quantised when first asked for, and kept [default: as they are]
     #[arg(long, value_enum)]
     pub weights: Option<Weights>,
@@ -138,13 +155,34 @@ impl SamplingArgs {
     }
 }
 
-/// A model whose small files have been read.
+/// A model whose small files have been read; the tokenizer may still be on its way.
 pub struct Opened {
     pub config: Config,
-    pub tokenizer: Tokenizer,
+    tokenizer: Meanwhile<Tokenizer>,
     checkpoint: Checkpoint,
     /// Longest context allowed.
     pub context: i64,
+}
+
+/// What another thread makes while this one goes on.
+struct Meanwhile<T> {
+    thread: Cell<Option<JoinHandle<Result<T>>>>,
+    made: OnceCell<T>,
+}
+
+impl<T: Send + 'static> Meanwhile<T> {
+    fn start(make: impl FnOnce() -> Result<T> + Send + 'static) -> Self {
+        Self { thread: Cell::new(Some(thread::spawn(make))), made: OnceCell::new() }
+    }
+
+    /// Waits for it. An error is told once; nobody asks again after it.
+    fn get(&self) -> Result<&T> {
+        if let Some(thread) = self.thread.take() {
+            let made = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let _ = self.made.set(made); // the thread is taken once
+        }
+        self.made.get().context("it could not be made before")
+    }
 }
 
 /// A model that is ready to run.
@@ -159,7 +197,7 @@ pub struct Loaded {
 }
 
 impl ModelArgs {
-    /// Reads and checks everything but the weights.
+    /// Reads and checks everything but the weights. Gemma's tokenizer takes a second: a thread of its own reads it.
     pub fn open(&self) -> Result<Opened> {
         let mut files = ModelFiles::locate(&self.model, self.platform.offline)?;
         let config = files.config()?;
@@ -168,7 +206,7 @@ impl ModelArgs {
             files = quantized(files, weights)?;
         }
         let checkpoint = files.checkpoint()?;
-        let tokenizer = files.tokenizer()?;
+        let tokenizer = Meanwhile::start(move || files.tokenizer());
         let trained = config.max_position_embeddings;
         if self.context.is_some_and(|context| context > trained) {
             bail!(
@@ -180,17 +218,22 @@ impl ModelArgs {
         Ok(Opened { config, tokenizer, checkpoint, context })
     }
 
-    /// Opens the platform and places the weights.
-    pub fn load(&self, opened: &Opened) -> Result<Loaded> {
+    /// Opens the platform, while the tokenizer is being read.
+    pub fn platform(&self, opened: &Opened) -> Result<Platform> {
         opened.config.check_mesh(self.mesh)?; // before a plugin is loaded for nothing
+        self.platform.open(self.mesh.devices())
+    }
+
+    /// Places the weights.
+    pub fn load(&self, opened: &Opened, platform: &Platform) -> Result<Loaded> {
         let started = Instant::now();
         if let Some(threads) = self.threads {
             kernels::set_threads(threads.into());
         }
-        let platform = self.platform.open(self.mesh.devices())?;
         let kernels = !self.native && kernels::are_fast();
-        let options = ModelOptions { mesh: self.mesh, compute: self.dtype.dtype(), kernels };
-        let model = Model::load(&platform, &opened.checkpoint, opened.config.clone(), options, note)?;
+        let kv = kv_dtype(self.kv, self.dtype);
+        let options = ModelOptions { mesh: self.mesh, compute: self.dtype.dtype(), kv, kernels };
+        let model = Model::load(platform, &opened.checkpoint, opened.config.clone(), options, note)?;
         if self.mesh.data > 1 {
             note("note: one request uses one data row of the mesh; the others repeat its work");
         }
@@ -200,7 +243,7 @@ impl ModelArgs {
             platform: platform.kind.to_string(),
             is_cpu,
             kernels: is_cpu && kernels,
-            time: started.elapsed(),
+            time: platform.opened_in + started.elapsed(),
         })
     }
 
@@ -218,6 +261,7 @@ impl ModelArgs {
         add("--plugin", self.platform.plugin.as_ref().map(Into::into));
         add("--mesh", Some(self.mesh.to_string().into()));
         add("--dtype", name(self.dtype.to_possible_value()));
+        add("--kv", name(self.kv.and_then(|kv| kv.to_possible_value())));
         add("--weights", name(self.weights.and_then(|w| w.to_possible_value())));
         add("--context", self.context.map(|c| c.to_string().into()));
         add("--threads", self.threads.map(|t| t.to_string().into()));
@@ -228,6 +272,11 @@ impl ModelArgs {
 }
 
 impl Opened {
+    /// The tokenizer, once it is there.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.get()
+    }
+
     /// The weights, mapped.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
@@ -235,7 +284,7 @@ impl Opened {
 
     /// Refuses a prompt that leaves no room for an answer.
     pub fn check_prompt(&self, tokens: &[u32], room: i64) -> Result<()> {
-        self.tokenizer.check_ids(tokens, self.config.vocab_size as usize)?;
+        check_ids(tokens, self.config.vocab_size as usize)?;
         let (len, context) = (tokens.len() as i64, self.context);
         if len + room > context {
             bail!(

@@ -37,15 +37,20 @@ pub struct Args {
 pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     interrupt::install();
     let opened = args.model.open()?;
+    let text = match &args.prompt_tokens {
+        Some(_) => String::new(),
+        None => read_text(args.text.as_deref(), None)?,
+    };
+    let platform = args.model.platform(&opened)?;
     let tokens = match &args.prompt_tokens {
         Some(tokens) => tokens.clone(),
-        None => opened.tokenizer.encode(&read_text(args.text.as_deref(), None)?)?,
+        None => opened.tokenizer()?.encode(&text)?,
     };
     if tokens.len() < 2 {
         bail!("the text is empty: there is no token to score");
     }
     opened.check_prompt(&tokens, 0)?;
-    let loaded = args.model.load(&opened)?;
+    let loaded = args.model.load(&opened, &platform)?;
     let cache_len = cache_len_for(tokens.len() as i64, opened.context);
     let mut session = Session::new(loaded.model.clone(), 1, cache_len)?;
     let scored = session.score(&tokens, args.logits.is_some())?;
@@ -73,7 +78,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     for ((&token, &logprob), &greedy) in tokens[1..].iter().zip(&scored.logprobs).zip(&scored.greedy) {
-        let text = opened.tokenizer.decode(&[token])?;
+        let text = opened.tokenizer()?.decode(&[token])?;
         let mark = if greedy == token { "*" } else { " " };
         writeln!(out, "{logprob:>12.6} {mark} {token:>7} {text:?}")?;
     }

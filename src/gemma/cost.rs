@@ -49,7 +49,9 @@ impl ProgramSpec {
         let heads = (c.num_attention_heads / self.mesh.model as i64) as f64;
         let layers = c.num_hidden_layers as f64;
         cost.flops += 4.0 * seen * heads * c.head_dim as f64 * layers;
-        let position = 2.0 * (c.kv_heads_per_device(self.mesh) * c.head_dim) as f64 * self.compute.bits() as f64 / 8.0;
+        let arrays = self.cache_arrays();
+        let position =
+            arrays.iter().map(|(_, shape)| shape.bytes()).sum::<i64>() as f64 / (self.slots * self.cache_len) as f64;
         cost.bytes += sum(|s| s.start + s.tokens) * position * layers;
         cost
     }
@@ -72,6 +74,7 @@ mod tests {
             config: Config::preset("gemma-1.1-2b").unwrap(),
             mesh,
             compute: DType::BF16,
+            kv: DType::BF16,
             stored: StoredTypes::uniform(DType::BF16),
             slots: 1,
             cache_len: 1024,

@@ -5,7 +5,7 @@
 //! `batch` slots and `seq` 1.
 
 use super::{
-    Config, Target,
+    Cache, Config, Target,
     weights::{LayerWeights, Weights},
 };
 use crate::hlo::{DType, Literal, Mesh, Op};
@@ -16,15 +16,10 @@ pub(super) struct Context<'a> {
     pub target: Target,
     pub config: &'a Config,
     pub mesh: Mesh,
-    /// Type of activations and of the KV cache. Norms, RoPE, softmax and GELU are computed in f32 whatever it is.
+    /// Type of activations. Norms, RoPE, softmax and GELU are computed in f32 whatever it is.
     pub dtype: DType,
-}
-
-/// One layer's keys and values: each `[slots, kv_heads, cache_len, head_dim]`, donated to the program and updated in place.
-#[derive(Clone, Copy)]
-pub struct Cache<'g> {
-    pub keys: Op<'g>,
-    pub values: Op<'g>,
+    /// Type of keys and values in the cache: `dtype` or S8.
+    pub kv: DType,
 }
 
 /// Where a step's tokens stand.
@@ -123,20 +118,6 @@ fn rope<'g>(cx: Context<'_>, x: Op<'g>, positions: Op<'g>) -> Op<'g> {
     Op::concatenate(&[first * cos - second * sin, second * cos + first * sin], -1).convert(cx.dtype)
 }
 
-/// Writes this step's keys or values `[batch, kv_heads, seq, head_dim]` into the cache, at their positions.
-fn update_cache<'g>(cache: Op<'g>, new: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
-    let graph = cache.graph();
-    let zero = graph.scalar(DType::S32, 0.0);
-    match positions.access {
-        CacheAccess::Slot { slot, start } => cache.dynamic_update_slice(new, &[slot, zero, start, zero]),
-        CacheAccess::EachRow => (0..new.dim(0)).fold(cache, |cache, row| {
-            let slot = graph.scalar(DType::S32, row as f64);
-            let position = positions.tokens.slice(&[row, 0], &[row + 1, 1]).reshape(&[]);
-            cache.dynamic_update_slice(new.slice_in_dim(0, row, row + 1), &[slot, zero, position, zero])
-        }),
-    }
-}
-
 /// Causal attention over the cache: `[batch, seq, hidden]` to `[batch, seq, hidden]`, still to be summed over devices.
 fn attention<'g>(
     cx: Context<'_>,
@@ -159,15 +140,12 @@ fn attention<'g>(
     let k = rope(cx, k, positions.tokens);
 
     let cache = Cache {
-        keys: update_cache(cache.keys, cx.target.cached(k.transpose(&[0, 2, 1, 3])), positions),
-        values: update_cache(cache.values, cx.target.cached(v.transpose(&[0, 2, 1, 3])), positions),
+        keys: cache.keys.updated(cx.target, k.transpose(&[0, 2, 1, 3]), positions),
+        values: cache.values.updated(cx.target, v.transpose(&[0, 2, 1, 3]), positions),
     };
     // Keeps the update in place: without it some lowerings copy the whole cache twice per layer.
-    let [keys, values] = Op::optimization_barrier(&[cache.keys, cache.values])[..] else {
-        unreachable!("a barrier returns what it was given")
-    };
-    let cache = Cache { keys, values };
-    let mixed = cx.target.attend(q, cache.keys, cache.values, positions); // [batch, seq, heads, head_dim]
+    let cache = Cache::take(&mut Op::optimization_barrier(&cache.to_list()).into_iter(), cx.kv);
+    let mixed = cx.target.attend(q, cache, positions); // [batch, seq, heads, head_dim]
     let out = cx.target.linear(mixed.reshape(&[batch, seq, heads * head_dim]), weights.o_proj, cx.dtype);
     (out, cache)
 }

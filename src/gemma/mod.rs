@@ -12,6 +12,7 @@
 //! - The MLP's GELU is the tanh form, also where a config says plain `gelu`.
 //! - The output layer is the embedding, transposed.
 
+mod cache;
 mod config;
 mod cost;
 mod layers;
@@ -19,8 +20,8 @@ mod programs;
 mod target;
 pub mod weights;
 
+pub use cache::Cache;
 pub use config::{Config, ConfigError};
 pub use cost::{Cost, Extension};
-pub use layers::Cache;
 pub use programs::{Output, Program, ProgramSpec};
 pub use target::Target;

@@ -50,8 +50,10 @@ pub struct ProgramSpec {
     pub target: Target,
     pub config: Config,
     pub mesh: Mesh,
-    /// Type of activations and caches.
+    /// Type of activations.
     pub compute: DType,
+    /// Type of keys and values in the cache: that of activations, or S8.
+    pub kv: DType,
     /// Types of the weights as stored.
     pub stored: StoredTypes,
     /// Sequences that the cache holds.
@@ -84,17 +86,19 @@ impl ProgramSpec {
         } else {
             format!("-w{}", self.stored.matrices)
         };
+        let kv = if self.kv == self.compute { String::new() } else { format!("-kv{}", self.kv) };
         let target = self.target.name();
-        format!("{program}-b{slots}-w{window}-c{cache_len}-{data}tp{}-{}{stored}-{target}", mesh.model, self.compute)
+        format!(
+            "{program}-b{slots}-w{window}-c{cache_len}-{data}tp{}-{}{stored}{kv}-{target}",
+            mesh.model, self.compute
+        )
     }
 
-    /// Shape of one layer's keys on one device, and of its values: `[slots, kv_heads, cache_len, head_dim]`.
-    pub fn cache_shape(&self) -> Shape {
+    /// Names and shapes of the arrays that are one layer's cache on one device.
+    pub fn cache_arrays(&self) -> Vec<(&'static str, Shape)> {
         let c = &self.config;
-        Shape::new(
-            self.target.cache_dtype(self.compute),
-            [self.slots, c.kv_heads_per_device(self.mesh), self.cache_len, c.head_dim],
-        )
+        let dims = [self.slots, c.kv_heads_per_device(self.mesh), self.cache_len, c.head_dim];
+        Cache::arrays(self.target, self.kv, dims)
     }
 
     /// Emits the program of one device.
@@ -156,7 +160,7 @@ impl ProgramSpec {
     }
 
     fn context(&self) -> Context<'_> {
-        Context { target: self.target, config: &self.config, mesh: self.mesh, dtype: self.compute }
+        Context { target: self.target, config: &self.config, mesh: self.mesh, dtype: self.compute, kv: self.kv }
     }
 
     /// Embedding and all layers. Declares weights and caches, after the inputs that the caller declared; `positions` may
@@ -164,10 +168,12 @@ impl ProgramSpec {
     fn forward<'g>(&self, tokens: Op<'g>, graph: &'g Graph, positions: impl FnOnce() -> Positions<'g>) -> Forward<'g> {
         let (cx, window) = (self.context(), self.window);
         let weights = Weights::declare(graph, cx, &self.stored);
-        let declare = |kind: &str, layer: usize| graph.parameter(&format!("cache.{layer}.{kind}"), self.cache_shape());
-        let given: Vec<Cache<'g>> = (0..weights.layers.len())
-            .map(|layer| Cache { keys: declare("keys", layer), values: declare("values", layer) })
-            .collect();
+        let arrays = self.cache_arrays();
+        let declare = |layer: usize| {
+            let one = |(name, shape): &(&str, Shape)| graph.parameter(&format!("cache.{layer}.{name}"), shape.clone());
+            Cache::take(&mut arrays.iter().map(one), self.kv)
+        };
+        let given: Vec<Cache<'g>> = (0..weights.layers.len()).map(declare).collect();
         let positions = positions();
         let mut hidden = vec![embed(cx, tokens, &weights)];
         let mut updated = Vec::new();
@@ -175,29 +181,32 @@ impl ProgramSpec {
         for (layer, (layer_weights, &cache)) in weights.layers.iter().zip(&given).enumerate() {
             let _scope = graph.scope(&format!("layer.{layer}"));
             let (weight_names, weight_ops): (Vec<String>, Vec<Op<'g>>) = layer_weights.to_list().into_iter().unzip();
-            let mut arguments = vec![hidden[layer], cache.keys, cache.values];
+            let mut arguments = vec![hidden[layer]];
+            arguments.extend(cache.to_list());
             arguments.extend(&weight_ops);
             arguments.extend(positions.to_list());
             let shapes: Vec<Shape> = arguments.iter().map(|op| op.shape()).collect();
-            let names = ["x", "keys", "values"].into_iter().chain(weight_names.iter().map(String::as_str));
+            let names = std::iter::once("x").chain(arrays.iter().map(|(name, _)| *name));
+            let names = names.chain(weight_names.iter().map(String::as_str));
             let names = names.chain(["positions", "slot", "start"]);
             let parameters: Vec<(&str, Shape)> = names.zip(shapes.iter().cloned()).collect();
             // All layers are calls of one computation, unless a checkpoint stores some in other types.
             let known = computations.iter().position(|(s, _)| *s == shapes).unwrap_or_else(|| {
                 let computation = graph.computation("decoder_layer", &parameters, |_, p| {
-                    let cache = Cache { keys: p[1], values: p[2] };
-                    let (weights, positions) = p[3..].split_at(weight_ops.len());
+                    let (cache, rest) = p[1..].split_at(arrays.len());
+                    let cache = Cache::take(&mut cache.iter().copied(), self.kv);
+                    let (weights, positions) = rest.split_at(weight_ops.len());
                     let weights = LayerWeights::take(&mut weights.iter().copied(), layer_weights.quantised());
                     let positions = Positions::from_list(positions, window);
                     let (x, cache) = decoder_layer(cx, p[0], &weights, cache, &positions);
-                    vec![x, cache.keys, cache.values]
+                    std::iter::once(x).chain(cache.to_list()).collect()
                 });
                 computations.push((shapes, computation));
                 computations.len() - 1
             });
             let out = graph.call(&computations[known].1, &arguments);
             hidden.push(out[0]);
-            updated.push(Cache { keys: out[1], values: out[2] });
+            updated.push(Cache::take(&mut out[1..].iter().copied(), self.kv));
         }
         Forward { hidden, weights, given, updated }
     }
@@ -223,7 +232,7 @@ impl<'g> Forward<'g> {
     fn finish(&self, graph: &'g Graph, outputs: &[Op<'g>]) -> Result<Module, HloError> {
         let mut all = outputs.to_vec();
         for (given, updated) in self.given.iter().zip(&self.updated) {
-            for (parameter, output) in [(given.keys, updated.keys), (given.values, updated.values)] {
+            for (parameter, output) in given.to_list().into_iter().zip(updated.to_list()) {
                 graph.alias(parameter, all.len());
                 all.push(output);
             }

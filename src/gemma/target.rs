@@ -2,6 +2,8 @@
 //! themselves are the same everywhere.
 
 use super::{
+    Cache,
+    cache::Cached,
     layers::{CacheAccess, Positions, last_dimension},
     weights::{GROUP, Matrix},
 };
@@ -96,22 +98,30 @@ impl Target {
     /// `softmax(q kᵀ / sqrt(head_dim)) v` over the positions up to each token's own.
     ///
     /// `q` and the result are `[batch, seq, heads, head_dim]`; keys and values are the cache, with this step's tokens in it.
-    pub(super) fn attend<'g>(self, q: Op<'g>, keys: Op<'g>, values: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
+    pub(super) fn attend<'g>(self, q: Op<'g>, cache: Cache<'g>, positions: &Positions<'g>) -> Op<'g> {
+        let Cache { keys, values } = cache;
         if self.calls_kernels() {
             let slot = match positions.access {
                 CacheAccess::Slot { slot, .. } => slot,
                 CacheAccess::EachRow => q.graph().scalar(DType::S32, 0.0),
             };
-            let operands = [q, keys, values, positions.tokens, slot];
+            let scales = keys.scale.into_iter().chain(values.scale);
+            let operands: Vec<Op<'g>> =
+                [q, keys.elements, values.elements, positions.tokens, slot].into_iter().chain(scales).collect();
             return q.graph().custom_call("gemma_pjrt.attention", &operands, &[q.shape()], &[])[0];
         }
         let graph = q.graph();
         let dtype = q.shape().dtype;
         let [batch, seq, heads, head_dim] = [0, 1, 2, 3].map(|dim| q.dim(dim));
-        let kv_heads = keys.dim(1);
+        let kv_heads = keys.elements.dim(1);
         let group = heads / kv_heads; // query heads that share a key/value head
-        let keys = self.uncached(read_cache(keys, positions), dtype); // [batch, kv_heads, window, head_dim]
-        let values = self.uncached(read_cache(values, positions), dtype);
+        // What each key's scores, and each value's weights, are to be multiplied by: [batch, kv_heads, 1, 1, window].
+        let scale = |cached: Cached<'g>| {
+            Some(read_cache(cached.scale?, positions).reshape(&[batch, kv_heads, 1, 1, positions.window]))
+        };
+        let (key_scale, value_scale) = (scale(keys), scale(values));
+        let keys = self.uncached(read_cache(keys.elements, positions), dtype); // [batch, kv_heads, window, head_dim]
+        let values = self.uncached(read_cache(values.elements, positions), dtype);
 
         // The queries of a group are rows of one matrix: [batch, kv_heads, seq * group, head_dim].
         let q = q.reshape(&[batch, seq, kv_heads, group, head_dim]).transpose(&[0, 2, 1, 3, 4]);
@@ -124,12 +134,14 @@ impl Target {
         };
         let scores = q.dot(keys, &over_heads(3, 3), DType::F32) * (head_dim as f64).powf(-0.5);
         let scores = scores.reshape(&[batch, kv_heads, seq, group, positions.window]);
+        let scores = key_scale.map_or(scores, |scale| scores * scale);
 
         // What lies beyond a token's position in the cache is garbage.
         let key_position = graph.iota(Shape::new(DType::S32, [positions.window]), 0);
         let visible = key_position.le(positions.tokens.reshape(&[batch, 1, seq, 1, 1]));
         let scores = visible.select(scores, graph.scalar(DType::F32, f64::NEG_INFINITY));
-        let probabilities = softmax(scores).convert(dtype);
+        let probabilities = softmax(scores);
+        let probabilities = value_scale.map_or(probabilities, |scale| probabilities * scale).convert(dtype);
 
         let probabilities = probabilities.reshape(&[batch, kv_heads, seq * group, positions.window]);
         let mixed = probabilities.dot(values, &over_heads(3, 2), DType::F32).convert(dtype);
@@ -170,12 +182,12 @@ impl Target {
         x.dot(weight, &contract_last, DType::F32)
     }
 
-    /// Element type of the KV cache for activations of type `compute`.
+    /// Element type of a KV cache of type `kv`.
     ///
     /// XLA:CPU has no bf16 dynamic-update-slice: it converts the whole cache to f32 and back for each token written. The
     /// same bits as u16 are updated in place.
-    pub fn cache_dtype(self, compute: DType) -> DType {
-        if self.is_cpu() && compute == DType::BF16 { DType::U16 } else { compute }
+    pub fn cache_dtype(self, kv: DType) -> DType {
+        if self.is_cpu() && kv == DType::BF16 { DType::U16 } else { kv }
     }
 
     /// Activations as the cache holds them.
@@ -186,7 +198,10 @@ impl Target {
 
     /// A part of the cache as activations of type `compute`.
     fn uncached<'g>(self, x: Op<'g>, compute: DType) -> Op<'g> {
-        if x.shape().dtype == compute { x } else { x.bitcast_convert(compute) }
+        match x.shape().dtype {
+            DType::U16 => x.bitcast_convert(compute),
+            _ => x.convert(compute),
+        }
     }
 }
 

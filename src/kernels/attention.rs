@@ -41,6 +41,8 @@ pub struct Shape {
 pub struct KvCache<'a> {
     pub keys: Elements<'a>,
     pub values: Elements<'a>,
+    /// What each position's keys and values are to be multiplied by, `[slots, kv_heads, cache_len]` each.
+    pub scales: Option<[&'a [f32]; 2]>,
 }
 
 /// `softmax(q kᵀ / sqrt(head_dim)) v` over each token's own position and all before it.
@@ -65,6 +67,8 @@ pub fn attention(
     let cached = slots * kv_heads * cache_len * head_dim;
     assert!(!matches!((cache.keys, cache.values), (Elements::I4(_), _) | (_, Elements::I4(_))), "a cache in four bits");
     assert!(cache.keys.len() == cached && cache.values.len() == cached, "{shape:?}: a cache of {cached} elements");
+    let scales = slots * kv_heads * cache_len;
+    assert!(cache.scales.iter().flatten().all(|s| s.len() == scales), "{shape:?}: a cache with {scales} scales");
     assert!(
         positions.iter().all(|&p| 0 <= p && (p as usize) < cache_len),
         "a position is not in the cache of {cache_len}"
@@ -194,11 +198,16 @@ impl Task<'_> {
                 let n = KEYS.min(range.end - at);
                 let keys = self.cache.keys.slice(block(at, n));
                 let scores = &mut scores[..rows * n];
-                multiply(isa, queries, &Matrix::new(keys, n, head_dim), scores);
+                let keys = Matrix::new(keys, n, head_dim);
+                let scales = self.cache.scales.map(|scales| scales.map(|scales| &scales[first + at..first + at + n]));
+                multiply(isa, queries, &scales.map_or(keys, |[of_keys, _]| keys.scaled(of_keys)), scores);
                 for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
                     let visible = (self.position(row) + 1).saturating_sub(at).min(n);
                     let softmax = Softmax { scores, visible, largest: &mut largest[row], weights: &mut weights[row] };
                     rescale[row] = isa::run(isa, softmax);
+                }
+                if let Some([_, of_values]) = scales {
+                    scores.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(of_values).for_each(|(p, s)| *p *= s));
                 }
                 let values = self.cache.values.slice(block(at, n));
                 accumulate(isa, values, head_dim, scores, rescale, sums);

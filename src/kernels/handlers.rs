@@ -84,7 +84,8 @@ impl Handler for LinearMax {
 }
 
 /// Queries `[batch, seq, heads, head_dim]`, keys and values `[slots, kv_heads, cache_len, head_dim]`, positions
-/// `s32[batch, seq]` and the slot of the batch's first row `s32[]` to `[batch, seq, heads, head_dim]`.
+/// `s32[batch, seq]` and the slot of the batch's first row `s32[]` to `[batch, seq, heads, head_dim]`. In eight bits, keys' and
+/// values' scales `f32[slots, kv_heads, cache_len, 1]` follow.
 struct Attention;
 
 impl Handler for Attention {
@@ -92,8 +93,8 @@ impl Handler for Attention {
 
     fn call(frame: Frame<'_>) -> Result<()> {
         let (operands, [out]) = frame.arrays()?;
-        let [queries, keys, values, positions, slot] = &operands[..] else {
-            return Err(format!("takes 5 operands, not {}", operands.len()));
+        let [queries, keys, values, positions, slot, scales @ ..] = &operands[..] else {
+            return Err(format!("takes 5 operands, and 2 scales if any, not {}", operands.len()));
         };
         let [batch, seq, heads, head_dim] = dims(queries.dims(), "queries")?;
         let [slots, kv_heads, cache_len, _] = dims(keys.dims(), "keys")?;
@@ -115,7 +116,15 @@ impl Handler for Attention {
         if let Some(p) = positions.iter().find(|&&p| p < 0 || p as usize >= cache_len) {
             return Err(format!("position {p} in a cache of {cache_len} positions"));
         }
-        let cache = KvCache { keys: elements(keys, "keys")?, values: elements(values, "values")? };
+        for scale in scales {
+            expect("a scale", scale.dims(), &[slots, kv_heads, cache_len, 1])?;
+        }
+        let scales = match scales {
+            [] => None,
+            [of_keys, of_values] => Some([of_keys.as_slice()?, of_values.as_slice()?]),
+            others => return Err(format!("{} scales, expected those of keys and of values", others.len())),
+        };
+        let cache = KvCache { keys: elements(keys, "keys")?, values: elements(values, "values")?, scales };
         let queries = activations(queries)?;
         attention(Machine::whole(), shape, queries, cache, positions, slot as usize, results(out)?);
         Ok(())

@@ -24,8 +24,10 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct ModelOptions {
     pub mesh: Mesh,
-    /// Type of activations and caches: BF16 or F32.
+    /// Type of activations: BF16 or F32.
     pub compute: DType,
+    /// Type of keys and values in the cache: that of activations, or S8.
+    pub kv: DType,
     /// On CPU: products and attention by `crate::kernels`, not by XLA. See [`crate::kernels::are_fast`].
     pub kernels: bool,
 }
@@ -119,6 +121,7 @@ impl Model {
             config: self.config.clone(),
             mesh: self.options.mesh,
             compute: self.options.compute,
+            kv: self.options.kv,
             stored: self.stored.clone(),
             slots,
             cache_len,

@@ -1,6 +1,9 @@
 //! Choosing a platform: which plugin, and a client with enough devices.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use super::error::{Error, Result, While};
 use crate::{
@@ -30,6 +33,8 @@ pub struct Platform {
     pub client: Client,
     /// One line for the user: what was chosen, and why others were not.
     pub summary: String,
+    /// How long it took to open it.
+    pub opened_in: Duration,
 }
 
 impl Platform {
@@ -56,6 +61,7 @@ impl Platform {
         progress: &mut dyn Progress,
         skipped: &[String],
     ) -> Result<Self> {
+        let started = Instant::now();
         let plugin = match plugins::locate(kind, request.plugin.as_deref()) {
             Err(PluginError::NotFound { .. }) if kind == Kind::Cpu => {
                 let pinned = plugins::pinned_for(kind, None).expect("a CPU plugin is pinned");
@@ -94,7 +100,7 @@ impl Platform {
         if !skipped.is_empty() {
             summary += &format!("; not {}", skipped.join(", not "));
         }
-        Ok(Self { kind, plugin, client, summary })
+        Ok(Self { kind, plugin, client, summary, opened_in: started.elapsed() })
     }
 
     /// The first `count` devices.

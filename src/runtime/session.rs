@@ -31,7 +31,7 @@ pub struct Session {
     model: Arc<Model>,
     slots: i64,
     cache_len: i64,
-    /// `[device][2 * layer + (0 keys, 1 values)]`; empty after a failed step, which takes the caches with it.
+    /// `[device][layer * arrays of a layer + array]`; empty after a failed step, which takes the caches with it.
     caches: Vec<Vec<Buffer>>,
 }
 
@@ -50,19 +50,19 @@ impl Session {
     /// masks by 0, so it must be finite).
     pub fn new(model: Arc<Model>, slots: i64, cache_len: i64) -> Result<Self> {
         let spec = model.spec(Program::Decode { output: Output::Token(Sampler::Greedy) }, slots, cache_len, cache_len);
-        let ty = tensor_type(&spec.cache_shape());
-        let count = 2 * model.config.num_hidden_layers;
-        let needed = ty.host_bytes() as u64 * count as u64 * model.devices.len() as u64;
+        let of_layer: Vec<TensorType> = spec.cache_arrays().iter().map(|(_, shape)| tensor_type(shape)).collect();
+        let types: Vec<&TensorType> = (0..model.config.num_hidden_layers).flat_map(|_| &of_layer).collect();
+        let needed = types.iter().map(|ty| ty.host_bytes() as u64).sum::<u64>() * model.devices.len() as u64;
         host_memory::require(model.target, needed, || {
             format!("allocating the KV cache of {slots} x {cache_len} tokens")
         })?;
-        let zeros = vec![0u8; ty.host_bytes()];
+        let zeros = vec![0u8; of_layer.iter().map(TensorType::host_bytes).max().unwrap_or_default()];
         let allocate = |device| -> Result<Vec<Buffer>> {
-            let one = |_| {
+            let one = |ty: &&TensorType| {
                 let doing = || format!("allocating the KV cache of {slots} x {cache_len} tokens");
-                model.client.upload(&zeros, &ty, device).during(doing)
+                model.client.upload(&zeros[..ty.host_bytes()], ty, device).during(doing)
             };
-            (0..count).map(one).collect()
+            types.iter().map(one).collect()
         };
         let caches = model.devices.iter().map(allocate).collect::<Result<_>>()?;
         Ok(Self { model, slots, cache_len, caches })
@@ -266,12 +266,13 @@ impl Session {
             uploaded.push(inputs.iter().map(upload).collect::<crate::pjrt::Result<_>>().during(doing)?);
         }
         let caches = std::mem::take(&mut self.caches);
+        let arrays = caches.first().map_or(0, Vec::len);
         let args = uploaded.iter().zip(&self.model.weights).zip(caches).map(|((inputs, weights), caches)| {
             let kept = inputs.iter().chain(weights).map(Arg::Keep);
             kept.chain(caches.into_iter().map(Arg::Donate)).collect()
         });
         let mut outputs = program.execute(args.collect()).and_then(|execution| execution.wait()).during(doing)?;
-        let own = outputs[0].len() - 2 * self.model.config.num_hidden_layers as usize;
+        let own = outputs[0].len() - arrays;
         self.caches = outputs.iter_mut().map(|list| list.split_off(own)).collect();
         Ok(outputs.swap_remove(0))
     }

@@ -130,12 +130,12 @@ impl Tokenizer {
     pub fn stream(&self) -> Detokenizer<'_> {
         Detokenizer::new(self)
     }
+}
 
-    /// Refuses ids that the vocabulary does not have.
-    pub fn check_ids(&self, ids: &[u32], vocab_size: usize) -> Result<(), TokenizerError> {
-        match ids.iter().find(|&&id| id as usize >= vocab_size) {
-            Some(&id) => Err(TokenizerError::UnknownId { id, size: vocab_size }),
-            None => Ok(()),
-        }
+/// Refuses ids that the vocabulary does not have.
+pub fn check_ids(ids: &[u32], vocab_size: usize) -> Result<(), TokenizerError> {
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        Some(&id) => Err(TokenizerError::UnknownId { id, size: vocab_size }),
+        None => Ok(()),
     }
 }

@@ -60,3 +60,12 @@ fn a_changed_model_is_quantised_anew() {
     std::fs::write(&config, text + "\n").unwrap();
     assert!(is_made());
 }
+
+#[test]
+fn keys_and_values_may_be_in_eight_bits() {
+    let home = Home::new();
+    for native in [&[][..], &["--native"]] {
+        let answer = home.run(&[&QUESTION[..], &["demo", "--kv", "int8"], native].concat()).json();
+        assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
+    }
+}

@@ -44,6 +44,7 @@ fn decode_and_prefill_compile_for_v5e() {
             config: Config::preset("tiny").unwrap(),
             mesh: Mesh { data: 1, model: 4 },
             compute: DType::BF16,
+            kv: DType::BF16,
             stored: StoredTypes::uniform(DType::BF16),
             slots: 2,
             cache_len: 1024,

@@ -73,7 +73,7 @@ fn shards_prefixes_and_types_make_no_difference() {
             fs::write(dir.path().join("model.safetensors.index.json"), json!({"weight_map": map}).to_string()).unwrap();
         }
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kernels: true };
+        let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, kernels: true };
         let model = Model::load(platform(), &checkpoint, config.clone(), options, |_| ()).unwrap();
         assert_eq!(model.placement().copied, 0, "aligned tensors are used in place");
         let mut session = Session::new(model.into(), 1, 256).unwrap();
@@ -96,7 +96,7 @@ fn unaligned_tensors_are_copied_and_right() {
     moved.extend_from_slice(&bytes[8 + header_len..]);
     fs::write(dir.path().join("model.safetensors"), moved).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kernels: true };
+    let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, kernels: true };
     let model = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| ()).unwrap();
     assert_eq!(model.placement().borrowed, 0);
     assert!(model.placement().unaligned > 0);
@@ -190,7 +190,7 @@ fn a_checkpoint_of_another_model_is_one_error_that_lists_all() {
     write_safetensors(&dir.path().join("model.safetensors"), &list, |i, out| out.write_all(&zeros(sizes[i]))).unwrap();
 
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kernels: true };
+    let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, kernels: true };
     let error = Model::load(platform(), &checkpoint, config, options, |_| ()).err().unwrap().to_string();
     for words in [
         "1 missing:\n    model.layers.1.mlp.up_proj.weight [256, 64]",

@@ -123,7 +123,7 @@ pub fn golden_config(model: &str) -> Config {
 /// A golden model on the first devices of the shared client.
 pub fn golden_model(model: &str, mesh: Mesh, compute: DType, kernels: bool) -> Arc<Model> {
     let checkpoint = Checkpoint::open(&golden_dir(model)).unwrap();
-    let options = ModelOptions { mesh, compute, kernels };
+    let options = ModelOptions { mesh, compute, kv: compute, kernels };
     Arc::new(Model::load(platform(), &checkpoint, golden_config(model), options, |_| ()).unwrap())
 }
 

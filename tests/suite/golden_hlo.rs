@@ -26,6 +26,7 @@ fn spec(target: Target, preset: &str, program: Program, model: usize) -> Program
         config: Config::preset(preset).unwrap(),
         mesh: Mesh { data: 1, model },
         compute,
+        kv: compute,
         stored: StoredTypes::uniform(compute),
         slots: 2,
         cache_len: 1024,
@@ -49,6 +50,12 @@ fn goldens() -> Vec<(String, ProgramSpec)> {
             spec.stored = stored;
             all.push((format!("tiny/{}.hlo.txt", spec.name()), spec));
         }
+    }
+    // And one with keys and values in eight bits.
+    for target in [KERNELS, NATIVE, Target::Tpu] {
+        let mut spec = spec(target, "tiny", Program::Decode { output: GREEDY }, 1);
+        spec.kv = DType::S8;
+        all.push((format!("tiny/{}.hlo.txt", spec.name()), spec));
     }
     for preset in Config::PRESETS {
         for program in programs {
@@ -126,9 +133,10 @@ fn optimized(
     slots: i64,
     model: usize,
     compute: DType,
+    kv: DType,
 ) -> (proto::Module, pjrt::CompiledMemoryStats, i64) {
     let mut spec = spec(target, "tiny", program, model);
-    spec.compute = compute;
+    (spec.compute, spec.kv) = (compute, kv);
     (spec.slots, spec.cache_len, spec.window) = (slots, 640, if target.has_windows() { 256 } else { 640 });
     let module = spec.build().unwrap();
     let code = module.encode();
@@ -137,7 +145,8 @@ fn optimized(
         platform().client.compile(&pjrt::Program { code: &code, format: "hlo" }, &options, signature(&module)).unwrap();
     let (_, bytes) = executable.optimized_program().unwrap();
     let module = proto::ModuleWithConfig::decode(&bytes[..]).unwrap().module.unwrap();
-    let cache_bytes = spec.cache_shape().bytes() * 2 * spec.config.num_hidden_layers;
+    let of_layer: i64 = spec.cache_arrays().iter().map(|(_, shape)| shape.bytes()).sum();
+    let cache_bytes = of_layer * spec.config.num_hidden_layers;
     (module, executable.memory_stats().unwrap(), cache_bytes)
 }
 
@@ -148,16 +157,19 @@ fn caches_are_updated_in_place() {
     let prefill = Program::Prefill { bucket: 64, output: GREEDY };
     let decode = Program::Decode { output: GREEDY };
     let cases = [
-        (decode, 1, 1, DType::BF16),
-        (decode, 3, 1, DType::BF16),
-        (decode, 3, 1, DType::F32),
-        (decode, 1, 4, DType::BF16),
-        (prefill, 1, 1, DType::BF16),
-        (prefill, 3, 1, DType::F32),
+        (decode, 1, 1, DType::BF16, DType::BF16),
+        (decode, 3, 1, DType::BF16, DType::BF16),
+        (decode, 3, 1, DType::BF16, DType::S8),
+        (decode, 3, 1, DType::F32, DType::F32),
+        (decode, 1, 4, DType::BF16, DType::BF16),
+        (prefill, 1, 1, DType::BF16, DType::BF16),
+        (prefill, 1, 1, DType::BF16, DType::S8),
+        (prefill, 3, 1, DType::F32, DType::F32),
     ];
-    for (target, (program, slots, model, compute)) in [KERNELS, NATIVE].into_iter().flat_map(|t| cases.map(|c| (t, c)))
+    for (target, (program, slots, model, compute, kv)) in
+        [KERNELS, NATIVE].into_iter().flat_map(|t| cases.map(|c| (t, c)))
     {
-        let (module, stats, cache_bytes) = optimized(target, program, slots, model, compute);
+        let (module, stats, cache_bytes) = optimized(target, program, slots, model, compute, kv);
         let of_cache_size = |i: &proto::Instruction| {
             let dims = i.shape.as_ref().map(|s| s.dimensions.clone()).unwrap_or_default();
             dims.contains(&640)

@@ -171,7 +171,7 @@ proptest! {
     #[test]
     fn attention_sees_what_stands_before(
         seq in prop_oneof![Just(1_usize), 2_usize..40], group in 1_usize..9, kv_heads in 1_usize..4, head_dim in prop_oneof![1_usize..40, Just(64)],
-        extra in 0_usize..3, start in prop_oneof![0_usize..100, 600_usize..900], queries in 0_usize..2, stored in 0_usize..3,
+        extra in 0_usize..3, start in prop_oneof![0_usize..100, 600_usize..900], queries in 0_usize..2, stored in 0_usize..4,
         batch in 1_usize..4, threads in 1_usize..4, seed: u64,
     ) {
         let pool = Pool::new(threads);
@@ -182,11 +182,18 @@ proptest! {
         let positions: Vec<i32> = (0..batch).flat_map(|b| (0..seq).map(move |t| (start / (b + 1) + t) as i32)).collect();
         let q = Stored::random(queries, batch * seq * shape.heads * head_dim, seed);
         let [keys, values] = [1, 2].map(|n| Stored::random(stored, slots * kv_heads * cache_len * head_dim, seed ^ n));
-        let expected = to_f32(&reference_attention(shape, &q.values(), &keys.values(), &values.values(), &positions, first_slot));
+        // Positions have scales where elements are in eight bits.
+        let scales: Vec<f32> = (0..slots * kv_heads * cache_len).map(|i| (1 + i % 7) as f32 / 512.0).collect();
+        let scales = (stored == 3).then_some(&scales[..]);
+        let values_of = |part: &Stored| -> Vec<f64> {
+            let scale = |i: usize| scales.map_or(1.0, |scales| f64::from(scales[i / head_dim]));
+            part.values().iter().enumerate().map(|(i, x)| x * scale(i)).collect()
+        };
+        let expected = to_f32(&reference_attention(shape, &q.values(), &values_of(&keys), &values_of(&values), &positions, first_slot));
         for isa in isas() {
             let machine = Machine { pool: &pool, isa };
             let mut found = vec![f32::NAN; expected.len()];
-            let cache = KvCache { keys: keys.elements(), values: values.elements() };
+            let cache = KvCache { keys: keys.elements(), values: values.elements(), scales: scales.map(|s| [s; 2]) };
             attention(machine, shape, q.activations(), cache, &positions, first_slot, Results::F32(&mut found));
             assert_close(&found, &expected, 2e-5);
         }
@@ -259,7 +266,7 @@ fn what_is_no_number_stays_none_and_harms_nothing_else() {
         let mut q = vec![0.5_f32; 32];
         q[3] = f32::NAN;
         let cached = vec![0.25_f32; 300 * 16];
-        let cache = KvCache { keys: Elements::F32(&cached), values: Elements::F32(&cached) };
+        let cache = KvCache { keys: Elements::F32(&cached), values: Elements::F32(&cached), scales: None };
         let mut out = vec![0.0; 32];
         attention(machine, shape, Activations::F32(&q), cache, &[290], 0, Results::F32(&mut out));
         assert!(out[..16].iter().all(|x| x.is_nan()));
@@ -344,6 +351,18 @@ fn calls_that_are_wrong_are_errors() {
             vec![q.clone(), floats(&[2, 3, 16, 8]), floats(&[2, 3, 16, 8]), at(3), slot(0)],
             &mixed,
             "cannot share",
+        ),
+        (
+            attention,
+            vec![q.clone(), kv.clone(), kv.clone(), at(3), slot(0), floats(&[2, 2, 16, 1]), floats(&[2, 2, 15, 1])],
+            &mixed,
+            "expected [2, 2, 16, 1]",
+        ),
+        (
+            attention,
+            vec![q.clone(), kv.clone(), kv.clone(), at(3), slot(0), floats(&[2, 2, 16, 1])],
+            &mixed,
+            "1 scales, expected",
         ),
         (attention, vec![q, kv.clone(), kv], &mixed, "takes 5 operands"),
     ];

@@ -20,8 +20,8 @@ fn quantised(model: &str, how: Quantization) -> (tempfile::TempDir, Checkpoint) 
     (dir, written)
 }
 
-fn logits(checkpoint: &Checkpoint, model: &str, mesh: Mesh, kernels: bool) -> Vec<f32> {
-    let options = ModelOptions { mesh, compute: DType::F32, kernels };
+fn logits(checkpoint: &Checkpoint, model: &str, mesh: Mesh, kv: DType, kernels: bool) -> Vec<f32> {
+    let options = ModelOptions { mesh, compute: DType::F32, kv, kernels };
     let loaded = Model::load(platform(), checkpoint, golden_config(model), options, |_| ()).unwrap();
     let mut session = Session::new(Arc::new(loaded), 1, 256).unwrap();
     session.score(&Golden::read(model).ids("prompt")[..48], true).unwrap().logits.unwrap()
@@ -115,22 +115,45 @@ fn a_quantised_model_is_the_same_model_everywhere() {
         ("gqa", Quantization::Int4, 0.5),
     ] {
         let (_dir, checkpoint) = quantised(model, how);
-        let expected = logits(&checkpoint, model, Mesh::SINGLE, false);
+        let expected = logits(&checkpoint, model, Mesh::SINGLE, DType::F32, false);
         for (devices, kernels) in [(1, true), (2, false), (2, true), (4, true)] {
             let mesh = Mesh { data: 1, model: devices };
             if how == Quantization::Int4 && devices == 4 {
                 continue; // rows of these models are too short to be split so often
             }
-            assert_close(&logits(&checkpoint, model, mesh, kernels), &expected, 1e-4);
+            assert_close(&logits(&checkpoint, model, mesh, DType::F32, kernels), &expected, 1e-4);
         }
-        // And close to the one that it was made of, whose logits are transformers'.
-        let original = Golden::read(model).f32s("logits");
-        let scale = original.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        let mut errors: Vec<f32> = expected.iter().zip(&original).map(|(a, b)| (a - b).abs() / scale).collect();
-        errors.sort_by(f32::total_cmp);
-        let at_99_percent = errors[errors.len() * 99 / 100];
-        println!("{model} {how:?}: 99% of the logits are within {at_99_percent:.4} of the largest");
-        assert!(at_99_percent < close, "{model}: {at_99_percent}");
+        // And close to the one that it was made of.
+        let error = error_at_99_percent(&expected, model);
+        println!("{model} {how:?}: 99% of the logits are within {error:.4} of the largest");
+        assert!(error < close, "{model}: {error}");
+    }
+}
+
+/// Of all differences to the logits of transformers, the one that 99% are below, as a share of the largest logit.
+fn error_at_99_percent(logits: &[f32], model: &str) -> f32 {
+    let original = Golden::read(model).f32s("logits");
+    let scale = original.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+    let mut errors: Vec<f32> = logits.iter().zip(&original).map(|(a, b)| (a - b).abs() / scale).collect();
+    errors.sort_by(f32::total_cmp);
+    errors[errors.len() * 99 / 100]
+}
+
+/// Keys and values in eight bits: the same with kernels and without, on one device and on several, and little worse.
+#[test]
+fn a_cache_in_eight_bits_is_the_same_everywhere() {
+    let _alone = several_devices();
+    for model in ["mha", "mqa", "gqa"] {
+        let checkpoint = Checkpoint::open(&golden_dir(model)).unwrap();
+        let expected = logits(&checkpoint, model, Mesh::SINGLE, DType::S8, false);
+        for (devices, kernels) in [(1, true), (2, false), (4, true)] {
+            let found = logits(&checkpoint, model, Mesh { data: 1, model: devices }, DType::S8, kernels);
+            // A step is a 127th: where two devices round to different ones, logits differ by more than sums do.
+            assert_close(&found, &expected, 2e-2);
+        }
+        let error = error_at_99_percent(&expected, model);
+        println!("{model}: 99% of the logits are within {error:.4} of the largest");
+        assert!(error > 0.0 && error < 0.03, "{model}: {error}");
     }
 }
 
@@ -138,7 +161,7 @@ fn a_quantised_model_is_the_same_model_everywhere() {
 #[test]
 fn groups_are_not_split() {
     let (_dir, checkpoint) = quantised("mqa", Quantization::Int4);
-    let options = ModelOptions { mesh: Mesh { data: 1, model: 8 }, compute: DType::F32, kernels: true };
+    let options = ModelOptions { mesh: Mesh { data: 1, model: 8 }, compute: DType::F32, kv: DType::F32, kernels: true };
     let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| ()).err().unwrap().to_string();
     assert!(error.contains("whole groups of 32") && error.contains("--weights int8"), "{error}");
 }
@@ -174,7 +197,7 @@ fn what_cannot_be_quantised_is_refused() {
         })
         .unwrap();
         let checkpoint = Checkpoint::open(broken.path()).unwrap();
-        let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kernels: true };
+        let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, kernels: true };
         let error =
             Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| ()).err().unwrap().to_string();
         assert!(error.contains(words), "{error}");

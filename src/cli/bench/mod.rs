@@ -57,7 +57,8 @@ const FIRST_TOKEN_PROMPT: i64 = 16;
 pub fn run(args: &Args) -> Result<Outcome> {
     let opened = args.model.open()?;
     let prompts = prompts(args, &opened)?;
-    let loaded = args.model.load(&opened)?;
+    let platform = args.model.platform(&opened)?;
+    let loaded = args.model.load(&opened, &platform)?;
     let mut bench = Bench { args, opened: &opened, loaded: &loaded, limits: Vec::new() };
     let mut figures = Vec::new();
     for tokens in prompts {

@@ -51,12 +51,13 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     interrupt::install();
     let params = args.sampling.params()?;
     let opened = args.model.open()?;
-    let loaded = args.model.load(&opened)?;
+    let platform = args.model.platform(&opened)?;
+    let loaded = args.model.load(&opened, &platform)?;
     let system = args.system.clone().filter(|text| !text.is_empty());
     if system.is_some() {
         note("note: Gemma has no system role; the text of --system stands at the beginning of your first message");
     }
-    let conversation = Conversation::new(loaded.model.clone(), &opened.tokenizer, opened.context, system)?;
+    let conversation = Conversation::new(loaded.model.clone(), opened.tokenizer()?, opened.context, system)?;
     let input = Input::open()?;
     if input.is_terminal() {
         note(&format!(
