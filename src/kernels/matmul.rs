@@ -385,34 +385,84 @@ impl Order {
 
 /// `out` `[rows, columns]` from packed activations and a block of weights.
 pub(super) fn multiply(isa: Isa, x: &[f32], weight: &Matrix<'_>, out: &mut [f32]) {
-    let Matrix { rows: columns, width, elements, scales } = *weight;
-    let part = 0..width;
-    match elements {
-        Elements::F32(weights) => isa::run(isa, Block::<F32> { x, weights, part, scales, width, columns, out }),
-        Elements::Bf16(weights) => isa::run(isa, Block::<Bf16> { x, weights, part, scales, width, columns, out }),
-        Elements::F16(weights) => isa::run(isa, Block::<F16> { x, weights, part, scales, width, columns, out }),
-        Elements::I8(weights) => isa::run(isa, Block::<I8> { x, weights, part, scales, width, columns, out }),
-        // Widened once, not for each tile that they pass.
-        Elements::I4(groups) => with_scratch(columns * width.min(DEPTH), |values| {
-            for from in (0..width).step_by(DEPTH) {
-                let part = from..width.min(from + DEPTH);
-                let values = &mut values[..columns * part.len()];
-                isa::run(isa, Widen { groups, width, part: part.clone(), values });
-                isa::run(isa, Block::<F32> { x, weights: values, part, scales, width, columns, out });
-            }
+    match weight.elements {
+        Elements::F32(weights) => isa::run(isa, Block::<F32>::new(x, weights, 0..weight.width, weight, out)),
+        Elements::Bf16(weights) => multiply_as::<Bf16>(isa, x, weights, weight, out),
+        Elements::F16(weights) => multiply_as::<F16>(isa, x, weights, weight, out),
+        Elements::I8(weights) => multiply_as::<I8>(isa, x, weights, weight, out),
+        Elements::I4(groups) => multiply_widened(x, weight, out, isa, |part, values| {
+            isa::run(isa, WidenGroups { groups, width: weight.width, part, values });
         }),
     }
 }
 
+/// Of few rows each weight is converted as it is used; of many all are converted once, for all tiles that they pass.
+fn multiply_as<F: Format>(isa: Isa, x: &[f32], weights: &[F::Element], weight: &Matrix<'_>, out: &mut [f32]) {
+    if x.len() <= 32 * weight.width {
+        return isa::run(isa, Block::<F>::new(x, weights, 0..weight.width, weight, out));
+    }
+    multiply_widened(x, weight, out, isa, |part, values| {
+        isa::run(isa, Widen::<F> { weights, width: weight.width, part, values });
+    });
+}
+
+/// As [`multiply`], where `widen` gives a part of each row as f32, in the order of [`pack`].
+fn multiply_widened(
+    x: &[f32],
+    weight: &Matrix<'_>,
+    out: &mut [f32],
+    isa: Isa,
+    widen: impl Fn(Range<usize>, &mut [f32]),
+) {
+    let width = weight.width;
+    with_scratch(weight.rows * width.min(DEPTH), |values| {
+        for from in (0..width).step_by(DEPTH) {
+            let part = from..width.min(from + DEPTH);
+            let values = &mut values[..weight.rows * part.len()];
+            widen(part.clone(), values);
+            isa::run(isa, Block::<F32>::new(x, values, part, weight, out));
+        }
+    });
+}
+
+/// A part of each row as f32, in the order in which elements are loaded.
+struct Widen<'a, F: Format> {
+    weights: &'a [F::Element],
+    width: usize,
+    part: Range<usize>,
+    values: &'a mut [f32],
+}
+
+impl<F: Format> Kernel for Widen<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for (row, values) in self.weights.chunks_exact(self.width).zip(self.values.chunks_exact_mut(self.part.len())) {
+            let row = &row[self.part.clone()];
+            let pairs = row.len() - row.len() % (2 * S::LANES);
+            for at in (0..pairs).step_by(2 * S::LANES) {
+                // SAFETY: two vectors of elements, and of values; the instruction set is the caller's promise.
+                unsafe {
+                    let (from, to) = (row.as_ptr().add(at), values.as_mut_ptr().add(at));
+                    S::store(to, F::load::<S>(from, 0));
+                    S::store(to.add(S::LANES), F::load::<S>(from, 1));
+                }
+            }
+            values[pairs..].iter_mut().zip(&row[pairs..]).for_each(|(to, &from)| *to = F::to_f32(from));
+        }
+    }
+}
+
 /// Four-bit elements as f32, of a part of each row.
-struct Widen<'a> {
+struct WidenGroups<'a> {
     groups: Groups<'a>,
     width: usize,
     part: Range<usize>,
     values: &'a mut [f32],
 }
 
-impl Kernel for Widen<'_> {
+impl Kernel for WidenGroups<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -450,6 +500,13 @@ struct Block<'a, F: Format> {
     width: usize,
     columns: usize,
     out: &'a mut [f32],
+}
+
+impl<'a, F: Format> Block<'a, F> {
+    /// A block of products with these elements, which are `part` of each of the weight's rows.
+    fn new(x: &'a [f32], weights: &'a [F::Element], part: Range<usize>, of: &Matrix<'a>, out: &'a mut [f32]) -> Self {
+        Self { x, weights, part, scales: of.scales, width: of.width, columns: of.rows, out }
+    }
 }
 
 impl<F: Format> Kernel for Block<'_, F> {
