@@ -195,7 +195,7 @@ fn a_checkpoint_of_another_model_is_one_error_that_lists_all() {
     for words in [
         "1 missing:\n    model.layers.1.mlp.up_proj.weight [256, 64]",
         "model.layers.0.self_attn.q_proj.weight: expected [128, 64], found [64, 128]",
-        "model.norm.weight: expected BF16, F16, F32 or I8, found U16",
+        "model.norm.weight: expected BF16, F16, F32, I8 or U8, found U16",
         "1 not of this model:\n    model.layers.2.input_layernorm.weight [64]",
     ] {
         assert!(error.contains(words), "{words} is not in:\n{error}");
