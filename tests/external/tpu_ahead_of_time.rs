@@ -33,10 +33,16 @@ fn decode_and_prefill_compile_for_v5e() {
     );
 
     let sampled = Output::Token(Sampler::Stochastic);
-    for program in [
-        Program::Decode { output: sampled },
-        Program::Prefill { bucket: 64, output: Output::Token(Sampler::Greedy) },
-        Program::Score { bucket: 64, logits: false },
+    let bf16 = StoredTypes::uniform(DType::BF16);
+    let decode = Program::Decode { output: sampled };
+    let prefill = Program::Prefill { bucket: 64, output: Output::Token(Sampler::Greedy) };
+    for (program, stored, kv) in [
+        (decode, bf16.clone(), DType::BF16),
+        (prefill, bf16.clone(), DType::BF16),
+        (Program::Score { bucket: 64, logits: false }, bf16, DType::BF16),
+        (decode, StoredTypes::int8(DType::BF16), DType::S8),
+        (prefill, StoredTypes::int4(DType::BF16), DType::S8),
+        (decode, StoredTypes::int4(DType::BF16), DType::BF16),
     ] {
         let spec = ProgramSpec {
             program,
@@ -44,8 +50,8 @@ fn decode_and_prefill_compile_for_v5e() {
             config: Config::preset("tiny").unwrap(),
             mesh: Mesh { data: 1, model: 4 },
             compute: DType::BF16,
-            kv: DType::BF16,
-            stored: StoredTypes::uniform(DType::BF16),
+            kv,
+            stored,
             slots: 2,
             cache_len: 1024,
             window: 512,
