@@ -1,7 +1,10 @@
 //! What a step costs at least: arithmetic, and bytes read from memory. With a machine's rates for both they are the step's
 //! roofline (Williams, Waterman and Patterson 2009).
 
-use super::{ProgramSpec, weights::parameters};
+use super::{
+    ProgramSpec,
+    weights::{SCALE, parameters},
+};
 
 /// The least work of one device for a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,7 +42,7 @@ impl ProgramSpec {
             let rows = match tensor.name.as_str() {
                 "model.embed_tokens.weight" | "lm_head.weight" if is_output => sequences.len() as f64,
                 "model.embed_tokens.weight" => continue, // a few rows of it are looked up
-                _ if tensor.dims.len() == 2 => tokens,
+                name if tensor.dims.len() == 2 && !name.ends_with(SCALE) => tokens,
                 _ => 0.0,
             };
             cost.flops += 2.0 * rows * elements;
@@ -65,22 +68,27 @@ mod tests {
         hlo::{DType, Mesh},
     };
 
-    /// The 2B: 2.5 G parameters, MQA with one head of 256 in 18 layers.
-    #[test]
-    fn a_step_of_the_2b() {
-        let spec = |mesh| ProgramSpec {
+    /// A step of the 2B with logits.
+    fn spec(mesh: Mesh, stored: StoredTypes) -> ProgramSpec {
+        ProgramSpec {
             program: Program::Decode { output: Output::Logits },
             target: Target::Tpu,
             config: Config::preset("gemma-1.1-2b").unwrap(),
             mesh,
             compute: DType::BF16,
             kv: DType::BF16,
-            stored: StoredTypes::uniform(DType::BF16),
+            stored,
             slots: 1,
             cache_len: 1024,
             window: 1024,
-        };
-        let one = spec(Mesh::SINGLE).cost(&[Extension { start: 999, tokens: 1 }]);
+        }
+    }
+
+    /// The 2B: 2.5 G parameters, MQA with one head of 256 in 18 layers.
+    #[test]
+    fn a_step_of_the_2b() {
+        let bf16 = || StoredTypes::uniform(DType::BF16);
+        let one = spec(Mesh::SINGLE, bf16()).cost(&[Extension { start: 999, tokens: 1 }]);
         let weights = 2.0 * 2_506_172_416.0;
         let kv = 1000.0 * 2.0 * 256.0 * 2.0 * 18.0;
         assert_eq!(one.bytes, weights + kv);
@@ -89,16 +97,29 @@ mod tests {
         assert_eq!(one.flops, 2.0 * (2_506_172_416.0 - norms) + attention);
 
         // A prompt's logits are those of its last token.
-        let prompt = spec(Mesh::SINGLE).cost(&[Extension { start: 0, tokens: 512 }]);
+        let prompt = spec(Mesh::SINGLE, bf16()).cost(&[Extension { start: 0, tokens: 512 }]);
         let embedding = 256_000.0 * 2048.0;
         let attention = 4.0 * (512.0 * 513.0 / 2.0) * 8.0 * 256.0 * 18.0;
         assert_eq!(prompt.flops, 2.0 * 512.0 * (2_506_172_416.0 - norms - embedding) + 2.0 * embedding + attention);
 
         // Four devices share matrices; each has all norms and the one key/value head.
-        let four = spec(Mesh { data: 1, model: 4 }).cost(&[Extension { start: 999, tokens: 1 }]);
+        let four = spec(Mesh { data: 1, model: 4 }, bf16()).cost(&[Extension { start: 999, tokens: 1 }]);
         let kv_projections = 2.0 * 256.0 * 2048.0 * 18.0;
         let shared = 2_506_172_416.0 - norms - kv_projections;
         assert_eq!(four.bytes, 2.0 * (shared / 4.0 + norms + kv_projections) + kv);
+    }
+
+    /// Four bits and a 32nd of a scale for each element; scales are no matrices to multiply with.
+    #[test]
+    fn scales_are_read_and_not_multiplied() {
+        let step = [Extension { start: 99, tokens: 1 }];
+        let cost = |stored: fn(DType) -> StoredTypes| spec(Mesh::SINGLE, stored(DType::BF16)).cost(&step);
+        let (bf16, int4) = (cost(StoredTypes::uniform), cost(StoredTypes::int4));
+        assert_eq!(bf16.flops, int4.flops);
+        let (norms, vocabulary) = (2048.0 * 37.0, 256_000.0);
+        let matrices = 2_506_172_416.0 - norms - vocabulary * 2048.0;
+        let kv = 100.0 * 2.0 * 256.0 * 2.0 * 18.0;
+        assert_eq!(int4.bytes, matrices * (0.5 + 2.0 / 32.0) + vocabulary * (2048.0 + 4.0) + 2.0 * norms + kv);
     }
 
     #[test]
