@@ -2,7 +2,7 @@
 //!
 //! Converting each weight to f32 takes longer than reading it from memory. So the activations are rounded to eight bits as
 //! well, in groups of [`GROUP`] elements with a scale of their own (as llama.cpp's Q8_0 does), and the products of a group are
-//! summed exactly, in 32 bits. With more rows, the conversion is paid once for all of them and f32 is as fast.
+//! summed exactly, in 32 bits. With more rows, a conversion is paid once for several of them, and f32 is as fast.
 
 use super::{
     isa::{self, Isa, Kernel},
@@ -16,8 +16,7 @@ pub const GROUP: usize = 32;
 /// Activation rows that are packed together.
 const TILE_ROWS: usize = 4;
 
-/// The most activation rows that are multiplied in integers: more are faster in f32, which these weights are converted to once
-/// for all rows.
+/// The most activation rows that are multiplied in integers. To make f32 of four bits takes longer, so there it pays for more.
 pub fn most_rows(elements: &Elements<'_>) -> usize {
     match elements {
         Elements::I8(_) => 4,

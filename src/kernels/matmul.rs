@@ -26,6 +26,9 @@ const DEPTH: usize = 512;
 /// Bytes of a task's weights with few activation rows: enough to pay for taking it, little enough to share evenly.
 const STREAM_BYTES: usize = 256 << 10;
 
+/// Activation rows up to which each weight is converted as it is used: converting a block first pays off with more.
+const STREAM_ROWS: usize = 32;
+
 /// Elements of a weight, as stored.
 #[derive(Clone, Copy, Debug)]
 pub enum Elements<'a> {
@@ -398,7 +401,7 @@ pub(super) fn multiply(isa: Isa, x: &[f32], weight: &Matrix<'_>, out: &mut [f32]
 
 /// Of few rows each weight is converted as it is used; of many all are converted once, for all tiles that they pass.
 fn multiply_as<F: Format>(isa: Isa, x: &[f32], weights: &[F::Element], weight: &Matrix<'_>, out: &mut [f32]) {
-    if x.len() <= 32 * weight.width {
+    if x.len() <= STREAM_ROWS * weight.width {
         return isa::run(isa, Block::<F>::new(x, weights, 0..weight.width, weight, out));
     }
     multiply_widened(x, weight, out, isa, |part, values| {
