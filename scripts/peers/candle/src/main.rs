@@ -1,5 +1,5 @@
 //! candle on the measurements of `../measure.py`: `candle-peer MODEL PROMPTS DECODE DEPTH`, one JSON object on standard output.
-//! f32, because candle multiplies bf16 on the CPU more slowly.
+//! In f32; bf16 was not tried.
 
 use std::{fs, time::Instant};
 
