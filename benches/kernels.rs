@@ -54,7 +54,7 @@ fn bench<W: Work>(machine: Machine<'_>, filter: &str, name: &str, work: impl FnO
     let mut seconds = Vec::new();
     let mut shares = Vec::new();
     for _ in 0..REPS {
-        let (bandwidth, peak) = (probe::read_bandwidth(machine, &work.memory()), probe::peak_flops(machine));
+        let (bandwidth, peak) = (probe::read_bandwidth(machine, &work.memory()), probe::peak_flops(machine, true));
         let started = Instant::now();
         work.run(machine);
         let took = started.elapsed().as_secs_f64();

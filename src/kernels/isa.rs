@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::simd::{Portable, Simd};
 
 /// An instruction set that kernels are compiled for, from slow to fast.
@@ -11,13 +13,20 @@ pub enum Isa {
     Portable,
     /// AVX2, FMA and F16C: x86-64 processors since 2013.
     Avx2,
-    /// AVX512 F and DQ.
+    /// AVX512 F and DQ: Intel's servers since 2017.
     Avx512,
+    /// Also BW, VL and VNNI: Cascade Lake.
+    Avx512Vnni,
+    /// Also AVX512-BF16: Cooper Lake, Zen 4.
+    Avx512Bf16,
+    /// Also AMX tiles of bf16: Sapphire Rapids.
+    Amx,
 }
 
 impl Isa {
     /// All of them, from slow to fast.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::Amx];
 
     /// Name in reports.
     pub fn name(self) -> &'static str {
@@ -25,6 +34,9 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
         }
     }
 
@@ -39,6 +51,14 @@ impl Isa {
             Self::Avx512 => {
                 Self::Avx2.is_available() && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq")
             }
+            Self::Avx512Vnni => {
+                Self::Avx512.is_available()
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            Self::Avx512Bf16 => Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16"),
+            Self::Amx => Self::Avx512Bf16.is_available() && amx::is_available(),
         }
     }
 
@@ -81,6 +101,12 @@ pub(super) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has it, as just checked.
         Isa::Avx512 => unsafe { x86::avx512(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has it, as just checked.
+        Isa::Avx512Vnni => unsafe { x86::avx512_vnni(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has it, as just checked.
+        Isa::Avx512Bf16 | Isa::Amx => unsafe { x86::avx512_bf16(kernel) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("not available, as just checked"),
     }
@@ -100,6 +126,18 @@ mod x86 {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512dq")]
     pub unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
         // SAFETY: this function is compiled for them, and its caller checked the processor.
-        unsafe { kernel.run::<Avx512>() }
+        unsafe { kernel.run::<Avx512<false, false>>() }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vnni")]
+    pub unsafe fn avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: as above.
+        unsafe { kernel.run::<Avx512<true, false>>() }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx512bf16")]
+    pub unsafe fn avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: as above.
+        unsafe { kernel.run::<Avx512<true, true>>() }
     }
 }

@@ -9,7 +9,7 @@
 use std::{cell::Cell, ops::Range};
 
 use super::{
-    Machine,
+    Machine, amx,
     integer::{self, GROUP},
     isa::{self, Isa, Kernel},
     simd::Simd,
@@ -129,12 +129,20 @@ impl<'a> Matrix<'a> {
         self.rows
     }
 
+    pub(super) fn elements(&self) -> Elements<'a> {
+        self.elements
+    }
+
+    pub(super) fn scales(&self) -> Option<&'a [f32]> {
+        self.scales
+    }
+
     fn row_bytes(&self) -> usize {
         self.elements.bytes() / self.rows.max(1)
     }
 
     /// The rows from `from` to `to`.
-    fn block(&self, from: usize, to: usize) -> Self {
+    pub(super) fn block(&self, from: usize, to: usize) -> Self {
         let elements = self.elements.slice(from * self.width..to * self.width);
         Self { elements, scales: self.scales.map(|scales| &scales[from..to]), rows: to - from, width: self.width }
     }
@@ -165,6 +173,13 @@ impl Activations<'_> {
                 let bits: [u16; GROUP] = x[start..start + GROUP].try_into().expect("so many");
                 bits.map(Bf16::to_f32)
             }
+        }
+    }
+
+    fn part(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(x) => Self::F32(&x[range]),
+            Self::Bf16(x) => Self::Bf16(&x[range]),
         }
     }
 
@@ -207,33 +222,19 @@ pub fn products(
     assert!(weights.iter().all(alike), "weights of different shapes or types");
     assert!(width > 0 && x.len().is_multiple_of(width), "{} activations are no rows of {width}", x.len());
     let rows = x.len() / width;
-    let in_integers = rows <= integer::most_rows(&weights[0].elements);
+    let path = Path::of(machine.isa, &x, &weights[0].elements, rows);
     for first_row in (0..rows).step_by(MAX_ROWS) {
         let rows = MAX_ROWS.min(rows - first_row);
-        let size = if in_integers { integer::Rows::scratch(rows, width) } else { rows * width };
-        with_scratch(size, |scratch| {
-            let packed = if in_integers {
-                let weights = &weights[0].elements;
-                Packed::I8(integer::Rows::new(machine.isa, x, first_row * width, rows, width, weights, scratch))
-            } else {
-                pack(machine.isa, x, |row| (first_row + row) * width, &weights[0].elements, width, scratch);
-                Packed::F32(scratch)
-            };
-            let unit = block_rows(rows > TILE_ROWS && !in_integers, columns, weights, machine.pool.threads());
+        with_scratch(path.scratch(rows, width), |scratch| {
+            let part = x.part(first_row * width..(first_row + rows) * width);
+            let packed = path.pack(machine, part, &weights[0].elements, width, scratch);
+            let unit = block_rows(path, rows, columns, weights, machine.pool.threads());
             machine.pool.run(columns.div_ceil(unit), &|task| {
                 let (from, to) = (task * unit, columns.min((task + 1) * unit));
                 let size = rows * (to - from);
                 with_scratch(size * weights.len(), |values| {
                     for (weight, out) in weights.iter().zip(values.chunks_exact_mut(size)) {
-                        let weight = weight.block(from, to);
-                        match packed {
-                            Packed::F32(x) => multiply(machine.isa, x, &weight, out),
-                            Packed::I8(x) => match weight.elements {
-                                Elements::I8(weights) => integer::multiply(machine.isa, x, weights, weight.scales, out),
-                                Elements::I4(weights) => integer::multiply(machine.isa, x, weights, weight.scales, out),
-                                _ => unreachable!("{weight:?} is not of the first weight's type"),
-                            },
-                        }
+                        packed.multiply(machine.isa, &weight.block(from, to), out);
                     }
                     consume(Products { first_row, rows, first_column: from, columns: to - from, values });
                 });
@@ -242,20 +243,115 @@ pub fn products(
     }
 }
 
+/// How activations are multiplied with weights.
+#[derive(Clone, Copy, PartialEq)]
+enum Path {
+    F32,
+    /// Both in bf16, by instructions that sum in f32.
+    Bf16,
+    /// Both in bf16, in tiles.
+    Tiles,
+    Integers,
+}
+
+impl Path {
+    fn of(isa: Isa, x: &Activations<'_>, weights: &Elements<'_>, rows: usize) -> Self {
+        if rows <= integer::most_rows(weights) {
+            return Self::Integers;
+        }
+        let becomes_bf16 = matches!(weights, Elements::Bf16(_) | Elements::I8(_) | Elements::I4(_));
+        match isa {
+            _ if !becomes_bf16 || !matches!(x, Activations::Bf16(_)) => Self::F32,
+            Isa::Amx if rows > TILE_ROWS => Self::Tiles,
+            Isa::Amx | Isa::Avx512Bf16 => Self::Bf16,
+            _ => Self::F32,
+        }
+    }
+
+    /// Numbers of scratch memory that packed activations take.
+    fn scratch(self, rows: usize, width: usize) -> usize {
+        match self {
+            Self::F32 => rows * width,
+            Self::Bf16 => (rows * width).div_ceil(2),
+            Self::Tiles => amx::Rows::elements(rows, width) / 2,
+            Self::Integers => integer::Rows::scratch(rows, width),
+        }
+    }
+
+    /// Packs activations `[rows, width]`, to be multiplied with weights such as these.
+    fn pack<'a>(
+        self,
+        machine: Machine<'_>,
+        x: Activations<'_>,
+        weights: &Elements<'_>,
+        width: usize,
+        scratch: &'a mut [f32],
+    ) -> Packed<'a> {
+        let rows = x.len() / width;
+        match (self, x) {
+            (Self::Integers, _) => {
+                Packed::Integers(integer::Rows::new(machine.isa, x, 0, rows, width, weights, scratch))
+            }
+            (Self::Bf16, Activations::Bf16(x)) => {
+                let packed: &mut [u16] = &mut bytemuck::cast_slice_mut(scratch)[..rows * width];
+                let pair = 2 * lanes(machine.isa);
+                machine.pool.run_chunks(packed, TILE_ROWS * width, &|tile, packed| {
+                    pack_tile(packed, width, pair, |row, at| x[(tile * TILE_ROWS + row) * width + at]);
+                });
+                Packed::Bf16(packed)
+            }
+            (Self::Tiles, Activations::Bf16(x)) => {
+                Packed::Tiles(amx::Rows::new(machine.pool, x, width, bytemuck::cast_slice_mut(scratch)))
+            }
+            _ => {
+                machine.pool.run_chunks(scratch, TILE_ROWS * width, &|tile, packed| {
+                    pack(machine.isa, x, |row| (tile * TILE_ROWS + row) * width, weights, width, packed);
+                });
+                Packed::F32(scratch)
+            }
+        }
+    }
+}
+
 /// Activations as the products take them.
 #[derive(Clone, Copy)]
 enum Packed<'a> {
     F32(&'a [f32]),
-    I8(integer::Rows<'a>),
+    Bf16(&'a [u16]),
+    Tiles(amx::Rows<'a>),
+    Integers(integer::Rows<'a>),
+}
+
+impl Packed<'_> {
+    /// `out` `[rows, columns]` with a block of weights.
+    fn multiply(self, isa: Isa, weight: &Matrix<'_>, out: &mut [f32]) {
+        match (self, weight.elements) {
+            (Self::F32(x), _) => multiply(isa, x, weight, out),
+            (Self::Bf16(x), Elements::Bf16(weights)) => {
+                isa::run(isa, Block::<Pairs>::new(x, weights, 0..weight.width, weight, out));
+            }
+            (Self::Bf16(x), elements) => multiply_widened::<Pairs>(x, weight, out, isa, |part, values| {
+                widen_to_bf16(isa, elements, weight.width, part.clone(), part.len(), values);
+            }),
+            (Self::Tiles(x), _) => amx::multiply(isa, x, weight, out),
+            (Self::Integers(x), Elements::I8(weights)) => integer::multiply(isa, x, weights, weight.scales, out),
+            (Self::Integers(x), Elements::I4(weights)) => integer::multiply(isa, x, weights, weight.scales, out),
+            (Self::Integers(_), elements) => unreachable!("{elements:?} are no integers"),
+        }
+    }
 }
 
 /// Weight rows of one task.
-fn block_rows(are_many: bool, columns: usize, weights: &[Matrix<'_>], threads: usize) -> usize {
-    let wanted =
-        if are_many { 4 * BLOCK_UNIT / weights.len() } else { STREAM_BYTES / (weights[0].row_bytes() * weights.len()) };
+fn block_rows(path: Path, rows: usize, columns: usize, weights: &[Matrix<'_>], threads: usize) -> usize {
+    let unit = if path == Path::Tiles { amx::BLOCK } else { BLOCK_UNIT };
+    let wanted = if rows > TILE_ROWS && path != Path::Integers {
+        4 * BLOCK_UNIT / weights.len()
+    } else {
+        STREAM_BYTES / (weights[0].row_bytes() * weights.len())
+    };
     // A small matrix is still shared by all threads.
     let most = columns.div_ceil(4 * threads);
-    wanted.min(most).next_multiple_of(BLOCK_UNIT)
+    wanted.min(most).next_multiple_of(unit)
 }
 
 /// How elements are loaded, two vectors at a time.
@@ -323,9 +419,8 @@ impl Format for I8 {
 
 /// Rows of activations as f32, ready to be multiplied with rows of `elements` that are `width` long.
 ///
-/// Tiles of [`TILE_ROWS`] rows follow each other (the last one may have fewer). In a tile, the rows' first pairs of vectors
-/// stand side by side, then their second ones, and so on: a tile is read from its beginning to its end. Within a pair,
-/// elements have the order in which those of the weight are loaded.
+/// Tiles of [`TILE_ROWS`] rows follow each other (the last one may have fewer), each as [`pack_tile`] makes it. Within a pair
+/// of vectors, elements have the order in which those of the weight are loaded.
 pub(super) fn pack(
     isa: Isa,
     x: Activations<'_>,
@@ -335,20 +430,38 @@ pub(super) fn pack(
     packed: &mut [f32],
 ) {
     let order = Order::of(isa, elements, width);
-    let pair = 2 * order.lanes;
-    let pairs = width - width % pair;
     for (tile, packed) in packed.chunks_mut(TILE_ROWS * width).enumerate() {
-        let rows = packed.len() / width;
-        for row in 0..rows {
-            let start = row_starts(tile * TILE_ROWS + row);
-            for at in (0..pairs).step_by(pair) {
-                let to = &mut packed[at * rows + row * pair..][..pair];
-                to.iter_mut().enumerate().for_each(|(i, to)| *to = x.get(start + at + order.element(i)));
-            }
-            let to = &mut packed[pairs * rows + row * (width - pairs)..][..width - pairs];
-            to.iter_mut().enumerate().for_each(|(i, to)| *to = x.get(start + pairs + i));
+        let start = |row: usize| row_starts(tile * TILE_ROWS + row);
+        pack_tile(packed, width, 2 * order.lanes, |row, at| x.get(start(row) + order.element(at)));
+    }
+}
+
+/// A tile of rows: their first pairs of vectors stand side by side, then their second ones, and so on, so that the tile is read
+/// from its beginning to its end. `element` gives what stands at a place of a row.
+fn pack_tile<T>(packed: &mut [T], width: usize, pair: usize, element: impl Fn(usize, usize) -> T) {
+    let rows = packed.len() / width;
+    let pairs = width - width % pair;
+    for row in 0..rows {
+        for at in (0..pairs).step_by(pair) {
+            let to = &mut packed[at * rows + row * pair..][..pair];
+            to.iter_mut().enumerate().for_each(|(i, to)| *to = element(row, at + i));
+        }
+        let to = &mut packed[pairs * rows + row * (width - pairs)..][..width - pairs];
+        to.iter_mut().enumerate().for_each(|(i, to)| *to = element(row, pairs + i));
+    }
+}
+
+/// Elements of a vector.
+fn lanes(isa: Isa) -> usize {
+    struct Lanes;
+    impl Kernel for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> usize {
+            S::LANES
         }
     }
+    isa::run(isa, Lanes)
 }
 
 /// Where the elements of a packed row stand in the row.
@@ -361,15 +474,7 @@ pub(super) struct Order {
 
 impl Order {
     pub(super) fn of(isa: Isa, elements: &Elements<'_>, width: usize) -> Self {
-        struct Lanes;
-        impl Kernel for Lanes {
-            type Output = usize;
-            #[inline(always)]
-            unsafe fn run<S: Simd>(self) -> usize {
-                S::LANES
-            }
-        }
-        let lanes = isa::run(isa, Lanes);
+        let lanes = lanes(isa);
         let pairs = width - width % (2 * lanes);
         Self { lanes, interleaved: if matches!(elements, Elements::Bf16(_)) { pairs } else { 0 } }
     }
@@ -393,7 +498,7 @@ pub(super) fn multiply(isa: Isa, x: &[f32], weight: &Matrix<'_>, out: &mut [f32]
         Elements::Bf16(weights) => multiply_as::<Bf16>(isa, x, weights, weight, out),
         Elements::F16(weights) => multiply_as::<F16>(isa, x, weights, weight, out),
         Elements::I8(weights) => multiply_as::<I8>(isa, x, weights, weight, out),
-        Elements::I4(groups) => multiply_widened(x, weight, out, isa, |part, values| {
+        Elements::I4(groups) => multiply_widened::<F32>(x, weight, out, isa, |part, values| {
             isa::run(isa, WidenGroups { groups, width: weight.width, part, values });
         }),
     }
@@ -404,26 +509,28 @@ fn multiply_as<F: Format>(isa: Isa, x: &[f32], weights: &[F::Element], weight: &
     if x.len() <= STREAM_ROWS * weight.width {
         return isa::run(isa, Block::<F>::new(x, weights, 0..weight.width, weight, out));
     }
-    multiply_widened(x, weight, out, isa, |part, values| {
+    multiply_widened::<F32>(x, weight, out, isa, |part, values| {
         isa::run(isa, Widen::<F> { weights, width: weight.width, part, values });
     });
 }
 
-/// As [`multiply`], where `widen` gives a part of each row as f32, in the order of [`pack`].
-fn multiply_widened(
-    x: &[f32],
+/// As [`multiply`], where `widen` gives a part of each row as the products take it, in the order of the activations.
+fn multiply_widened<P: Product<Weight: bytemuck::Pod>>(
+    x: &[P::Activation],
     weight: &Matrix<'_>,
     out: &mut [f32],
     isa: Isa,
-    widen: impl Fn(Range<usize>, &mut [f32]),
+    widen: impl Fn(Range<usize>, &mut [P::Weight]),
 ) {
     let width = weight.width;
-    with_scratch(weight.rows * width.min(DEPTH), |values| {
+    let bytes = weight.rows * width.min(DEPTH) * size_of::<P::Weight>();
+    with_scratch(bytes.div_ceil(size_of::<f32>()), |values| {
+        let values = bytemuck::cast_slice_mut(values);
         for from in (0..width).step_by(DEPTH) {
             let part = from..width.min(from + DEPTH);
             let values = &mut values[..weight.rows * part.len()];
             widen(part.clone(), values);
-            isa::run(isa, Block::<F32>::new(x, values, part, weight, out));
+            isa::run(isa, Block::<P>::new(x, values, part, weight, out));
         }
     });
 }
@@ -494,10 +601,155 @@ impl Kernel for WidenGroups<'_> {
     }
 }
 
-struct Block<'a, F: Format> {
-    x: &'a [f32],
+/// A part of each row of `width` elements as bf16, at every `stride`-th place of `values`. Elements of eight bits are exact;
+/// those of four are rounded to the nearest once multiplied by their scale.
+///
+/// # Panics
+/// If bf16 is not made of elements of this type.
+pub(super) fn widen_to_bf16(
+    isa: Isa,
+    elements: Elements<'_>,
+    width: usize,
+    part: Range<usize>,
+    stride: usize,
+    values: &mut [u16],
+) {
+    let rows = elements.len() / width;
+    match elements {
+        Elements::Bf16(weights) => {
+            for (row, values) in weights.chunks_exact(width).zip(values.chunks_exact_mut(stride)) {
+                values[..part.len()].copy_from_slice(&row[part.clone()]);
+            }
+        }
+        Elements::I8(weights) => isa::run(isa, WidenBytes { weights, width, part, stride, values }),
+        Elements::I4(groups) => with_scratch(part.len(), |wide| {
+            for (row, values) in values.chunks_exact_mut(stride).take(rows).enumerate() {
+                let first = row * width / GROUP;
+                let of_row = Groups {
+                    pairs: &groups.pairs[first * GROUP / 2..][..width / 2],
+                    scales: &groups.scales[first..][..width / GROUP],
+                };
+                isa::run(isa, WidenGroups { groups: of_row, width, part: part.clone(), values: wide });
+                values.iter_mut().zip(wide.iter()).for_each(|(to, &x)| *to = half::bf16::from_f32(x).to_bits());
+            }
+        }),
+        Elements::F32(_) | Elements::F16(_) => unreachable!("{elements:?} would lose bits in bf16"),
+    }
+}
+
+/// Eight-bit elements as bf16.
+struct WidenBytes<'a> {
+    weights: &'a [i8],
+    width: usize,
+    part: Range<usize>,
+    stride: usize,
+    values: &'a mut [u16],
+}
+
+impl Kernel for WidenBytes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for (row, values) in self.weights.chunks_exact(self.width).zip(self.values.chunks_exact_mut(self.stride)) {
+            for (to, &x) in values.iter_mut().zip(&row[self.part.clone()]) {
+                // A bf16 is the upper half of an f32, and has more bits than these need.
+                *to = (f32::from(x).to_bits() >> 16) as u16;
+            }
+        }
+    }
+}
+
+/// What a block multiplies, and how.
+trait Product {
+    type Weight: Copy;
+    type Activation: Copy;
+    /// Adds the products of `2 * LANES` elements of the width, for `N` weight rows, whose elements `weights` points to, and `M`
+    /// activation rows, whose elements follow each other.
+    ///
+    /// # Safety
+    /// Called inside a function compiled for S's instructions, on a processor that has them; so many elements exist.
+    unsafe fn add<S: Simd, const N: usize, const M: usize>(
+        weights: impl Fn(usize) -> *const Self::Weight,
+        activations: *const Self::Activation,
+        sums: &mut [[[S::F32; 2]; M]; N],
+    );
+    fn product(weight: Self::Weight, activation: Self::Activation) -> f32;
+}
+
+/// Weights of any type become f32, which activations are.
+impl<F: Format> Product for F {
+    type Weight = F::Element;
+    type Activation = f32;
+
+    #[inline(always)]
+    unsafe fn add<S: Simd, const N: usize, const M: usize>(
+        weights: impl Fn(usize) -> *const F::Element,
+        activations: *const f32,
+        sums: &mut [[[S::F32; 2]; M]; N],
+    ) {
+        // Small tiles hide the latency of an addition with a second accumulator.
+        let second = usize::from(N * M <= 4);
+        // SAFETY: the caller's promise.
+        unsafe {
+            unrolled!(half < 2, {
+                let mut loaded = [S::splat(0.0); N];
+                unrolled!(n < N, {
+                    loaded[n] = F::load::<S>(weights(n), half);
+                });
+                unrolled!(m < M, {
+                    let x = S::load(activations.add((2 * m + half) * S::LANES));
+                    unrolled!(n < N, {
+                        let sum = &mut sums[n][m][half * second];
+                        *sum = S::fma(loaded[n], x, *sum);
+                    });
+                });
+            });
+        }
+    }
+
+    fn product(weight: F::Element, activation: f32) -> f32 {
+        F::to_f32(weight) * activation
+    }
+}
+
+/// Both in bf16.
+struct Pairs;
+
+impl Product for Pairs {
+    type Weight = u16;
+    type Activation = u16;
+
+    #[inline(always)]
+    unsafe fn add<S: Simd, const N: usize, const M: usize>(
+        weights: impl Fn(usize) -> *const u16,
+        activations: *const u16,
+        sums: &mut [[[S::F32; 2]; M]; N],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut loaded = [S::load_bf16(weights(0)); N];
+            unrolled!(n < N, {
+                loaded[n] = S::load_bf16(weights(n));
+            });
+            unrolled!(m < M, {
+                let x = S::load_bf16(activations.add(2 * m * S::LANES));
+                unrolled!(n < N, {
+                    sums[n][m][0] = S::dot_bf16(loaded[n], x, sums[n][m][0]);
+                });
+            });
+        }
+    }
+
+    fn product(weight: u16, activation: u16) -> f32 {
+        Bf16::to_f32(weight) * Bf16::to_f32(activation)
+    }
+}
+
+struct Block<'a, P: Product> {
+    x: &'a [P::Activation],
     /// `part` of each row.
-    weights: &'a [F::Element],
+    weights: &'a [P::Weight],
     part: Range<usize>,
     scales: Option<&'a [f32]>,
     width: usize,
@@ -505,14 +757,20 @@ struct Block<'a, F: Format> {
     out: &'a mut [f32],
 }
 
-impl<'a, F: Format> Block<'a, F> {
+impl<'a, P: Product> Block<'a, P> {
     /// A block of products with these elements, which are `part` of each of the weight's rows.
-    fn new(x: &'a [f32], weights: &'a [F::Element], part: Range<usize>, of: &Matrix<'a>, out: &'a mut [f32]) -> Self {
+    fn new(
+        x: &'a [P::Activation],
+        weights: &'a [P::Weight],
+        part: Range<usize>,
+        of: &Matrix<'a>,
+        out: &'a mut [f32],
+    ) -> Self {
         Self { x, weights, part, scales: of.scales, width: of.width, columns: of.rows, out }
     }
 }
 
-impl<F: Format> Kernel for Block<'_, F> {
+impl<P: Product> Kernel for Block<'_, P> {
     type Output = ();
 
     #[inline(always)]
@@ -542,7 +800,7 @@ impl<F: Format> Kernel for Block<'_, F> {
     }
 }
 
-impl<F: Format> Block<'_, F> {
+impl<P: Product> Block<'_, P> {
     /// Asks for a part of these weight rows.
     #[inline(always)]
     unsafe fn fetch<S: Simd>(&self, columns: Range<usize>, depth: Range<usize>) {
@@ -610,24 +868,10 @@ impl<F: Format> Block<'_, F> {
             let w = |n: usize, at: usize| w.add(n * step * stride + at - self.part.start);
             let pair = 2 * S::LANES;
             let pairs = width - width % pair;
-            // Small tiles hide the latency of an addition with a second accumulator.
-            let second = usize::from(N * M <= 4);
             let mut sums = [[[S::splat(0.0); 2]; M]; N];
             let mut at = depth.start;
             while at + pair <= depth.end {
-                unrolled!(half < 2, {
-                    let mut weights = [S::splat(0.0); N];
-                    unrolled!(n < N, {
-                        weights[n] = F::load::<S>(w(n, at), half);
-                    });
-                    unrolled!(m < M, {
-                        let x = S::load(x.add(at * M + m * pair + half * S::LANES));
-                        unrolled!(n < N, {
-                            let sum = &mut sums[n][m][half * second];
-                            *sum = S::fma(weights[n], x, *sum);
-                        });
-                    });
-                });
+                P::add::<S, N, M>(|n| w(n, at), x.add(at * M), &mut sums);
                 at += pair;
             }
             unrolled!(n < N, {
@@ -635,7 +879,7 @@ impl<F: Format> Block<'_, F> {
                     let mut sum = S::sum(S::add(sums[n][m][0], sums[n][m][1]));
                     for i in at..depth.end {
                         let x = x.add(pairs * M + m * (width - pairs) + i - pairs);
-                        sum += F::to_f32(*w(n, i)) * *x;
+                        sum += P::product(*w(n, i), *x);
                     }
                     let column = column + n * step;
                     if let Some(scales) = self.scales {

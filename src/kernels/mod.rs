@@ -12,7 +12,8 @@
 //! | `isa` | which instruction sets there are, and running a kernel compiled for one |
 //! | `pool` | the threads |
 //! | [`matmul`] | products of activations with weights as stored |
-//! | [`integer`] | the same in integers, for few activations and eight-bit weights |
+//! | [`integer`] | the same in integers, for few activations and weights of few bits |
+//! | `amx` | the same in tiles of bf16, for processors that have them |
 //! | [`linear`] | what becomes of products: stored, GELU, the largest |
 //! | [`attention`] | causal attention over the KV cache |
 //! | [`probe`] | what this machine can do at best |
@@ -33,6 +34,7 @@ macro_rules! unrolled {
     };
 }
 
+mod amx;
 pub mod attention;
 mod handlers;
 pub mod integer;

@@ -101,6 +101,29 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Cuts `data` into chunks of `size` elements, the last one of which may have fewer, and runs `work` once on each, with
+    /// its number, on this thread and the workers.
+    ///
+    /// # Panics
+    /// If `work` does, or `size` is 0.
+    pub fn run_chunks<T: Send>(&self, data: &mut [T], size: usize, work: &(dyn Fn(usize, &mut [T]) + Sync)) {
+        /// The first element.
+        struct First<T>(*mut T);
+        // SAFETY: a pointer to elements that may be sent, of which each thread gets disjoint ranges.
+        unsafe impl<T: Send> Sync for First<T> {}
+
+        let (first, len) = (First(data.as_mut_ptr()), data.len());
+        self.run(len.div_ceil(size), &|chunk| {
+            let first = &first;
+            let (from, to) = (chunk * size, len.min((chunk + 1) * size));
+            // SAFETY: inside `data`, which stays borrowed; every chunk is run once, and no two overlap.
+            let elements = unsafe { std::slice::from_raw_parts_mut(first.0.add(from), to - from) };
+            work(chunk, elements);
+        });
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
@@ -195,6 +218,18 @@ mod tests {
                     assert!(done.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{threads} threads, {chunks} chunks");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn chunks_of_an_array_are_each_given_once() {
+        let pool = Pool::new(3);
+        for (len, size) in [(0, 4), (3, 4), (4, 4), (1001, 7)] {
+            let mut numbers = vec![0; len];
+            pool.run_chunks(&mut numbers, size, &|chunk, part| {
+                part.iter_mut().enumerate().for_each(|(i, x)| *x += chunk * size + i + 1);
+            });
+            assert!(numbers.iter().enumerate().all(|(i, &x)| x == i + 1), "{len} in chunks of {size}");
         }
     }
 

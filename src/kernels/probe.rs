@@ -1,12 +1,12 @@
 //! What this machine can do at best, measured: reading memory, and multiplying. Kernels are judged against it.
 
 use std::{
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
     time::Instant,
 };
 
 use super::{
-    Machine,
+    Isa, Machine, amx,
     isa::{self, Kernel},
     simd::Simd,
 };
@@ -59,38 +59,66 @@ impl Kernel for Read<'_> {
     }
 }
 
-/// Floating-point operations per second of all threads together, in f32.
-pub fn peak_flops(machine: Machine<'_>) -> f64 {
-    let threads = machine.pool.threads();
-    let chunks = 16 * threads;
-    let lanes = isa::run(machine.isa, Multiply { rounds: 1 }).1;
+/// Floating-point operations per second of all threads together, by the fastest instructions that kernels use: for f32, or for
+/// bf16 activations and weights.
+pub fn peak_flops(machine: Machine<'_>, is_bf16: bool) -> f64 {
+    let chunks = 16 * machine.pool.threads();
+    let done = AtomicUsize::new(0);
     let started = Instant::now();
     machine.pool.run(chunks, &|_| {
-        std::hint::black_box(isa::run(machine.isa, Multiply { rounds: ROUNDS }));
+        let operations = match machine.isa {
+            Isa::Amx if is_bf16 => amx::multiply_at_peak(ROUNDS),
+            Isa::Avx512Bf16 if is_bf16 => isa::run(machine.isa, MultiplyPairs),
+            isa => isa::run(isa, Multiply),
+        };
+        done.fetch_add(operations, Ordering::Relaxed);
     });
-    (chunks * ROUNDS * SUMS * lanes * 2) as f64 / started.elapsed().as_secs_f64()
+    done.into_inner() as f64 / started.elapsed().as_secs_f64()
 }
 
-struct Multiply {
-    rounds: usize,
-}
+/// The number of operations that it does.
+struct Multiply;
 
 impl Kernel for Multiply {
-    /// The sum, so that it is computed, and the number of lanes.
-    type Output = (f32, usize);
+    type Output = usize;
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> (f32, usize) {
+    unsafe fn run<S: Simd>(self) -> usize {
         // SAFETY: the instruction set is the caller's promise.
         unsafe {
             let mut sums = [S::splat(1.0); SUMS];
             let (a, b) = (S::splat(std::hint::black_box(0.999)), S::splat(std::hint::black_box(0.001)));
-            for _ in 0..self.rounds {
+            for _ in 0..ROUNDS {
                 for sum in &mut sums {
                     *sum = S::fma(*sum, a, b);
                 }
             }
-            (sums.into_iter().map(|sum| S::sum(sum)).sum(), S::LANES)
+            std::hint::black_box(sums.into_iter().map(|sum| S::sum(sum)).sum::<f32>());
         }
+        ROUNDS * SUMS * S::LANES * 2
+    }
+}
+
+/// The same with pairs of bf16.
+struct MultiplyPairs;
+
+impl Kernel for MultiplyPairs {
+    type Output = usize;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> usize {
+        // SAFETY: the instruction set is the caller's promise; no vector has more than 32 elements of bf16.
+        unsafe {
+            let mut sums = [S::splat(1.0); SUMS];
+            let (a, b) = (std::hint::black_box([0x3f00; 32]), std::hint::black_box([0x3a00; 32]));
+            let (a, b) = (S::load_bf16(a.as_ptr()), S::load_bf16(b.as_ptr()));
+            for _ in 0..ROUNDS {
+                for sum in &mut sums {
+                    *sum = S::dot_bf16(a, b, *sum);
+                }
+            }
+            std::hint::black_box(sums.into_iter().map(|sum| S::sum(sum)).sum::<f32>());
+        }
+        ROUNDS * SUMS * S::LANES * 4
     }
 }

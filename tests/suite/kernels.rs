@@ -134,16 +134,24 @@ proptest! {
         let [w, up] = [1, 2].map(|n| Stored::random(weights, out * width, seed ^ n));
         let scales: Vec<f32> = (0..out).map(|i| if scaled { 0.01 + i as f32 / 64.0 } else { 1.0 }).collect();
         // Few rows are rounded to eight bits where the weights are.
-        let exact = if rows <= most_rows(&w.elements()) { rounded(&x, width) } else { x.values() };
-        let product = |w: &Stored| -> Vec<f64> {
-            let products = product(&exact, &w.values(), width);
-            products.chunks_exact(out).flat_map(|row| row.iter().zip(&scales).map(|(p, &s)| p * f64::from(s))).collect()
-        };
-        let (expected, ups) = (product(&w), product(&up));
-        let gated: Vec<f64> = expected.iter().zip(&ups).map(|(&g, u)| gelu_tanh(g) * u).collect();
-        let [w, up] = [&w, &up].map(|w| Matrix::new(w.elements(), out, width));
-        let [w, up] = [w, up].map(|w| if scaled { w.scaled(&scales) } else { w });
+        let in_integers = rows <= most_rows(&w.elements());
+        let exact = if in_integers { rounded(&x, width) } else { x.values() };
         for isa in isas() {
+            println!("on {}", isa.name());
+            // Four-bit weights are rounded where bf16 is multiplied.
+            let in_bf16 = isa >= Isa::Avx512Bf16 && activations == 1 && weights == 4 && !in_integers;
+            let values = |w: &Stored| -> Vec<f64> {
+                let rounded = |x: &f64| if in_bf16 { bf16::from_f32(*x as f32).to_f64() } else { *x };
+                w.values().iter().map(rounded).collect()
+            };
+            let product = |w: &Stored| -> Vec<f64> {
+                let products = product(&exact, &values(w), width);
+                products.chunks_exact(out).flat_map(|row| row.iter().zip(&scales).map(|(p, &s)| p * f64::from(s))).collect()
+            };
+            let (expected, ups) = (product(&w), product(&up));
+            let gated: Vec<f64> = expected.iter().zip(&ups).map(|(&g, u)| gelu_tanh(g) * u).collect();
+            let [w, up] = [&w, &up].map(|w| Matrix::new(w.elements(), out, width));
+            let [w, up] = [w, up].map(|w| if scaled { w.scaled(&scales) } else { w });
             let machine = Machine { pool: &pool, isa };
             let mut found = vec![f32::NAN; rows * out];
             linear(machine, x.activations(), w, Results::F32(&mut found));
@@ -191,6 +199,7 @@ proptest! {
         };
         let expected = to_f32(&reference_attention(shape, &q.values(), &values_of(&keys), &values_of(&values), &positions, first_slot));
         for isa in isas() {
+            println!("on {}", isa.name());
             let machine = Machine { pool: &pool, isa };
             let mut found = vec![f32::NAN; expected.len()];
             let cache = KvCache { keys: keys.elements(), values: values.elements(), scales: scales.map(|s| [s; 2]) };

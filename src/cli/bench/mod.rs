@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     gemma::{Extension, Output, Program},
-    hlo::Mesh,
+    hlo::{DType, Mesh},
     kernels::{Machine, probe},
     runtime::{Session, cache_len_for},
     sampling::{Params, Sampler},
@@ -187,9 +187,10 @@ impl Bench<'_> {
         }
         let weights: Vec<&[u8]> = self.opened.checkpoint().tensors().values().map(|t| t.bytes.bytes()).collect();
         let machine = Machine::whole();
+        let is_bf16 = self.args.model.dtype.dtype() == DType::BF16;
         let limits = Limits {
             bytes_per_second: probe::read_bandwidth(machine, &weights),
-            flops_per_second: probe::peak_flops(machine),
+            flops_per_second: probe::peak_flops(machine, is_bf16),
         };
         self.limits.push(limits);
         Some(limits)
