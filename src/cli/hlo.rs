@@ -33,6 +33,8 @@ enum ProgramName {
 enum OutputName {
     /// The most likely token
     Greedy,
+    /// A token drawn by temperature, top-k of at most 128, top-p
+    TopK,
     /// A token drawn by temperature, top-k, top-p
     Sample,
     /// Logits
@@ -146,6 +148,7 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
     config.check_mesh(args.mesh)?;
     let output = match args.output {
         OutputName::Greedy => Output::Token(Sampler::Greedy),
+        OutputName::TopK => Output::Token(Sampler::TopK),
         OutputName::Sample => Output::Token(Sampler::Stochastic),
         OutputName::Logits => Output::Logits,
     };

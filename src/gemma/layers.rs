@@ -192,3 +192,10 @@ pub(super) fn largest_logit<'g>(cx: Context<'_>, x: Op<'g>, weights: &Weights<'g
     let _scope = x.graph().scope("logits");
     cx.target.linear_max(rms_norm(cx, x, weights.norm), weights.lm_head)
 }
+
+/// At least the `most` largest of [`logits`] in each row, and their numbers in this device's part of the vocabulary, if those are
+/// not all: `f32[rows, n]`, `s32[rows, n]`.
+pub(super) fn top_logits<'g>(cx: Context<'_>, x: Op<'g>, weights: &Weights<'g>, most: i64) -> (Op<'g>, Option<Op<'g>>) {
+    let _scope = x.graph().scope("logits");
+    cx.target.linear_top(rms_norm(cx, x, weights.norm), weights.lm_head, most)
+}

@@ -5,12 +5,12 @@
 
 use super::{
     Cache, Config, Target,
-    layers::{CacheAccess, Context, Positions, decoder_layer, embed, largest_logit, logits},
+    layers::{CacheAccess, Context, Positions, decoder_layer, embed, largest_logit, logits, top_logits},
     weights::{LayerWeights, StoredTypes, Weights},
 };
 use crate::{
     hlo::{Computation, DType, Graph, HloError, Mesh, Module, Op, Shape},
-    sampling::{self, ParamOps, Sampler},
+    sampling::{self, Candidates, MAX_TOP_K, ParamOps, Sampler},
 };
 
 /// What a step returns besides the caches.
@@ -244,6 +244,7 @@ impl<'g> Forward<'g> {
 /// What is done with the last hidden states.
 enum Head<'g> {
     Greedy,
+    SampleTop(ParamOps<'g>),
     Sample(ParamOps<'g>),
     Logits,
 }
@@ -253,6 +254,7 @@ impl<'g> Head<'g> {
     fn declare(graph: &'g Graph, output: Output, rows: i64) -> Self {
         match output {
             Output::Token(Sampler::Greedy) => Self::Greedy,
+            Output::Token(Sampler::TopK) => Self::SampleTop(ParamOps::declare(graph, rows)),
             Output::Token(Sampler::Stochastic) => Self::Sample(ParamOps::declare(graph, rows)),
             Output::Logits => Self::Logits,
         }
@@ -266,7 +268,13 @@ impl<'g> Head<'g> {
                 let [value, index] = largest_logit(spec.context(), rows, weights);
                 sampling::largest(value, index, weights.lm_head.rows(), spec.mesh)
             }
-            Self::Sample(params) => sampling::sample(logits(), &params, positions, spec.mesh),
+            Self::SampleTop(params) => {
+                let most = i64::from(MAX_TOP_K);
+                let (logits, tokens) = top_logits(spec.context(), rows, weights, most);
+                let vocab = weights.lm_head.rows();
+                sampling::sample(Candidates { logits, tokens, vocab }, &params, positions, spec.mesh)
+            }
+            Self::Sample(params) => sampling::sample(Candidates::all(logits()), &params, positions, spec.mesh),
             Self::Logits => spec.mesh.gather(logits(), 1),
         }
     }

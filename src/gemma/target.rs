@@ -95,6 +95,17 @@ impl Target {
         [found[0], found[1]]
     }
 
+    /// At least the `most` largest elements of each row of `x wᵀ`, and their columns where they do not stand in theirs:
+    /// `f32[rows, n]` and `s32[rows, n]` from `[rows, in]` and `[out, in]`.
+    pub(super) fn linear_top<'g>(self, x: Op<'g>, weight: Matrix<'g>, most: i64) -> (Op<'g>, Option<Op<'g>>) {
+        if !self.calls_kernels() {
+            return (self.linear(x, weight, DType::F32), None);
+        }
+        let results = [DType::F32, DType::S32].map(|dtype| Shape::new(dtype, [x.dim(0), most.min(weight.rows())]));
+        let found = kernel("gemma_pjrt.linear_top", x, &[weight], &results);
+        (found[0], Some(found[1]))
+    }
+
     /// `softmax(q kᵀ / sqrt(head_dim)) v` over the positions up to each token's own.
     ///
     /// `q` and the result are `[batch, seq, heads, head_dim]`; keys and values are the cache, with this step's tokens in it.

@@ -8,7 +8,7 @@ use super::{
     Machine,
     attention::{KvCache, Shape, attention},
     integer::GROUP,
-    linear::{Results, gate_up, linear, linear_max},
+    linear::{Results, gate_up, linear, linear_max, linear_top},
     matmul::{Activations, Elements, Groups, Matrix},
 };
 use crate::pjrt::{
@@ -25,6 +25,7 @@ pub fn register(api: &Api) -> crate::pjrt::Result<()> {
         ffi::register::<Linear>(api)?;
         ffi::register::<GateUp>(api)?;
         ffi::register::<LinearMax>(api)?;
+        ffi::register::<LinearTop>(api)?;
         ffi::register::<Attention>(api)?;
         done.insert(api.path().to_owned());
     }
@@ -79,6 +80,27 @@ impl Handler for LinearMax {
         expect("the largest values", values.dims(), &[rows])?;
         expect("their columns", columns.dims(), &[rows])?;
         linear_max(Machine::whole(), x, weight, values.as_mut_slice()?, columns.as_mut_slice()?);
+        Ok(())
+    }
+}
+
+/// `f32|bf16 [rows, in]` by a weight `[out, in]` to each row's largest products `f32[rows, most]`, from large to small, and
+/// their columns `s32[rows, most]`.
+struct LinearTop;
+
+impl Handler for LinearTop {
+    const TARGET: &'static str = "gemma_pjrt.linear_top";
+
+    fn call(frame: Frame<'_>) -> Result<()> {
+        let (operands, [values, columns]) = frame.arrays()?;
+        let (x, rows, [weight]) = products(&operands)?;
+        let [_, most] = dims(values.dims(), "the largest values")?;
+        expect("the largest values", values.dims(), &[rows, most])?;
+        expect("their columns", columns.dims(), &[rows, most])?;
+        if most == 0 || most > weight.rows() {
+            return Err(format!("the {most} largest of {} products", weight.rows()));
+        }
+        linear_top(Machine::whole(), x, weight, most, values.as_mut_slice()?, columns.as_mut_slice()?);
         Ok(())
     }
 }

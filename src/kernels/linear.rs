@@ -1,6 +1,9 @@
-//! What becomes of products: stored as they are, put through GELU, or searched for the largest.
+//! What becomes of products: stored as they are, put through GELU, or searched for the largest one or the largest few.
 
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU64, Ordering},
+};
 
 use half::bf16;
 
@@ -163,6 +166,95 @@ pub fn linear_max(
             }
         }
     });
+}
+
+/// The largest products of each row and their columns, from large to small, the first columns first where several are equal:
+/// as many as `values` and `columns` `[rows, most]` have place for. A NaN is larger than all.
+///
+/// # Panics
+/// If `values` and `columns` have other lengths, or there are fewer weight rows than places.
+pub fn linear_top(
+    machine: Machine<'_>,
+    x: Activations<'_>,
+    weight: Matrix<'_>,
+    most: usize,
+    values: &mut [f32],
+    columns: &mut [i32],
+) {
+    assert!(values.len() == columns.len() && values.len().is_multiple_of(most), "rows of {most}");
+    assert!(0 < most && most <= weight.rows(), "{most} of {} products", weight.rows());
+    let rows: Vec<Largest> = (0..values.len() / most).map(|_| Largest::new(most)).collect();
+    products(machine, x, &[weight], &|block| {
+        for (row, products) in rows[block.first_row..].iter().zip(block.values.chunks_exact(block.columns)) {
+            row.add(products, block.first_column);
+        }
+    });
+    let results = values.chunks_exact_mut(most).zip(columns.chunks_exact_mut(most));
+    for (row, (values, columns)) in rows.into_iter().zip(results) {
+        for (rank, (value, column)) in values.iter_mut().zip(columns).zip(row.finish()) {
+            (*rank.0, *rank.1) = (value, column);
+        }
+    }
+}
+
+/// The largest of numbers that several threads find.
+struct Largest {
+    most: usize,
+    /// What has no chance any more is below this.
+    least: AtomicU64,
+    found: Mutex<Vec<u64>>,
+}
+
+impl Largest {
+    fn new(most: usize) -> Self {
+        Self { most, least: AtomicU64::new(0), found: Mutex::new(Vec::new()) }
+    }
+
+    /// A number that is larger for larger products, and for smaller columns where those are equal.
+    fn rank(value: f32, column: usize) -> u64 {
+        let bits = value.to_bits();
+        let key = match bits {
+            _ if value.is_nan() => u32::MAX,
+            // Zeros are equal.
+            _ if value == 0.0 => 1 << 31,
+            _ if bits >> 31 == 1 => !bits,
+            _ => bits | 1 << 31,
+        };
+        u64::from(key) << 32 | u64::from(!(column as u32))
+    }
+
+    fn add(&self, products: &[f32], first_column: usize) {
+        let least = self.least.load(Ordering::Relaxed);
+        let ranks = products.iter().enumerate().map(|(i, &value)| Self::rank(value, first_column + i));
+        let candidates: Vec<u64> = ranks.filter(|&rank| rank > least).collect();
+        if candidates.is_empty() {
+            return;
+        }
+        let mut found = self.found.lock().expect("nothing panics while it is held");
+        found.extend(candidates);
+        if found.len() >= 2 * self.most {
+            let last = self.most - 1;
+            let (_, &mut least, _) = found.select_nth_unstable_by(last, |a, b| b.cmp(a));
+            found.truncate(self.most);
+            self.least.store(least, Ordering::Relaxed);
+        }
+    }
+
+    /// From large to small.
+    fn finish(self) -> impl Iterator<Item = (f32, i32)> {
+        let mut found = self.found.into_inner().expect("nothing panics while it is held");
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.truncate(self.most);
+        found.into_iter().map(|rank| {
+            let (key, column) = ((rank >> 32) as u32, !(rank as u32));
+            let value = match key {
+                u32::MAX => f32::NAN,
+                _ if key >> 31 == 1 => f32::from_bits(key & !(1 << 31)),
+                _ => f32::from_bits(!key),
+            };
+            (value, column as i32)
+        })
+    }
 }
 
 fn is_larger(a: f32, b: f32) -> bool {

@@ -134,8 +134,7 @@ impl Session {
 
     /// One step for every slot: `tokens[i]` is put at position `positions[i]` of slot i; returns the tokens that follow.
     pub fn decode(&mut self, tokens: &[u32], positions: &[i64], params: &[Params]) -> Result<Vec<u32>> {
-        let stochastic = params.iter().any(|p| p.sampler() == Sampler::Stochastic);
-        let sampler = if stochastic { Sampler::Stochastic } else { Sampler::Greedy };
+        let sampler = params.iter().map(Params::sampler).max().unwrap_or(Sampler::Greedy);
         let out = self.decode_output(tokens, positions, params, Output::Token(sampler))?;
         Ok(read::<i32>(&out)?.into_iter().map(|id| id as u32).collect())
     }
@@ -297,7 +296,7 @@ impl SamplingInputs {
     }
 
     fn push<'a>(&'a self, output: Output, inputs: &mut Vec<Input<'a>>) {
-        if output == Output::Token(Sampler::Stochastic) {
+        if matches!(output, Output::Token(Sampler::TopK | Sampler::Stochastic)) {
             let rows = self.top_k.len() as i64;
             inputs.push(Input::F32(&self.temperature, vec![rows]));
             inputs.push(Input::S32(&self.top_k, vec![rows]));

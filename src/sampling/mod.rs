@@ -12,11 +12,13 @@ pub use random::{gumbel, threefry2x32};
 
 use crate::hlo::{DType, Graph, Mesh, Op, Shape};
 
-/// What a program can do with logits. The greedy one is much smaller and faster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What a program can do with logits, from fast to slow; a slower one does what a faster one can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Sampler {
     /// Always the largest logit; the first one where several are equal.
     Greedy,
+    /// By each row's parameters, of which top-k is 1 to [`MAX_TOP_K`]; rows with temperature 0 are greedy.
+    TopK,
     /// By each row's parameters; rows with temperature 0 are greedy.
     Stochastic,
 }
@@ -26,10 +28,14 @@ impl Sampler {
     pub fn name(self) -> &'static str {
         match self {
             Self::Greedy => "greedy",
+            Self::TopK => "topk",
             Self::Stochastic => "sample",
         }
     }
 }
+
+/// The most tokens that [`Sampler::TopK`] looks at. Where more than these are as probable as the k-th, the first ones are kept.
+pub const MAX_TOP_K: i32 = 128;
 
 /// One request's sampling parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,7 +55,11 @@ impl Params {
 
     /// The program variant that this request needs.
     pub fn sampler(&self) -> Sampler {
-        if self.temperature == 0.0 { Sampler::Greedy } else { Sampler::Stochastic }
+        match self.top_k {
+            _ if self.temperature == 0.0 => Sampler::Greedy,
+            1..=MAX_TOP_K => Sampler::TopK,
+            _ => Sampler::Stochastic,
+        }
     }
 
     /// Says what is wrong with the parameters, if anything.
@@ -109,9 +119,27 @@ pub fn largest<'g>(value: Op<'g>, index: Op<'g>, vocab: i64, mesh: Mesh) -> Op<'
     mesh.min(value.ge(mesh.max(value)).select(token, none))
 }
 
-/// Samples a token for each row: `s32[rows]` from `f32[rows, vocab / mesh.model]`. `positions` `s32[rows]` is where the token
-/// will stand.
-pub fn sample<'g>(logits: Op<'g>, params: &ParamOps<'g>, positions: Op<'g>, mesh: Mesh) -> Op<'g> {
+/// Tokens to choose from, of those that a device has.
+#[derive(Clone, Copy)]
+pub struct Candidates<'g> {
+    /// `f32[rows, n]`
+    pub logits: Op<'g>,
+    /// Which of the device's tokens they are, `s32[rows, n]`, if not all in their order.
+    pub tokens: Option<Op<'g>>,
+    /// Number of tokens that a device has.
+    pub vocab: i64,
+}
+
+impl<'g> Candidates<'g> {
+    /// All tokens of the device, `f32[rows, vocab / mesh.model]`.
+    pub fn all(logits: Op<'g>) -> Self {
+        Self { logits, tokens: None, vocab: logits.dim(1) }
+    }
+}
+
+/// Samples a token for each row, `s32[rows]`. `positions` `s32[rows]` is where the token will stand.
+pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: Op<'g>, mesh: Mesh) -> Op<'g> {
+    let Candidates { logits, tokens, vocab } = candidates;
     let graph = logits.graph();
     let rows = logits.dim(0);
     let _scope = graph.scope("sample");
@@ -119,20 +147,25 @@ pub fn sample<'g>(logits: Op<'g>, params: &ParamOps<'g>, positions: Op<'g>, mesh
 
     let is_greedy = column(params.temperature.le(graph.scalar(DType::F32, 0.0))); // [rows, 1]
     let one = graph.scalar(DType::F32, 1.0);
-    let scaled = logits / is_greedy.select(one, column(params.temperature)); // [rows, vocab/m]
+    let scaled = logits / is_greedy.select(one, column(params.temperature)); // [rows, n]
 
     let by_top_k = threshold::top_k(scaled, column(params.top_k), mesh);
     let by_top_p = threshold::top_p(scaled, by_top_k, column(params.top_p), mesh);
     let kept = threshold::key(scaled).ge(by_top_p);
 
     // The noise of a token depends on its id, not on where its shard starts.
-    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(graph, logits.dim(1), mesh);
-    let noise = gumbel(params.seed, positions, ids); // [rows, vocab/m]
+    let numbers = graph.iota(logits.shape().with_dtype(DType::S32), 1);
+    let ids = tokens.unwrap_or(numbers) + token_offset(graph, vocab, mesh);
+    let noise = gumbel(params.seed, positions, ids); // [rows, n]
     let zero = graph.scalar(DType::F32, 0.0);
     let noisy = scaled + is_greedy.select(zero, noise);
     let masked = kept.or(is_greedy).select(noisy, graph.scalar(DType::F32, f64::NEG_INFINITY));
 
-    greedy(masked, mesh)
+    let [value, index] = masked.max_with_index();
+    let Some(tokens) = tokens else { return largest(value, index, vocab, mesh) };
+    let none = graph.scalar(DType::S32, 0.0);
+    let token = numbers.eq(column(index)).select(tokens, none).reduce_sum(&[1]);
+    largest(value, token, vocab, mesh)
 }
 
 /// Id of the first token of this device's part of the vocabulary, of `vocab` tokens: `s32[]`.

@@ -39,6 +39,7 @@ fn goldens() -> Vec<(String, ProgramSpec)> {
     let programs = [
         Program::Prefill { bucket: 128, output: GREEDY },
         Program::Decode { output: GREEDY },
+        Program::Decode { output: Output::Token(Sampler::TopK) },
         Program::Decode { output: Output::Token(Sampler::Stochastic) },
         Program::Score { bucket: 128, logits: false },
     ];

@@ -6,7 +6,7 @@ use gemma_pjrt::{
         Isa, Machine, Pool,
         attention::{self, KvCache, attention},
         integer::{GROUP, most_rows, quantize_group},
-        linear::{Results, gate_up, linear, linear_max},
+        linear::{Results, gate_up, linear, linear_max, linear_top},
         matmul::{Activations, Elements, Groups, Matrix},
     },
     pjrt::{Arg, CompileOptions, Program, TensorType},
@@ -170,6 +170,18 @@ proptest! {
                 prop_assert_eq!((largest[row], columns[row]), (found[first], first as i32));
             }
 
+            let most = 1 + seed as usize % out;
+            let (mut largest, mut columns) = (vec![0.0; rows * most], vec![0; rows * most]);
+            linear_top(machine, x.activations(), w, most, &mut largest, &mut columns);
+            for (row, found) in found.chunks_exact(out).enumerate() {
+                let mut order: Vec<usize> = (0..out).collect();
+                order.sort_by(|&a, &b| found[b].partial_cmp(&found[a]).unwrap());
+                let places = row * most..(row + 1) * most;
+                let expected: Vec<(f32, i32)> = order[..most].iter().map(|&i| (found[i], i as i32)).collect();
+                let given = largest[places.clone()].iter().copied().zip(columns[places].iter().copied());
+                prop_assert_eq!(given.collect::<Vec<_>>(), expected);
+            }
+
             let mut found = vec![f32::NAN; rows * out];
             gate_up(machine, x.activations(), w, up, Results::F32(&mut found));
             assert_close(&found, &to_f32(&gated), 2e-5);
@@ -268,6 +280,10 @@ fn what_is_no_number_stays_none_and_harms_nothing_else() {
         linear_max(machine, Activations::F32(&x), matrix, &mut largest, &mut columns);
         assert!(largest[1].is_nan());
         assert_eq!((columns, largest[0], largest[2]), (vec![0; 3], 40.0, f32::INFINITY));
+        let (mut largest, mut columns) = (vec![0.0; 6], vec![0; 6]);
+        linear_top(machine, Activations::F32(&x), matrix, 2, &mut largest, &mut columns);
+        assert!(largest[2].is_nan() && largest[3].is_nan());
+        assert_eq!((&columns[..], &largest[..2], largest[5]), (&[0, 1, 0, 1, 0, 1][..], &[40.0; 2][..], f32::INFINITY));
 
         // A query that is no number; the other heads do not notice.
         let shape =

@@ -2,7 +2,7 @@
 
 use gemma_pjrt::{
     hlo::{DType, Graph, Literal, Mesh, Op, Shape},
-    sampling::{ParamOps, Params, greedy, log_probability, sample, threefry2x32},
+    sampling::{Candidates, ParamOps, Params, greedy, log_probability, sample, threefry2x32},
 };
 
 use crate::common::{numbers, run_graph, run_on_devices, run_s32, several_devices, u32s};
@@ -40,7 +40,7 @@ fn draw(logits: &[f32], vocab: i64, params: &[Params], positions: &[i32]) -> Vec
     inputs.extend(parameters(params));
     run_s32(&inputs, |_, p| {
         let params = ParamOps { temperature: p[2], top_k: p[3], top_p: p[4], seed: p[5] };
-        sample(p[0], &params, p[1], Mesh::SINGLE)
+        sample(Candidates::all(p[0]), &params, p[1], Mesh::SINGLE)
     })
 }
 
@@ -117,6 +117,37 @@ fn rows_are_independent_of_the_batch() {
     assert!(other.iter().any(|&t| t != other[0]));
 }
 
+/// Where top-k leaves few tokens, the largest logits alone are enough, in any order.
+#[test]
+fn a_few_candidates_give_the_same_tokens() {
+    let (vocab, few) = (300_usize, 25_usize);
+    let params: Vec<Params> = (0..64)
+        .map(|i| Params {
+            temperature: [0.0, 0.3, 1.0, 2.5][i % 4],
+            top_k: [1, 7, 25][i % 3],
+            top_p: [1.0, 0.6][i % 2],
+            seed: 77 * i as u64,
+        })
+        .collect();
+    let positions: Vec<i32> = (0..64).collect();
+    let logits: Vec<f32> = (0..64 * vocab).map(|i| ((i * 7919) % 10007) as f32 / 1000.0).collect();
+    let all = draw(&logits, vocab as i64, &params, &positions);
+    let mut order: Vec<usize> = (0..64 * vocab).collect();
+    order.chunks_mut(vocab).for_each(|row| row.sort_by(|&a, &b| logits[b].total_cmp(&logits[a])));
+    let kept: Vec<usize> = order.chunks(vocab).flat_map(|row| row[..few].to_vec()).collect();
+    let largest: Vec<f32> = kept.iter().map(|&i| logits[i]).collect();
+    let tokens: Vec<i32> = kept.iter().map(|&i| (i % vocab) as i32).collect();
+    let dims = [64, few as i64];
+    let mut inputs = vec![Literal::f32s(dims, &largest), Literal::s32s([64], &positions), Literal::s32s(dims, &tokens)];
+    inputs.extend(parameters(&params));
+    let found = run_s32(&inputs, |_, p| {
+        let params = ParamOps { temperature: p[3], top_k: p[4], top_p: p[5], seed: p[6] };
+        let candidates = Candidates { logits: p[0], tokens: Some(p[2]), vocab: vocab as i64 };
+        sample(candidates, &params, p[1], Mesh::SINGLE)
+    });
+    assert_eq!(found, all);
+}
+
 /// The vocabulary split over devices: the same tokens, the same log-probabilities.
 #[test]
 fn a_split_vocabulary_gives_the_same_result() {
@@ -138,7 +169,7 @@ fn a_split_vocabulary_gives_the_same_result() {
         let wanted = graph.parameter("targets", Shape::new(DType::S32, [rows]));
         let ops = ParamOps::declare(&graph, rows);
         let outputs: Vec<Op<'_>> =
-            vec![sample(x, &ops, positions, mesh), greedy(x, mesh), log_probability(x, wanted, mesh)];
+            vec![sample(Candidates::all(x), &ops, positions, mesh), greedy(x, mesh), log_probability(x, wanted, mesh)];
         let module = graph.finish(&outputs).unwrap();
         let inputs: Vec<Vec<Literal>> = (0..devices)
             .map(|d| {
