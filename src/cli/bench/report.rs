@@ -74,7 +74,7 @@ impl Report<'_> {
             size(self.memory.anonymous),
         );
         out += &self.limit("reading the weights, GB/s", |l| l.bytes_per_second / 1e9);
-        out += &self.limit("multiplying in f32, GFLOP/s", |l| l.flops_per_second / 1e9);
+        out += &self.limit("multiplying, GFLOP/s", |l| l.flops_per_second / 1e9);
         out
     }
 
