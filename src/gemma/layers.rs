@@ -6,7 +6,7 @@
 
 use super::{
     Cache, Config, Target,
-    weights::{LayerWeights, Weights},
+    weights::{LayerWeights, Shift, Weights},
 };
 use crate::hlo::{DType, Literal, Mesh, Op};
 
@@ -68,7 +68,10 @@ pub(super) fn embed<'g>(cx: Context<'_>, tokens: Op<'g>, weights: &Weights<'g>) 
     let _scope = graph.scope("embed");
     let table = weights.embed_tokens; // [vocab, hidden]
     let look_up = |tokens: Op<'g>| {
-        let rows = table.elements.take_rows(tokens);
+        let rows = match table.shift {
+            Some(Shift { first, dims: [_, width] }) => table.elements.take_parts(tokens * width as f64 + first, width),
+            None => table.elements.take_rows(tokens),
+        };
         let Some(scale) = table.scale else { return rows.convert(cx.dtype) };
         let scale = scale.reshape(&[table.rows(), 1]).take_rows(tokens); // [batch, seq, 1]
         (rows.convert(DType::F32) * scale).convert(cx.dtype)

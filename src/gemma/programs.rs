@@ -81,15 +81,19 @@ impl ProgramSpec {
             Program::Trace { bucket } => format!("trace-t{bucket}"),
         };
         let data = if mesh.data > 1 { format!("dp{}-", mesh.data) } else { String::new() };
-        let stored = if self.stored == StoredTypes::uniform(self.compute) {
+        let stored = if self.stored.matrices == self.compute
+            && self.stored.norms == self.compute
+            && self.stored.exceptions.is_empty()
+        {
             String::new()
         } else {
             format!("-w{}", self.stored.matrices)
         };
+        let shifted = if self.stored.shifted { "-shifted" } else { "" };
         let kv = if self.kv == self.compute { String::new() } else { format!("-kv{}", self.kv) };
         let target = self.target.name();
         format!(
-            "{program}-b{slots}-w{window}-c{cache_len}-{data}tp{}-{}{stored}{kv}-{target}",
+            "{program}-b{slots}-w{window}-c{cache_len}-{data}tp{}-{}{stored}{shifted}{kv}-{target}",
             mesh.model, self.compute
         )
     }
@@ -196,7 +200,7 @@ impl ProgramSpec {
                     let (cache, rest) = p[1..].split_at(arrays.len());
                     let cache = Cache::take(&mut cache.iter().copied(), self.kv);
                     let (weights, positions) = rest.split_at(weight_ops.len());
-                    let weights = LayerWeights::take(&mut weights.iter().copied(), layer_weights.quantised());
+                    let weights = LayerWeights::take(&mut weights.iter().copied(), layer_weights.forms());
                     let positions = Positions::from_list(positions, window);
                     let (x, cache) = decoder_layer(cx, p[0], &weights, cache, &positions);
                     std::iter::once(x).chain(cache.to_list()).collect()

@@ -9,6 +9,9 @@ use super::{
 };
 use crate::hlo::{DType, DotDims, Op, Shape};
 
+/// Bytes by which a matrix's address may be off.
+pub const SHIFT_BYTES: i64 = 64;
+
 /// The platform that a program is emitted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
@@ -42,6 +45,11 @@ impl Target {
         !self.calls_kernels()
     }
 
+    /// Whether programs can take shifted matrices: only kernels find them in their arrays.
+    pub fn takes_shifted(self) -> bool {
+        self.calls_kernels()
+    }
+
     fn calls_kernels(self) -> bool {
         self == Self::Cpu { kernels: true }
     }
@@ -56,6 +64,12 @@ impl Target {
         }
         *dims.last_mut().expect("a matrix") /= 2;
         Shape::new(DType::U8, dims)
+    }
+
+    /// What programs take a shifted matrix as, see [`StoredTypes::shifted`](super::weights::StoredTypes::shifted): with place for
+    /// the elements before it, and for as many after it as that leaves.
+    pub fn shifted_shape(dtype: DType, dims: &[i64]) -> Shape {
+        Shape::new(dtype, [dims.iter().product::<i64>() + SHIFT_BYTES / (dtype.bits() as i64 / 8)])
     }
 
     /// `x wᵀ`: `[..., in]` by `[out, in]` to `[..., out]`, accumulated in f32 and rounded to `out`.
@@ -216,11 +230,12 @@ impl Target {
     }
 }
 
-/// Calls a kernel with activations and weights; scales come after the weights.
+/// Calls a kernel with activations and weights; scales, or the first indices of shifted weights, come after the weights.
 fn kernel<'g>(name: &str, x: Op<'g>, weights: &[Matrix<'g>], results: &[Shape]) -> Vec<Op<'g>> {
     let elements = weights.iter().map(|weight| weight.elements);
     let scales = weights.iter().filter_map(|weight| weight.scale);
-    let operands: Vec<Op<'g>> = std::iter::once(x).chain(elements).chain(scales).collect();
+    let shifts = weights.iter().filter_map(|weight| Some(weight.shift?.first));
+    let operands: Vec<Op<'g>> = std::iter::once(x).chain(elements).chain(scales).chain(shifts).collect();
     x.graph().custom_call(name, &operands, results, &[])
 }
 

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use super::{Config, ConfigError, layers::Context};
-use crate::hlo::{DType, Graph, Mesh, Op};
+use super::{Config, ConfigError, Target, layers::Context};
+use crate::hlo::{DType, Graph, Mesh, Op, Shape};
 
 /// How a matrix is split over the devices that share a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,18 +121,53 @@ pub struct Matrix<'g> {
     /// Of quantised elements what they are to be multiplied by: each row of s8 by `f32[out]`, each [`GROUP`] of a row of s4
     /// by `f16[out, in / GROUP]`.
     pub scale: Option<Op<'g>>,
+    /// Of shifted elements, see [`StoredTypes::shifted`], where they are.
+    pub shift: Option<Shift<'g>>,
+}
+
+/// Where a matrix is in an array of elements.
+#[derive(Clone, Copy)]
+pub struct Shift<'g> {
+    /// The first element's index, `s32[]`.
+    pub first: Op<'g>,
+    /// The matrix's shape.
+    pub dims: [i64; 2],
+}
+
+/// What a tensor's ops are.
+#[derive(Clone, Copy)]
+pub enum Form {
+    /// Its elements.
+    Plain,
+    /// Its elements and their scale.
+    Quantised,
+    /// An array with its elements in it, and the first one's index; the shape.
+    Shifted([i64; 2]),
 }
 
 impl<'g> Matrix<'g> {
-    /// Takes its ops: the elements, and the scale that follows them where they are quantised.
-    fn take(ops: &mut impl Iterator<Item = Op<'g>>, quantised: bool) -> Self {
-        let elements = ops.next().expect("parameters() lists all tensors");
-        Self { elements, scale: quantised.then(|| ops.next().expect("and their scales")) }
+    /// Takes its ops.
+    fn take(ops: &mut impl Iterator<Item = Op<'g>>, form: Form) -> Self {
+        let mut next = || ops.next().expect("parameters() lists all tensors, with their scales and shifts");
+        let plain = Self { elements: next(), scale: None, shift: None };
+        match form {
+            Form::Plain => plain,
+            Form::Quantised => Self { scale: Some(next()), ..plain },
+            Form::Shifted(dims) => Self { shift: Some(Shift { first: next(), dims }), ..plain },
+        }
+    }
+
+    fn form(&self) -> Form {
+        match (self.scale, self.shift) {
+            (Some(_), _) => Form::Quantised,
+            (None, Some(Shift { dims, .. })) => Form::Shifted(dims),
+            (None, None) => Form::Plain,
+        }
     }
 
     /// Number of outputs.
     pub fn rows(&self) -> i64 {
-        self.elements.dim(0)
+        self.shift.map_or_else(|| self.elements.dim(0), |shift| shift.dims[0])
     }
 }
 
@@ -151,11 +186,10 @@ pub struct LayerWeights<'g> {
 }
 
 impl<'g> LayerWeights<'g> {
-    /// Takes the ops of a layer's tensors, in the order of [`parameters`]. `quantised` says of each of [`LAYER_TENSORS`] whether
-    /// a scale follows it.
-    pub fn take(ops: &mut impl Iterator<Item = Op<'g>>, quantised: [bool; 9]) -> Self {
+    /// Takes the ops of a layer's tensors, in the order of [`LAYER_TENSORS`], of these forms.
+    pub fn take(ops: &mut impl Iterator<Item = Op<'g>>, forms: [Form; 9]) -> Self {
         let [input_layernorm, q_proj, k_proj, v_proj, o_proj, post_attention_layernorm, gate_proj, up_proj, down_proj] =
-            quantised.map(|quantised| Matrix::take(ops, quantised));
+            forms.map(|form| Matrix::take(ops, form));
         Self {
             input_layernorm: input_layernorm.elements,
             q_proj,
@@ -171,7 +205,7 @@ impl<'g> LayerWeights<'g> {
 
     /// In the order of [`LAYER_TENSORS`].
     fn tensors(self) -> [Matrix<'g>; 9] {
-        let norm = |elements| Matrix { elements, scale: None };
+        let norm = |elements| Matrix { elements, scale: None, shift: None };
         [
             norm(self.input_layernorm),
             self.q_proj,
@@ -185,16 +219,17 @@ impl<'g> LayerWeights<'g> {
         ]
     }
 
-    /// Which of [`LAYER_TENSORS`] are quantised.
-    pub fn quantised(self) -> [bool; 9] {
-        self.tensors().map(|tensor| tensor.scale.is_some())
+    /// Forms of [`LAYER_TENSORS`].
+    pub fn forms(self) -> [Form; 9] {
+        self.tensors().map(|tensor| tensor.form())
     }
 
     /// The ops that [`Self::take`] takes, with their names.
     pub fn to_list(self) -> Vec<(String, Op<'g>)> {
         let named = |(name, tensor): (&str, Matrix<'g>)| {
             let scale = tensor.scale.map(|scale| (format!("{name}{SCALE}"), scale));
-            std::iter::once((name.to_owned(), tensor.elements)).chain(scale).collect::<Vec<_>>()
+            let shift = tensor.shift.map(|shift| (format!("{name}{SHIFT}"), shift.first));
+            std::iter::once((name.to_owned(), tensor.elements)).chain(scale).chain(shift).collect::<Vec<_>>()
         };
         LAYER_TENSORS.into_iter().zip(self.tensors()).flat_map(named).collect()
     }
@@ -217,23 +252,27 @@ pub struct StoredTypes {
     pub norms: DType,
     /// Tensors of another type, by name.
     pub exceptions: BTreeMap<String, DType>,
+    /// Matrices, which are not quantised then, lie at any address. XLA:CPU takes arrays at multiples of 64 only: a program takes
+    /// an array of elements that begins at the last such address before the matrix (see [`Target::shifted_shape`]), and the
+    /// index of the matrix's first element in it.
+    pub shifted: bool,
 }
 
 impl StoredTypes {
     /// All tensors of one type.
     pub fn uniform(dtype: DType) -> Self {
-        Self { matrices: dtype, norms: dtype, exceptions: BTreeMap::new() }
+        Self { matrices: dtype, norms: dtype, exceptions: BTreeMap::new(), shifted: false }
     }
 
     /// Matrices in eight bits with a scale for each row.
     pub fn int8(norms: DType) -> Self {
-        Self { matrices: DType::S8, norms, exceptions: BTreeMap::new() }
+        Self { matrices: DType::S8, ..Self::uniform(norms) }
     }
 
     /// Matrices in four bits with a scale for each [`GROUP`] of a row; embedding and output layer in eight.
     pub fn int4(norms: DType) -> Self {
         let exceptions = [EMBED_TOKENS, LM_HEAD].map(|name| (name.to_owned(), DType::S8));
-        Self { matrices: DType::S4, norms, exceptions: exceptions.into() }
+        Self { matrices: DType::S4, exceptions: exceptions.into(), ..Self::uniform(norms) }
     }
 
     /// Type of the tensor of this name. Scales of rows are f32, those of groups f16.
@@ -248,6 +287,15 @@ impl StoredTypes {
     /// Whether the tensor is quantised, with a scale after it.
     pub fn is_quantised(&self, name: &str) -> bool {
         matches!(self.of(name), DType::S8 | DType::S4)
+    }
+
+    /// What the ops of the tensor of this name are, of which a device has these dims.
+    fn form(&self, name: &str, dims: &[i64]) -> Form {
+        match *dims {
+            _ if self.is_quantised(name) => Form::Quantised,
+            [rows, width] if self.shifted => Form::Shifted([rows, width]),
+            _ => Form::Plain,
+        }
     }
 
     /// Checks that four-bit matrices are made of whole groups, on each device of the mesh.
@@ -277,6 +325,9 @@ pub const GROUP: i64 = 32;
 /// What the name of a matrix's scale ends with: `model.layers.0.mlp.up_proj.weight_scale`.
 pub const SCALE: &str = "_scale";
 
+/// What the name of a shifted matrix's first index ends with.
+const SHIFT: &str = "_shift";
+
 /// [`tensors`] as stored: a quantised matrix is followed by its scale.
 pub fn parameters(config: &Config, stored: &StoredTypes) -> Vec<TensorSpec> {
     let with_scale = |spec: TensorSpec| {
@@ -295,25 +346,30 @@ pub fn parameters(config: &Config, stored: &StoredTypes) -> Vec<TensorSpec> {
 }
 
 impl<'g> Weights<'g> {
-    /// Declares all weights as parameters of the program, in the order of [`parameters`].
+    /// Declares all weights as parameters of the program, in the order of [`parameters`]; a shifted matrix is followed by the index
+    /// of its first element.
     pub(super) fn declare(graph: &'g Graph, cx: Context<'_>, stored: &StoredTypes) -> Self {
         let Context { target, config, mesh, .. } = cx;
-        let declare = |spec: &TensorSpec| {
-            let dims = spec.local_dims(config, mesh);
-            graph.parameter(&spec.name, target.weight_shape(stored.of(&spec.name), &dims))
-        };
-        let declared: Vec<Op<'g>> = parameters(config, stored).iter().map(declare).collect();
+        let mut declared = Vec::new();
+        let mut forms = BTreeMap::new();
+        for spec in parameters(config, stored) {
+            let (dtype, dims) = (stored.of(&spec.name), spec.local_dims(config, mesh));
+            let form = stored.form(&spec.name, &dims);
+            if let Form::Shifted(_) = form {
+                declared.push(graph.parameter(&spec.name, Target::shifted_shape(dtype, &dims)));
+                declared.push(graph.parameter(&format!("{}{SHIFT}", spec.name), Shape::new(DType::S32, [])));
+            } else {
+                declared.push(graph.parameter(&spec.name, target.weight_shape(dtype, &dims)));
+            }
+            forms.insert(spec.name, form);
+        }
         let mut ops = declared.into_iter();
-        let embed_tokens = Matrix::take(&mut ops, stored.is_quantised(EMBED_TOKENS));
-        let quantised = |layer: i64| LAYER_TENSORS.map(|part| stored.is_quantised(&layer_tensor(layer, part)));
-        let layers =
-            (0..config.num_hidden_layers).map(|layer| LayerWeights::take(&mut ops, quantised(layer))).collect();
+        let embed_tokens = Matrix::take(&mut ops, forms[EMBED_TOKENS]);
+        let layer =
+            |layer: i64| LayerWeights::take(&mut ops, LAYER_TENSORS.map(|part| forms[&layer_tensor(layer, part)]));
+        let layers = (0..config.num_hidden_layers).map(layer).collect();
         let norm = ops.next().expect("parameters() lists all tensors");
-        let lm_head = if config.tie_word_embeddings {
-            embed_tokens
-        } else {
-            Matrix::take(&mut ops, stored.is_quantised(LM_HEAD))
-        };
+        let lm_head = if config.tie_word_embeddings { embed_tokens } else { Matrix::take(&mut ops, forms[LM_HEAD]) };
         Self { embed_tokens, layers, norm, lm_head }
     }
 }

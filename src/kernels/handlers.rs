@@ -16,6 +16,9 @@ use crate::pjrt::{
     ffi::{self, Frame, Handler, Operand, Output},
 };
 
+/// What the arrays of shifted weights have more than their matrices: `gemma::SHIFT_BYTES`.
+const SHIFT_BYTES: usize = 64;
+
 /// Makes all handlers known to a CPU plugin, once for each plugin.
 pub fn register(api: &Api) -> crate::pjrt::Result<()> {
     static DONE: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
@@ -185,7 +188,7 @@ fn elements<'a>(x: &Operand<'a>, what: &str) -> Result<Elements<'a>> {
 }
 
 /// Activations, their number of rows, and the weights that they are multiplied by. Operands are the activations, the weights,
-/// and the weights' scales where they have them.
+/// and the weights' scales where they have them, or the indices of their first elements where they are shifted.
 fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations<'a>, usize, [Matrix<'a>; N])> {
     let (x, rest) = operands.split_first().ok_or("takes operands")?;
     if rest.len() != N && rest.len() != 2 * N {
@@ -198,8 +201,12 @@ fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations
     let [rows, width] = dims(x.dims(), "activations")?;
     let mut matrices = Vec::with_capacity(N);
     for (i, weight) in weights.iter().enumerate() {
-        let [out, _] = dims(weight.dims(), "a weight")?;
         let scale = scales.get(i);
+        if let (&[len], Some(first)) = (weight.dims(), scale) {
+            matrices.push(shifted(weight, len as usize, first, width)?);
+            continue;
+        }
+        let [out, _] = dims(weight.dims(), "a weight")?;
         if weight.element_type() == Some(ElementType::U8) {
             let scale = scale.ok_or("a weight in four bits has no scale")?;
             if width % GROUP != 0 {
@@ -226,6 +233,24 @@ fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations
     }
     let matrices = matrices.try_into().map_err(|_| "unreachable: N weights were pushed")?;
     Ok((activations(x)?, rows, matrices))
+}
+
+/// A matrix in an array of `len` elements, which has [`SHIFT_BYTES`] more than the matrix: from the element on whose index is
+/// `first`.
+fn shifted<'a>(weight: &Operand<'a>, len: usize, first: &Operand<'_>, width: usize) -> Result<Matrix<'a>> {
+    let elements = elements(weight, "a shifted weight")?;
+    let spare = SHIFT_BYTES / elements.element_bytes();
+    expect("a shifted weight's first index", first.dims(), &[])?;
+    let first = first.as_slice::<i32>()?[0];
+    let size = len.saturating_sub(spare);
+    if width == 0 || !size.is_multiple_of(width) || len < spare {
+        return Err(format!("a shifted weight of {len} elements, {spare} of which are spare, has no rows of {width}"));
+    }
+    if first < 0 || first as usize > len - size {
+        return Err(format!("a shifted weight of {size} from {first} on, in an array of {len}"));
+    }
+    let first = first as usize;
+    Ok(Matrix::new(elements.slice(first..first + size), size / width, width))
 }
 
 fn results(out: Output<'_>) -> Result<Results<'_>> {

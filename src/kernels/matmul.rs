@@ -63,6 +63,19 @@ impl<'a> Elements<'a> {
         }
     }
 
+    /// Bytes of one.
+    ///
+    /// # Panics
+    /// If they are of four bits.
+    pub(super) fn element_bytes(&self) -> usize {
+        match self {
+            Self::F32(_) => 4,
+            Self::Bf16(_) | Self::F16(_) => 2,
+            Self::I8(_) => 1,
+            Self::I4(_) => panic!("two elements in a byte"),
+        }
+    }
+
     /// All their bytes.
     fn bytes(&self) -> usize {
         match self {

@@ -60,6 +60,15 @@ impl HostBytes {
         Self::new(self.memory.clone(), self.range.start + range.start..self.range.start + range.end)
     }
 
+    /// These bytes, those before them from the last address on that is a multiple of `alignment`, and as many after them that it
+    /// is `alignment` more than these; and how many stand before. `None` where the memory ends earlier.
+    pub fn aligned_around(&self, alignment: usize) -> Option<(Self, usize)> {
+        let before = self.bytes().as_ptr() as usize % alignment;
+        let start = self.range.start.checked_sub(before)?;
+        let end = start + self.range.len() + alignment;
+        (end <= self.memory.bytes().len()).then(|| (Self::new(self.memory.clone(), start..end), before))
+    }
+
     /// Whether the first byte's address is a multiple of `alignment`.
     pub fn is_aligned(&self, alignment: usize) -> bool {
         (self.bytes().as_ptr() as usize).is_multiple_of(alignment)

@@ -66,10 +66,11 @@ impl Model {
         warn: fn(&str),
     ) -> Result<Self> {
         config.check_mesh(options.mesh)?;
-        let (stored, pairs) = weights::select(checkpoint, &config)?;
+        let (mut stored, pairs) = weights::select(checkpoint, &config)?;
         stored.check(&config, options.mesh)?;
         let devices = platform.devices(options.mesh.devices())?;
         let target = bridge::target(platform.kind, options.kernels);
+        stored.shifted = weights::are_shifted(target, &stored, &pairs);
         let (weights, placement) =
             weights::place(&platform.client, target, &devices, &config, options.mesh, &stored, &pairs)?;
         if placement.unaligned > 0 {

@@ -1,7 +1,7 @@
 //! Putting weights on devices. On CPU a device's part is a view of the mapped file wherever that is possible; elsewhere it is
 //! copied there.
 
-use std::{borrow::Cow, collections::BTreeMap, ops::Range};
+use std::{borrow::Cow, ops::Range};
 
 use super::{
     bridge::tensor_type,
@@ -50,13 +50,20 @@ fn stored_types(checkpoint: &Checkpoint, config: &Config) -> StoredTypes {
         let mut specs = tensors(config).into_iter().filter(|spec| (spec.dims.len() == 2) == is_matrix);
         specs.find_map(|spec| dtype(&spec.name)).unwrap_or(DType::BF16) // what is missing is said later
     };
-    let mut stored = StoredTypes { matrices: first(true), norms: first(false), exceptions: BTreeMap::new() };
+    let mut stored = StoredTypes { norms: first(false), ..StoredTypes::uniform(first(true)) };
     for spec in tensors(config) {
         if let Some(found) = dtype(&spec.name).filter(|&found| found != stored.of(&spec.name)) {
             stored.exceptions.insert(spec.name, found);
         }
     }
     stored
+}
+
+/// Whether programs are to take matrices shifted: so that those which a file does not align can be used where they lie.
+pub fn are_shifted(target: Target, stored: &StoredTypes, tensors: &[(TensorSpec, &Tensor)]) -> bool {
+    let mut matrices = tensors.iter().filter(|(spec, _)| spec.dims.len() == 2);
+    let is_quantised = matrices.clone().any(|(spec, _)| stored.is_quantised(&spec.name));
+    target.takes_shifted() && !is_quantised && matrices.any(|(_, tensor)| !tensor.bytes.is_aligned(ALIGNMENT))
 }
 
 /// A tensor as checkpoints store it, which is as programs for CPU take it.
@@ -71,7 +78,7 @@ pub struct Placement {
     pub borrowed: u64,
     /// Copied to device memory.
     pub copied: u64,
-    /// Part of `copied` that would have been borrowed if the file had aligned it.
+    /// Part of `copied`, of matrices, that would have been borrowed if the file had aligned it.
     pub unaligned: u64,
 }
 
@@ -80,12 +87,19 @@ struct Part<'t> {
     name: &'t str,
     ty: TensorType,
     rows: HostBytes,
+    row_bytes: usize,
     /// The part's bytes of each row of the tensor; `None` where rows are whole, so that `rows` is the part.
     columns: Option<Range<usize>>,
+    is_matrix: bool,
+    /// Bytes of an element, where it is to be placed in a larger array.
+    shifted: Option<usize>,
 }
 
 impl<'t> Part<'t> {
-    fn new(spec: &'t TensorSpec, dtype: DType, tensor: &Tensor, ranges: &[Range<i64>], target: Target) -> Self {
+    fn new(spec: &'t TensorSpec, stored: &StoredTypes, tensor: &Tensor, ranges: &[Range<i64>], target: Target) -> Self {
+        let dtype = stored.of(&spec.name);
+        let is_matrix = spec.dims.len() == 2;
+        let is_shifted = stored.shifted && is_matrix;
         let dims: Vec<i64> = ranges.iter().map(|r| r.end - r.start).collect();
         let row_bytes = tensor.bytes.bytes().len() / spec.dims[0] as usize;
         let rows = ranges[0].start as usize * row_bytes..ranges[0].end as usize * row_bytes;
@@ -93,15 +107,28 @@ impl<'t> Part<'t> {
         let whole = ranges[1..].iter().zip(&spec.dims[1..]).all(|(range, &dim)| *range == (0..dim));
         Self {
             name: &spec.name,
-            ty: tensor_type(&target.weight_shape(dtype, &dims)),
+            ty: tensor_type(&if is_shifted {
+                Target::shifted_shape(dtype, &dims)
+            } else {
+                target.weight_shape(dtype, &dims)
+            }),
             rows: tensor.bytes.slice(rows),
+            row_bytes,
             columns: (!whole).then(|| byte(ranges[1].start)..byte(ranges[1].end)),
+            is_matrix,
+            shifted: is_shifted.then(|| dtype.bits() / 8),
         }
     }
 
-    /// Whether the plugin can use it where it lies.
-    fn is_borrowable(&self, target: Target) -> bool {
-        target.is_cpu() && self.columns.is_none() && self.rows.is_aligned(ALIGNMENT)
+    /// The bytes that the plugin can use where they lie, and how many of them stand before the part's own.
+    fn borrowable(&self, target: Target) -> Option<(HostBytes, usize)> {
+        if !target.is_cpu() || self.columns.is_some() {
+            return None;
+        }
+        match self.shifted {
+            Some(element) => self.rows.aligned_around(ALIGNMENT).filter(|(_, before)| before.is_multiple_of(element)),
+            None => self.rows.is_aligned(ALIGNMENT).then(|| (self.rows.clone(), 0)),
+        }
     }
 
     /// As the plugin takes them: four-bit elements one to a byte, all others as they are.
@@ -109,24 +136,40 @@ impl<'t> Part<'t> {
         if self.ty.element_type == ElementType::S4 { unpack(bytes).into() } else { bytes.into() }
     }
 
-    fn place(&self, client: &Client, target: Target, device: &Device) -> crate::pjrt::Result<(Buffer, Placement)> {
+    /// Puts it on a device: its elements, and where it is shifted the first one's index.
+    fn place(&self, client: &Client, target: Target, device: &Device) -> crate::pjrt::Result<(Vec<Buffer>, Placement)> {
         let bytes = self.ty.host_bytes() as u64;
-        let copied = Placement { copied: bytes, ..Placement::default() };
-        if let Some(columns) = &self.columns {
-            let row_bytes = self.rows.bytes().len() / self.ty.dims[0] as usize;
-            let rows = self.rows.bytes().chunks_exact(row_bytes);
-            let packed: Vec<u8> = rows.flat_map(|row| &row[columns.clone()]).copied().collect();
-            return Ok((client.upload(&self.unpacked(&packed), &self.ty, device)?, copied));
-        }
-        if !self.is_borrowable(target) {
-            let unaligned = if target.is_cpu() { bytes } else { 0 };
-            let bytes = self.unpacked(self.rows.bytes());
-            return Ok((client.upload(&bytes, &self.ty, device)?, Placement { unaligned, ..copied }));
-        }
-        let buffer = client.borrow(self.rows.clone(), &self.ty, device)?;
+        let shift = |before: usize| {
+            let first = self.shifted.map(|element| (before / element) as i32);
+            let scalar = TensorType::new(ElementType::S32, []);
+            first.map(|first| client.upload_slice(&[first], &scalar, device)).transpose()
+        };
+        let Some((borrowed, before)) = self.borrowable(target) else {
+            let part = match &self.columns {
+                Some(columns) => {
+                    let rows = self.rows.bytes().chunks_exact(self.row_bytes);
+                    rows.flat_map(|row| &row[columns.clone()]).copied().collect::<Vec<u8>>().into()
+                }
+                None => Cow::from(self.rows.bytes()),
+            };
+            let mut part = self.unpacked(&part);
+            if self.shifted.is_some() {
+                part.to_mut().resize(bytes as usize, 0);
+            }
+            let unaligned = if target.is_cpu() && self.columns.is_none() && self.is_matrix { bytes } else { 0 };
+            let elements = client.upload(&part, &self.ty, device)?;
+            let buffers = std::iter::once(elements).chain(shift(0)?).collect();
+            return Ok((buffers, Placement { copied: bytes, unaligned, ..Placement::default() }));
+        };
+        let at = borrowed.bytes().as_ptr() as usize;
+        let elements = client.borrow(borrowed, &self.ty, device)?;
         // The plugin does not say whether it copied after all; the address does.
-        let in_place = buffer.device_address().is_ok_and(|at| at == self.rows.bytes().as_ptr() as usize);
-        Ok((buffer, if in_place { Placement { borrowed: bytes, ..Placement::default() } } else { copied }))
+        let placement = if elements.device_address().is_ok_and(|found| found == at) {
+            Placement { borrowed: bytes, ..Placement::default() }
+        } else {
+            Placement { copied: bytes, ..Placement::default() }
+        };
+        Ok((std::iter::once(elements).chain(shift(before)?).collect(), placement))
     }
 }
 
@@ -139,7 +182,7 @@ fn unpack(pairs: &[u8]) -> Vec<u8> {
     pairs.chunks_exact(GROUP as usize / 2).flat_map(group).collect()
 }
 
-/// Places every tensor's part on every device: `[device][tensor]`.
+/// Places every tensor's part on every device: `[device][tensor]`, with the index of the first element after each shifted one.
 pub(super) fn place(
     client: &Client,
     target: Target,
@@ -151,11 +194,11 @@ pub(super) fn place(
 ) -> Result<(Vec<Vec<Buffer>>, Placement)> {
     let parts = |replica: usize| {
         tensors.iter().map(move |(spec, tensor)| {
-            Part::new(spec, stored.of(&spec.name), tensor, &spec.shard(config, mesh, replica % mesh.model), target)
+            Part::new(spec, stored, tensor, &spec.shard(config, mesh, replica % mesh.model), target)
         })
     };
     let all = (0..devices.len()).flat_map(parts);
-    let copies = all.filter(|part| !part.is_borrowable(target)).map(|part| part.ty.host_bytes() as u64).sum();
+    let copies = all.filter(|part| part.borrowable(target).is_none()).map(|part| part.ty.host_bytes() as u64).sum();
     host_memory::require(target, copies, || "copying weights that cannot be used where they lie".into())?;
 
     let mut placement = Placement::default();
@@ -164,8 +207,8 @@ pub(super) fn place(
         let mut buffers = Vec::new();
         for part in parts(replica) {
             let doing = || format!("placing {} on device {replica}", part.name);
-            let (buffer, how) = part.place(client, target, device).during(doing)?;
-            buffers.push(buffer);
+            let (placed, how) = part.place(client, target, device).during(doing)?;
+            buffers.extend(placed);
             placement.borrowed += how.borrowed;
             placement.copied += how.copied;
             placement.unaligned += how.unaligned;

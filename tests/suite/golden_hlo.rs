@@ -52,6 +52,10 @@ fn goldens() -> Vec<(String, ProgramSpec)> {
             all.push((format!("tiny/{}.hlo.txt", spec.name()), spec));
         }
     }
+    // One with matrices that a file does not align.
+    let mut spec_of_shifted = spec(KERNELS, "tiny", Program::Decode { output: GREEDY }, 4);
+    spec_of_shifted.stored.shifted = true;
+    all.push((format!("tiny/{}.hlo.txt", spec_of_shifted.name()), spec_of_shifted));
     // And one with keys and values in eight bits.
     for target in [KERNELS, NATIVE, Target::Tpu] {
         let mut spec = spec(target, "tiny", Program::Decode { output: GREEDY }, 1);

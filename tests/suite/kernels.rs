@@ -341,6 +341,12 @@ fn calls_that_are_wrong_are_errors() {
         (linear, vec![x.clone(), array(DType::S32, &[5, 8])], &result, "a weight of type Some(S32)"),
         (linear, vec![x.clone(), array(DType::S8, &[5, 8]), floats(&[4])], &result, "expected [5]"),
         (linear, vec![x.clone(), array(DType::S8, &[5, 8]), array(DType::F16, &[5])], &result, "16-bit elements"),
+        (linear, vec![x.clone(), floats(&[40 + 16]), floats(&[1])], &result, "first index has dimensions [1]"),
+        (linear, vec![x.clone(), floats(&[41 + 16]), slot(0)], &result, "no rows of 8"),
+        (linear, vec![x.clone(), floats(&[40 + 16]), slot(17)], &result, "40 from 17 on, in an array of 56"),
+        (linear, vec![x.clone(), floats(&[40 + 16]), slot(-1)], &result, "from -1 on"),
+        (linear, vec![x.clone(), floats(&[48 + 16]), slot(3)], &result, "expected [3, 6]"),
+        (linear, vec![x.clone(), floats(&[3]), slot(0)], &result, "no rows of 8"),
         (linear, vec![x.clone(), array(DType::U8, &[5, 4])], &result, "no scale"),
         (
             linear,

@@ -174,6 +174,23 @@ impl<'g> Op<'g> {
         )
     }
 
+    /// Parts of an array `[elements]`, `width` elements from integer `starts` `[...]` on: `[..., width]`. Starts are clamped so that
+    /// parts lie inside.
+    #[track_caller]
+    pub fn take_parts(self, starts: Self, width: i64) -> Self {
+        let rank = starts.shape().rank() as i64;
+        self.gather(
+            starts,
+            GatherDims {
+                offset_dims: vec![rank],
+                collapsed_slice_dims: vec![],
+                start_index_map: vec![0],
+                index_vector_dim: rank,
+                slice_sizes: vec![width],
+            },
+        )
+    }
+
     /// Joins arrays along `dim` (counted from the end if negative).
     #[track_caller]
     pub fn concatenate(parts: &[Self], dim: i64) -> Self {
