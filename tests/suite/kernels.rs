@@ -125,7 +125,7 @@ proptest! {
 
     #[test]
     fn linear_and_what_is_made_of_it(
-        rows in prop_oneof![1_usize..10, Just(131)], out in 1_usize..80, width in prop_oneof![1_usize..70, Just(192), 1020_usize..1100],
+        rows in prop_oneof![1_usize..20, Just(131)], out in 1_usize..80, width in prop_oneof![1_usize..70, Just(192), 1020_usize..1100],
         activations in 0_usize..2, weights in 0_usize..5, scaled: bool, threads in prop_oneof![1_usize..4, Just(64)], seed: u64,
     ) {
         let pool = Pool::new(threads);
