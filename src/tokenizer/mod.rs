@@ -4,6 +4,7 @@
 //! drops.
 
 mod chat;
+mod fast_bpe;
 mod minimal;
 mod stop;
 mod stream;
@@ -69,7 +70,7 @@ impl Tokenizer {
 
     /// A tokenizer from the contents of its `tokenizer.json`. The error says what is wrong with them.
     pub fn new(json: &[u8], template: ChatTemplate) -> Result<Self, String> {
-        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
+        let inner = fast_bpe::tokenizer(json)?;
         let id = |token: &str| inner.token_to_id(token);
         let required = |token: &str| id(token).ok_or_else(|| format!("it has no {token} token"));
         let special =

@@ -75,3 +75,23 @@ fn unknown_characters_fall_back_to_bytes() {
     let ids = tokenizer().encode("\u{F0000}").unwrap();
     assert_eq!(ids[1..], [0xF3, 0xB0, 0x80, 0x80].map(|byte: u32| 217 + byte));
 }
+
+/// The file is read in our own way, because that is faster: the result is that of the crate.
+#[test]
+fn the_tokenizer_is_the_one_that_the_crate_reads() {
+    let (ours, crates) =
+        (tokenizer(), tokenizers::Tokenizer::from_file(super::data("gemma-tokenizer/tokenizer.json")).unwrap());
+    assert_eq!(ours.vocab_size(), crates.get_vocab_size(true));
+    let texts = [
+        "Hello, world!\n\n  indented\ttabs",
+        "naïve 日本語 🙂🏽 \u{F0000} ﬁ",
+        "<start_of_turn>user\nWhat is 12345 * 678?<end_of_turn>\n<start_of_turn>model\n",
+        "<unused98><mask> a<bos>b <h1>title</h1> [multimodal]",
+        "fn main() { println!(\"{}\", 1 + 2); }",
+    ];
+    for text in texts {
+        let expected = crates.encode_fast(text, false).unwrap().get_ids().to_vec();
+        assert_eq!(ours.encode_continuation(text).unwrap(), expected, "{text:?}");
+        assert_eq!(ours.decode(&expected).unwrap(), crates.decode(&expected, true).unwrap());
+    }
+}
