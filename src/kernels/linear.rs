@@ -191,8 +191,8 @@ pub fn linear_top(
     });
     let results = values.chunks_exact_mut(most).zip(columns.chunks_exact_mut(most));
     for (row, (values, columns)) in rows.into_iter().zip(results) {
-        for (rank, (value, column)) in values.iter_mut().zip(columns).zip(row.finish()) {
-            (*rank.0, *rank.1) = (value, column);
+        for (place, (value, column)) in row.finish().enumerate() {
+            (values[place], columns[place]) = (value, column);
         }
     }
 }

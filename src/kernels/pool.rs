@@ -99,9 +99,7 @@ impl Pool {
         drop(caller);
         assert!(!job.panicked.load(Ordering::Relaxed), "a part of a kernel panicked");
     }
-}
 
-impl Pool {
     /// Cuts `data` into chunks of `size` elements, the last one of which may have fewer, and runs `work` once on each, with
     /// its number, on this thread and the workers.
     ///
