@@ -8,7 +8,8 @@ use std::ops::Range;
 use super::{
     Pool,
     isa::Isa,
-    matmul::{Elements, Matrix, widen_to_bf16, with_scratch},
+    matmul::{Elements, Matrix, with_scratch},
+    widen::widen_to_bf16,
 };
 
 /// Weight rows, and activation rows, of a block of products: two tiles each, the four products of which fill the registers.

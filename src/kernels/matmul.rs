@@ -13,6 +13,7 @@ use super::{
     integer::{self, GROUP},
     isa::{self, Isa, Kernel},
     simd::Simd,
+    widen::{Widen, WidenGroups, widen_to_bf16},
 };
 
 /// Activation rows that pass by a block of weights: more need more memory for their f32 copy, and no less time.
@@ -546,131 +547,6 @@ fn multiply_widened<P: Product<Weight: bytemuck::Pod>>(
             isa::run(isa, Block::<P>::new(x, values, part, weight, out));
         }
     });
-}
-
-/// A part of each row as f32, in the order in which elements are loaded.
-struct Widen<'a, F: Format> {
-    weights: &'a [F::Element],
-    width: usize,
-    part: Range<usize>,
-    values: &'a mut [f32],
-}
-
-impl<F: Format> Kernel for Widen<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        for (row, values) in self.weights.chunks_exact(self.width).zip(self.values.chunks_exact_mut(self.part.len())) {
-            let row = &row[self.part.clone()];
-            let pairs = row.len() - row.len() % (2 * S::LANES);
-            for at in (0..pairs).step_by(2 * S::LANES) {
-                // SAFETY: two vectors of elements, and of values; the instruction set is the caller's promise.
-                unsafe {
-                    let (from, to) = (row.as_ptr().add(at), values.as_mut_ptr().add(at));
-                    S::store(to, F::load::<S>(from, 0));
-                    S::store(to.add(S::LANES), F::load::<S>(from, 1));
-                }
-            }
-            values[pairs..].iter_mut().zip(&row[pairs..]).for_each(|(to, &from)| *to = F::to_f32(from));
-        }
-    }
-}
-
-/// Four-bit elements as f32, of a part of each row.
-struct WidenGroups<'a> {
-    groups: Groups<'a>,
-    width: usize,
-    part: Range<usize>,
-    values: &'a mut [f32],
-}
-
-impl Kernel for WidenGroups<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Self { groups: Groups { pairs, scales }, width, part, values } = self;
-        for (row, values) in values.chunks_exact_mut(part.len()).enumerate() {
-            let first = (row * width + part.start) / GROUP;
-            for (i, values) in values.chunks_exact_mut(GROUP).enumerate() {
-                let pairs = &pairs[(first + i) * GROUP / 2..][..GROUP / 2];
-                let mut steps = [0; GROUP];
-                let (low, high) = steps.split_at_mut(GROUP / 2);
-                for ((low, high), pair) in low.iter_mut().zip(high).zip(pairs) {
-                    (*low, *high) = ((pair & 15) as i8, (pair >> 4) as i8);
-                }
-                // SAFETY: a scale, 32 values; the instruction set is the caller's promise.
-                unsafe {
-                    let scale = half::f16::from_bits(scales[first + i]).to_f32();
-                    let (scale, eights) = (S::splat(scale), S::splat(-8.0 * scale));
-                    for at in (0..GROUP).step_by(S::LANES) {
-                        let value = S::fma(S::load_i8(steps.as_ptr().add(at)), scale, eights);
-                        S::store(values.as_mut_ptr().add(at), value);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A part of each row of `width` elements as bf16, at every `stride`-th place of `values`. Elements of eight bits are exact;
-/// those of four are rounded to the nearest once multiplied by their scale.
-///
-/// # Panics
-/// If bf16 is not made of elements of this type.
-pub(super) fn widen_to_bf16(
-    isa: Isa,
-    elements: Elements<'_>,
-    width: usize,
-    part: Range<usize>,
-    stride: usize,
-    values: &mut [u16],
-) {
-    let rows = elements.len() / width;
-    match elements {
-        Elements::Bf16(weights) => {
-            for (row, values) in weights.chunks_exact(width).zip(values.chunks_exact_mut(stride)) {
-                values[..part.len()].copy_from_slice(&row[part.clone()]);
-            }
-        }
-        Elements::I8(weights) => isa::run(isa, WidenBytes { weights, width, part, stride, values }),
-        Elements::I4(groups) => with_scratch(part.len(), |wide| {
-            for (row, values) in values.chunks_exact_mut(stride).take(rows).enumerate() {
-                let first = row * width / GROUP;
-                let of_row = Groups {
-                    pairs: &groups.pairs[first * GROUP / 2..][..width / 2],
-                    scales: &groups.scales[first..][..width / GROUP],
-                };
-                isa::run(isa, WidenGroups { groups: of_row, width, part: part.clone(), values: wide });
-                values.iter_mut().zip(wide.iter()).for_each(|(to, &x)| *to = half::bf16::from_f32(x).to_bits());
-            }
-        }),
-        Elements::F32(_) | Elements::F16(_) => unreachable!("{elements:?} would lose bits in bf16"),
-    }
-}
-
-/// Eight-bit elements as bf16.
-struct WidenBytes<'a> {
-    weights: &'a [i8],
-    width: usize,
-    part: Range<usize>,
-    stride: usize,
-    values: &'a mut [u16],
-}
-
-impl Kernel for WidenBytes<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        for (row, values) in self.weights.chunks_exact(self.width).zip(self.values.chunks_exact_mut(self.stride)) {
-            for (to, &x) in values.iter_mut().zip(&row[self.part.clone()]) {
-                // A bf16 is the upper half of an f32, and has more bits than these need.
-                *to = (f32::from(x).to_bits() >> 16) as u16;
-            }
-        }
-    }
 }
 
 /// What a block multiplies, and how.

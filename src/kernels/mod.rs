@@ -13,6 +13,7 @@
 //! | `pool` | the threads |
 //! | [`matmul`] | products of activations with weights as stored |
 //! | [`integer`] | the same in integers, for few activations and weights of few bits |
+//! | `widen` | weights converted once, for many activations |
 //! | `amx` | the same in tiles of bf16, for processors that have them |
 //! | [`linear`] | what becomes of products: stored, GELU, the largest |
 //! | [`attention`] | causal attention over the KV cache |
@@ -44,6 +45,7 @@ pub mod matmul;
 mod pool;
 pub mod probe;
 mod simd;
+mod widen;
 
 use std::sync::OnceLock;
 
