@@ -4,7 +4,7 @@
 //! The product is cut into blocks of weight rows, one task of the thread pool each; what becomes of a block (rounding,
 //! GELU, a maximum) is up to the caller, which gets it while it is in the cache. Few activation rows: each weight is read
 //! once, converted in registers and used for all of them, at the speed of memory. Many rows: a block of weights stays in the
-//! level-2 cache while all activations pass by, four rows at a time, at the speed of the multipliers.
+//! level-2 cache while all activations pass by, a tile of rows at a time, at the speed of the multipliers.
 
 use std::{cell::Cell, ops::Range};
 
@@ -18,17 +18,26 @@ use super::{
 
 /// Activation rows that pass by a block of weights: more need more memory for their f32 copy, and no less time.
 const MAX_ROWS: usize = 128;
-/// Activation rows of one tile.
-const TILE_ROWS: usize = 4;
+/// Activation rows up to which a single tile takes them all in its stride, with several weight rows each.
+const FEW_ROWS: usize = 4;
 /// Weight rows of a block are a multiple of all tiles' weight rows.
 const BLOCK_UNIT: usize = 12;
-/// Elements that are summed over in one go: four rows of activations of this length stay in the level-1 cache.
+/// Elements that are summed over in one go: a tile's activations of this length stay in the level-1 cache.
 const DEPTH: usize = 512;
+/// Weight rows from the one that is used to the one that is fetched, where slices of them are read: the processor foresees
+/// those not.
+const AHEAD: usize = 2;
 /// Bytes of a task's weights with few activation rows: enough to pay for taking it, little enough to share evenly.
 const STREAM_BYTES: usize = 256 << 10;
 
 /// Activation rows up to which each weight is converted as it is used: converting a block first pays off with more.
 const STREAM_ROWS: usize = 32;
+
+/// Activation rows of one tile. A weight that is converted as it is used is used for eight; converted ones are loaded for
+/// three or more rows of weights at a time, which takes fewer loads.
+fn tile_rows(rows: usize) -> usize {
+    if rows > FEW_ROWS && rows <= STREAM_ROWS { 8 } else { 4 }
+}
 
 /// Elements of a weight, as stored.
 #[derive(Clone, Copy, Debug)]
@@ -276,7 +285,7 @@ impl Path {
         let becomes_bf16 = matches!(weights, Elements::Bf16(_) | Elements::I8(_) | Elements::I4(_));
         match isa {
             _ if !becomes_bf16 || !matches!(x, Activations::Bf16(_)) => Self::F32,
-            Isa::Amx if rows > TILE_ROWS => Self::Tiles,
+            Isa::Amx if rows > FEW_ROWS => Self::Tiles,
             Isa::Amx | Isa::Avx512Bf16 => Self::Bf16,
             _ => Self::F32,
         }
@@ -308,9 +317,9 @@ impl Path {
             }
             (Self::Bf16, Activations::Bf16(x)) => {
                 let packed: &mut [u16] = &mut bytemuck::cast_slice_mut(scratch)[..rows * width];
-                let pair = 2 * lanes(machine.isa);
-                machine.pool.run_chunks(packed, TILE_ROWS * width, &|tile, packed| {
-                    pack_tile(packed, width, pair, |row, at| x[(tile * TILE_ROWS + row) * width + at]);
+                let (tile_rows, pair) = (tile_rows(rows), 2 * lanes(machine.isa));
+                machine.pool.run_chunks(packed, tile_rows * width, &|tile, packed| {
+                    pack_tile(packed, width, pair, |row, at| x[(tile * tile_rows + row) * width + at]);
                 });
                 Packed::Bf16(packed)
             }
@@ -318,8 +327,11 @@ impl Path {
                 Packed::Tiles(amx::Rows::new(machine.pool, x, width, bytemuck::cast_slice_mut(scratch)))
             }
             _ => {
-                machine.pool.run_chunks(scratch, TILE_ROWS * width, &|tile, packed| {
-                    pack(machine.isa, x, |row| (tile * TILE_ROWS + row) * width, weights, width, packed);
+                let (tile_rows, order) = (tile_rows(rows), Order::of(machine.isa, weights, width));
+                machine.pool.run_chunks(scratch, tile_rows * width, &|tile, packed| {
+                    pack_tile(packed, width, 2 * order.lanes, |row, at| {
+                        x.get((tile * tile_rows + row) * width + order.element(at))
+                    });
                 });
                 Packed::F32(scratch)
             }
@@ -342,7 +354,7 @@ impl Packed<'_> {
         match (self, weight.elements) {
             (Self::F32(x), _) => multiply(isa, x, weight, out),
             (Self::Bf16(x), Elements::Bf16(weights)) => {
-                isa::run(isa, Block::<Pairs>::new(x, weights, 0..weight.width, weight, out));
+                multiply_part::<Pairs>(isa, x, weights, 0..weight.width, weight, out);
             }
             (Self::Bf16(x), elements) => multiply_widened::<Pairs>(x, weight, out, isa, |part, values| {
                 widen_to_bf16(isa, elements, weight.width, part.clone(), part.len(), values);
@@ -358,7 +370,7 @@ impl Packed<'_> {
 /// Weight rows of one task.
 fn block_rows(path: Path, rows: usize, columns: usize, weights: &[Matrix<'_>], threads: usize) -> usize {
     let unit = if path == Path::Tiles { amx::BLOCK } else { BLOCK_UNIT };
-    let wanted = if rows > TILE_ROWS && path != Path::Integers {
+    let wanted = if rows > FEW_ROWS && path != Path::Integers {
         4 * BLOCK_UNIT / weights.len()
     } else {
         STREAM_BYTES / (weights[0].row_bytes() * weights.len())
@@ -433,7 +445,7 @@ impl Format for I8 {
 
 /// Rows of activations as f32, ready to be multiplied with rows of `elements` that are `width` long.
 ///
-/// Tiles of [`TILE_ROWS`] rows follow each other (the last one may have fewer), each as [`pack_tile`] makes it. Within a pair
+/// Tiles of [`tile_rows`] follow each other (the last one may have fewer), each as [`pack_tile`] makes it. Within a pair
 /// of vectors, elements have the order in which those of the weight are loaded.
 pub(super) fn pack(
     isa: Isa,
@@ -443,9 +455,9 @@ pub(super) fn pack(
     width: usize,
     packed: &mut [f32],
 ) {
-    let order = Order::of(isa, elements, width);
-    for (tile, packed) in packed.chunks_mut(TILE_ROWS * width).enumerate() {
-        let start = |row: usize| row_starts(tile * TILE_ROWS + row);
+    let (order, tile_rows) = (Order::of(isa, elements, width), tile_rows(packed.len() / width));
+    for (tile, packed) in packed.chunks_mut(tile_rows * width).enumerate() {
+        let start = |row: usize| row_starts(tile * tile_rows + row);
         pack_tile(packed, width, 2 * order.lanes, |row, at| x.get(start(row) + order.element(at)));
     }
 }
@@ -508,7 +520,7 @@ impl Order {
 /// `out` `[rows, columns]` from packed activations and a block of weights.
 pub(super) fn multiply(isa: Isa, x: &[f32], weight: &Matrix<'_>, out: &mut [f32]) {
     match weight.elements {
-        Elements::F32(weights) => isa::run(isa, Block::<F32>::new(x, weights, 0..weight.width, weight, out)),
+        Elements::F32(weights) => multiply_part::<F32>(isa, x, weights, 0..weight.width, weight, out),
         Elements::Bf16(weights) => multiply_as::<Bf16>(isa, x, weights, weight, out),
         Elements::F16(weights) => multiply_as::<F16>(isa, x, weights, weight, out),
         Elements::I8(weights) => multiply_as::<I8>(isa, x, weights, weight, out),
@@ -521,7 +533,7 @@ pub(super) fn multiply(isa: Isa, x: &[f32], weight: &Matrix<'_>, out: &mut [f32]
 /// Of few rows each weight is converted as it is used; of many all are converted once, for all tiles that they pass.
 fn multiply_as<F: Format>(isa: Isa, x: &[f32], weights: &[F::Element], weight: &Matrix<'_>, out: &mut [f32]) {
     if x.len() <= STREAM_ROWS * weight.width {
-        return isa::run(isa, Block::<F>::new(x, weights, 0..weight.width, weight, out));
+        return multiply_part::<F>(isa, x, weights, 0..weight.width, weight, out);
     }
     multiply_widened::<F32>(x, weight, out, isa, |part, values| {
         isa::run(isa, Widen::<F> { weights, width: weight.width, part, values });
@@ -544,8 +556,28 @@ fn multiply_widened<P: Product<Weight: bytemuck::Pod>>(
             let part = from..width.min(from + DEPTH);
             let values = &mut values[..weight.rows * part.len()];
             widen(part.clone(), values);
-            isa::run(isa, Block::<P>::new(x, values, part, weight, out));
+            multiply_part::<P>(isa, x, values, part, weight, out);
         }
+    });
+}
+
+/// Adds the products with these elements, which are `part` of each of the weight's rows, to `out`; the first part sets it.
+fn multiply_part<P: Product>(
+    isa: Isa,
+    x: &[P::Activation],
+    weights: &[P::Weight],
+    part: Range<usize>,
+    of: &Matrix<'_>,
+    out: &mut [f32],
+) {
+    let rows = x.len() / of.width;
+    let depth = if rows > FEW_ROWS { DEPTH } else { part.len() };
+    let vectors = if part.len() > depth { rows * of.rows } else { 0 };
+    with_scratch(vectors * lanes(isa), |partial| {
+        isa::run(
+            isa,
+            Block::<P> { x, weights, part, depth, scales: of.scales, width: of.width, columns: of.rows, partial, out },
+        );
     });
 }
 
@@ -640,23 +672,14 @@ struct Block<'a, P: Product> {
     /// `part` of each row.
     weights: &'a [P::Weight],
     part: Range<usize>,
+    /// Elements of the part that are summed over before the next tile of activations.
+    depth: usize,
     scales: Option<&'a [f32]>,
     width: usize,
     columns: usize,
+    /// Where the part is longer than `depth`: sums so far, a vector for each product, `[tile, column, row of the tile]`.
+    partial: &'a mut [f32],
     out: &'a mut [f32],
-}
-
-impl<'a, P: Product> Block<'a, P> {
-    /// A block of products with these elements, which are `part` of each of the weight's rows.
-    fn new(
-        x: &'a [P::Activation],
-        weights: &'a [P::Weight],
-        part: Range<usize>,
-        of: &Matrix<'a>,
-        out: &'a mut [f32],
-    ) -> Self {
-        Self { x, weights, part, scales: of.scales, width: of.width, columns: of.rows, out }
-    }
 }
 
 impl<P: Product> Kernel for Block<'_, P> {
@@ -665,57 +688,34 @@ impl<P: Product> Kernel for Block<'_, P> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         let rows = self.x.len() / self.width;
-        let tiles = rows.div_ceil(TILE_ROWS);
         let Range { start, end } = self.part;
-        let depth = if tiles > 1 { DEPTH } else { end - start };
-        let slice = |from: usize| from.min(end)..end.min(from + depth);
-        // SAFETY: the caller's promise; the tiles lie inside the arrays.
-        unsafe {
-            // A single tile reads the weights in order, which the processor foresees. Where several read slices of them, it
-            // does not: the next slice is fetched while this one is used.
-            if tiles > 1 {
-                self.fetch::<S>(0..self.columns, slice(start));
-            }
-            for from in (start..end).step_by(depth) {
-                for tile in 0..tiles {
-                    if tiles > 1 {
-                        let part = |tile: usize| self.columns * tile / tiles;
-                        self.fetch::<S>(part(tile)..part(tile + 1), slice(from + depth));
-                    }
-                    self.tile_of_rows::<S>(tile * TILE_ROWS, rows, slice(from));
-                }
+        for from in (start..end).step_by(self.depth) {
+            for row in (0..rows).step_by(tile_rows(rows)) {
+                // SAFETY: the caller's promise; the rows exist.
+                unsafe { self.tile_of_rows::<S>(row, rows, from..end.min(from + self.depth)) };
             }
         }
     }
 }
 
 impl<P: Product> Block<'_, P> {
-    /// Asks for a part of these weight rows.
-    #[inline(always)]
-    unsafe fn fetch<S: Simd>(&self, columns: Range<usize>, depth: Range<usize>) {
-        const LINE: usize = 64;
-        for column in columns {
-            let row = &self.weights[column * self.part.len()..];
-            let row = &row[depth.start - self.part.start..depth.end - self.part.start];
-            for line in (0..size_of_val(row)).step_by(LINE) {
-                // SAFETY: the instruction set is the caller's promise; the address is one of the row.
-                unsafe { S::prefetch(row.as_ptr().byte_add(line).cast()) };
-            }
-        }
-    }
-
-    /// Up to [`TILE_ROWS`] activation rows with all weight rows, summed over a part of the width.
+    /// Up to [`tile_rows`] activation rows with all weight rows, summed over a part of the width.
     #[inline(always)]
     unsafe fn tile_of_rows<S: Simd>(&mut self, row: usize, rows: usize, depth: Range<usize>) {
         // SAFETY: the caller's promise; the rows exist.
         unsafe {
-            match (rows - row, S::LANES) {
+            // As many accumulators as there are registers, or as hide the latency of an addition.
+            match (tile_rows(rows).min(rows - row), S::LANES) {
                 (1, _) => self.row_of_tiles::<S, 4, 1>(row, depth),
                 (2, _) => self.row_of_tiles::<S, 4, 2>(row, depth),
                 (3, _) => self.row_of_tiles::<S, 3, 3>(row, depth),
-                // As many accumulators as there are registers.
-                (_, 16) => self.row_of_tiles::<S, 6, TILE_ROWS>(row, depth),
-                _ => self.row_of_tiles::<S, 3, TILE_ROWS>(row, depth),
+                (4, 16) => self.row_of_tiles::<S, 6, 4>(row, depth),
+                (4, _) => self.row_of_tiles::<S, 3, 4>(row, depth),
+                (5, _) => self.row_of_tiles::<S, 2, 5>(row, depth),
+                (6, _) => self.row_of_tiles::<S, 2, 6>(row, depth),
+                (7, _) => self.row_of_tiles::<S, 1, 7>(row, depth),
+                (_, 16) => self.row_of_tiles::<S, 3, 8>(row, depth),
+                _ => self.row_of_tiles::<S, 1, 8>(row, depth),
             }
         }
     }
@@ -745,23 +745,48 @@ impl<P: Product> Block<'_, P> {
         step: usize,
         depth: Range<usize>,
     ) {
-        let (width, stride) = (self.width, self.part.len());
+        let (width, stride, columns) = (self.width, self.part.len(), self.columns);
+        let is_sliced = stride > self.depth;
         debug_assert!((row + M) * width <= self.x.len());
         debug_assert!((column + (N - 1) * step + 1) * stride <= self.weights.len());
         debug_assert!(self.part.start <= depth.start && depth.end <= self.part.end && self.part.end <= width);
-        debug_assert!((row + M) * self.columns <= self.out.len());
+        debug_assert!((row + M) * columns <= self.out.len());
+        debug_assert!(!is_sliced || (row + M) * columns * S::LANES <= self.partial.len());
         // SAFETY: the rows lie in the arrays, as asserted; the instruction set is the caller's promise.
         unsafe {
             let x = self.x.as_ptr().add(row * width);
             let w = self.weights.as_ptr().add(column * stride);
             let w = |n: usize, at: usize| w.add(n * step * stride + at - self.part.start);
+            let partial = self.partial.as_mut_ptr();
+            let partial = |n: usize, m: usize| partial.add((row * columns + (column + n * step) * M + m) * S::LANES);
             let pair = 2 * S::LANES;
             let pairs = width - width % pair;
             let mut sums = [[[S::splat(0.0); 2]; M]; N];
+            if is_sliced && depth.start > self.part.start {
+                unrolled!(n < N, {
+                    unrolled!(m < M, {
+                        sums[n][m][0] = S::load(partial(n, m));
+                    });
+                });
+            }
+            let fetches = M > FEW_ROWS && is_sliced && row == 0;
             let mut at = depth.start;
             while at + pair <= depth.end {
+                if fetches {
+                    unrolled!(n < N, {
+                        S::prefetch(w(n, at).wrapping_add(AHEAD * stride).cast());
+                    });
+                }
                 P::add::<S, N, M>(|n| w(n, at), x.add(at * M), &mut sums);
                 at += pair;
+            }
+            if depth.end < self.part.end {
+                unrolled!(n < N, {
+                    unrolled!(m < M, {
+                        S::store(partial(n, m), S::add(sums[n][m][0], sums[n][m][1]));
+                    });
+                });
+                return;
             }
             unrolled!(n < N, {
                 unrolled!(m < M, {
@@ -774,8 +799,8 @@ impl<P: Product> Block<'_, P> {
                     if let Some(scales) = self.scales {
                         sum *= scales.get_unchecked(column);
                     }
-                    let out = self.out.get_unchecked_mut((row + m) * self.columns + column);
-                    *out = if depth.start == 0 { sum } else { *out + sum };
+                    let out = self.out.get_unchecked_mut((row + m) * columns + column);
+                    *out = if self.part.start == 0 { sum } else { *out + sum };
                 });
             });
         }
