@@ -210,6 +210,7 @@ impl Stats<'_> {
 
     fn json(&self) -> serde_json::Value {
         let (compile, memory) = (self.loaded.model.compile_report(), Memory::now());
+        let placement = self.loaded.model.placement().unwrap_or_default(); // tokens were computed: it is there
         json!({
             "prefill_seconds": self.generation.prefill.as_secs_f64(),
             "prefill_tokens_per_second": self.prefill_rate(),
@@ -222,8 +223,8 @@ impl Stats<'_> {
             "programs_cached": compile.cached,
             "peak_rss_bytes": memory.peak,
             "anonymous_rss_bytes": memory.anonymous,
-            "weights_mapped_bytes": self.loaded.model.placement().borrowed,
-            "weights_copied_bytes": self.loaded.model.placement().copied,
+            "weights_mapped_bytes": placement.borrowed,
+            "weights_copied_bytes": placement.copied,
         })
     }
 }

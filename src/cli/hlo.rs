@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::{
     Outcome,
-    model_args::{Compute, Kv, PlatformArgs, PlatformName, kv_dtype},
+    model_args::{Compute, Kv, Lowering, PlatformArgs, PlatformName, kv_dtype},
     note,
     process::size,
 };
@@ -80,9 +80,9 @@ pub struct Args {
     /// Type of the matrices as stored
     #[arg(long, value_enum, default_value = "bf16")]
     weights: Stored,
-    /// For CPU, XLA's own operations instead of calls of this program's kernels
-    #[arg(long)]
-    native: bool,
+    /// Programs that are not the platform's own
+    #[arg(long, value_enum)]
+    lowering: Option<Lowering>,
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     /// The program after the plugin's optimisations
@@ -158,14 +158,15 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
         ProgramName::Score => (Program::Score { bucket: args.bucket, logits: output == Output::Logits }, args.bucket),
         ProgramName::Trace => (Program::Trace { bucket: args.bucket }, args.bucket),
     };
-    let target = match args.platform.platform {
-        PlatformName::Tpu => Target::Tpu,
-        PlatformName::Cuda => Target::Cuda,
-        PlatformName::Auto | PlatformName::Cpu => Target::Cpu { kernels: !args.native },
+    let target = match (args.lowering, args.platform.platform) {
+        (Some(Lowering::Tpu), _) | (None, PlatformName::Tpu) => Target::Tpu,
+        (Some(Lowering::Native), _) => Target::Cpu { kernels: false },
+        (None, PlatformName::Cuda) => Target::Cuda,
+        (None, PlatformName::Auto | PlatformName::Cpu) => Target::Cpu { kernels: true },
     };
     let window = match args.window {
         Some(_) if !target.has_windows() => {
-            bail!("the attention kernel has no window; leave out --window, or add --native")
+            bail!("the attention kernel has no window; leave out --window, or add --lowering native")
         }
         Some(window) => window,
         None if !target.has_windows() => args.context,

@@ -15,16 +15,16 @@ use clap::ValueEnum;
 use super::{
     model_files::ModelFiles,
     note,
-    progress::DownloadProgress,
+    progress::{DownloadProgress, loading_progress},
     quantize::{Weights, quantized},
 };
 use crate::{
     checkpoint::Checkpoint,
-    gemma::Config,
+    gemma::{Config, Target},
     hlo::{DType, Mesh},
     kernels,
     plugins::Kind,
-    runtime::{Model, ModelOptions, Platform, PlatformRequest},
+    runtime::{Model, ModelOptions, Platform, PlatformRequest, target},
     sampling::Params,
     tokenizer::{Tokenizer, check_ids},
 };
@@ -98,6 +98,15 @@ impl PlatformArgs {
     }
 }
 
+/// What programs are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Lowering {
+    /// On CPU, XLA's own operations instead of this program's kernels
+    Native,
+    /// The programs and the loading of a TPU, on any platform
+    Tpu,
+}
+
 /// Which model to run, and how.
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
@@ -125,9 +134,9 @@ pub struct ModelArgs {
     /// Threads of the CPU kernels [default: as many as there are cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// On CPU, compute with XLA's own operations instead of this program's kernels
-    #[arg(long)]
-    pub native: bool,
+    /// Programs that are not the platform's own, to compare with or to test
+    #[arg(long, value_enum)]
+    pub lowering: Option<Lowering>,
 }
 
 /// How tokens are chosen.
@@ -230,10 +239,15 @@ impl ModelArgs {
         if let Some(threads) = self.threads {
             kernels::set_threads(threads.into());
         }
-        let kernels = !self.native && kernels::are_fast();
+        let kernels = self.lowering.is_none() && kernels::are_fast();
         let kv = kv_dtype(self.kv, self.dtype);
-        let options = ModelOptions { mesh: self.mesh, compute: self.dtype.dtype(), kv, kernels };
-        let model = Model::load(platform, &opened.checkpoint, opened.config.clone(), options, note)?;
+        let target = match self.lowering {
+            Some(Lowering::Tpu) => Target::Tpu,
+            Some(Lowering::Native) | None => target(platform.kind, kernels),
+        };
+        let options = ModelOptions { target, mesh: self.mesh, compute: self.dtype.dtype(), kv };
+        let config = opened.config.clone();
+        let model = Model::load(platform, &opened.checkpoint, config, options, note, loading_progress())?;
         if self.mesh.data > 1 {
             note("note: one request uses one data row of the mesh; the others repeat its work");
         }
@@ -263,10 +277,10 @@ impl ModelArgs {
         add("--dtype", name(self.dtype.to_possible_value()));
         add("--kv", name(self.kv.and_then(|kv| kv.to_possible_value())));
         add("--weights", name(self.weights.and_then(|w| w.to_possible_value())));
+        add("--lowering", name(self.lowering.and_then(|l| l.to_possible_value())));
         add("--context", self.context.map(|c| c.to_string().into()));
         add("--threads", self.threads.map(|t| t.to_string().into()));
         list.extend(self.platform.offline.then(|| "--offline".into()));
-        list.extend(self.native.then(|| "--native".into()));
         list
     }
 }

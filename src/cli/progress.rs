@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::download::Progress;
+use crate::{download::Progress, runtime::OnProgress};
 
 /// A bar that counts bytes.
 #[derive(Default)]
@@ -42,6 +42,22 @@ impl Progress for Bar {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Of weights on their way to devices.
+pub fn loading_progress() -> OnProgress {
+    let mut bar: Option<Bar> = None;
+    let mut left = None;
+    Box::new(move |bytes, total| {
+        bar.get_or_insert_with(|| Bar::bytes("loading weights", total)).add(bytes);
+        let left = left.get_or_insert(total);
+        *left -= bytes;
+        if *left == 0
+            && let Some(bar) = &mut bar
+        {
+            bar.finish();
+        }
+    })
 }
 
 /// Downloads: says first what is being done.

@@ -6,54 +6,176 @@ use super::{
 };
 use crate::hlo::{DType, Op, Shape};
 
-/// One layer's keys and values, donated to the program and updated in place.
+/// Keys and values, donated to the program and updated in place.
 #[derive(Clone, Copy)]
 pub struct Cache<'g> {
     pub(super) keys: Cached<'g>,
     pub(super) values: Cached<'g>,
 }
 
-/// Keys or values: `[slots, kv_heads, cache_len, head_dim]`.
+/// One layer's keys or values, or those of all layers.
+///
+/// On CPU each layer has arrays of its own, `[slots, kv_heads, cache_len, head_dim]`: what a head reads is contiguous. Elsewhere
+/// one array holds all layers, `[layers, slots, cache_len, kv_heads, head_dim]`: the order in which XLA:TPU updates it in place
+/// in the loop over the layers; any other costs a copy of the whole cache.
 #[derive(Clone, Copy)]
 pub(super) struct Cached<'g> {
     pub elements: Op<'g>,
-    /// In eight bits: what a position's elements are to be multiplied by, `f32[slots, kv_heads, cache_len, 1]`.
+    /// In eight bits: what a position's elements are to be multiplied by, `f32[slots, kv_heads, cache_len, 1]`, or
+    /// `f32[layers, cache_len, slots * kv_heads]` for all layers: a TPU's memory is padded to 128 of the last dimension.
     pub scale: Option<Op<'g>>,
+    /// Of all layers' arrays, the one that is meant: `s32[]`.
+    pub layer: Option<Op<'g>>,
 }
 
 impl<'g> Cached<'g> {
     fn take(ops: &mut impl Iterator<Item = Op<'g>>, quantised: bool) -> Self {
-        let elements = ops.next().expect("as many ops as to_list gave");
-        Self { elements, scale: quantised.then(|| ops.next().expect("as many ops as to_list gave")) }
+        let elements = next_of(ops);
+        let scale = quantised.then(|| next_of(ops));
+        Self { elements, scale, layer: None }
     }
 
     fn to_list(self) -> impl Iterator<Item = Op<'g>> {
         std::iter::once(self.elements).chain(self.scale)
     }
 
-    /// With this step's keys or values `[batch, kv_heads, seq, head_dim]`, at their positions.
+    /// With this step's keys or values `[batch, seq, kv_heads, head_dim]`, at their positions.
     pub fn updated(self, target: Target, new: Op<'g>, positions: &Positions<'g>) -> Self {
         let Some(scale) = self.scale else {
-            return Self { elements: update(self.elements, target.cached(new), positions), scale: None };
+            return Self { elements: self.elements().write(target.cached(new), positions), ..self };
         };
         let (steps, new_scale) = quantize(new);
-        Self { elements: update(self.elements, steps, positions), scale: Some(update(scale, new_scale, positions)) }
+        let elements = self.elements().write(steps, positions);
+        Self { elements, scale: Some(self.scale_array(scale).write(new_scale, positions)), ..self }
+    }
+
+    /// The elements that this step attends to, `[batch, kv_heads, window, head_dim]`, or of all layers' arrays
+    /// `[batch, window, kv_heads, head_dim]`; and which dimension of them is the window.
+    pub fn read(self, positions: &Positions<'g>) -> (Op<'g>, i64) {
+        let part = self.elements().read(positions);
+        if self.layer.is_none() { (part, 2) } else { (part.reshape(&part.shape().dims[1..]), 1) }
+    }
+
+    /// Their scales, if any: `[batch, kv_heads, 1, 1, window]`.
+    pub fn read_scale(self, positions: &Positions<'g>) -> Option<Op<'g>> {
+        let array = self.scale_array(self.scale?);
+        let (part, heads) = (array.read(positions), array.kv_heads);
+        let batch = part.shape().elements() / heads / positions.window;
+        let heads_first = |part: Op<'g>| part.reshape(&[positions.window, batch, heads]).transpose(&[1, 2, 0]);
+        let part = if self.layer.is_none() { part } else { heads_first(part) };
+        Some(part.reshape(&[batch, heads, 1, 1, positions.window]))
+    }
+
+    fn elements(self) -> Array<'g> {
+        let order = self.layer.map_or(Order::Layer, Order::AllLayers);
+        let kv_heads = self.elements.dim(if self.layer.is_none() { 1 } else { 3 });
+        Array { op: self.elements, kv_heads, order }
+    }
+
+    fn scale_array(self, scale: Op<'g>) -> Array<'g> {
+        Array { op: scale, order: self.layer.map_or(Order::Layer, Order::ScalesOfAllLayers), ..self.elements() }
+    }
+}
+
+/// An array of the cache, and what its dimensions are.
+#[derive(Clone, Copy)]
+struct Array<'g> {
+    op: Op<'g>,
+    kv_heads: i64,
+    order: Order<'g>,
+}
+
+#[derive(Clone, Copy)]
+enum Order<'g> {
+    /// `[slots, kv_heads, cache_len, ...]`
+    Layer,
+    /// `[layers, slots, cache_len, kv_heads, head_dim]`, and the layer.
+    AllLayers(Op<'g>),
+    /// `[layers, cache_len, slots * kv_heads]`, and the layer.
+    ScalesOfAllLayers(Op<'g>),
+}
+
+impl<'g> Array<'g> {
+    /// Where a slot's position begins.
+    fn starts(self, slot: Op<'g>, position: Op<'g>) -> Vec<Op<'g>> {
+        let zero = slot.graph().scalar(DType::S32, 0.0);
+        match self.order {
+            Order::Layer => vec![slot, zero, position, zero],
+            Order::AllLayers(layer) => vec![layer, slot, position, zero, zero],
+            Order::ScalesOfAllLayers(layer) => vec![layer, position, slot * self.kv_heads as f64],
+        }
+    }
+
+    /// With `new` `[batch, seq, kv_heads, ...]` at this step's positions.
+    fn write(self, new: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
+        let put = |array: Op<'g>, new: Op<'g>, slot: Op<'g>, position: Op<'g>| {
+            let new = match self.order {
+                Order::Layer => new.transpose(&[0, 2, 1, 3]),
+                Order::AllLayers(_) => new.reshape(&[&[1], &new.shape().dims[..]].concat()),
+                Order::ScalesOfAllLayers(_) => new.reshape(&[1, new.dim(1), self.kv_heads]),
+            };
+            array.dynamic_update_slice(new, &self.starts(slot, position))
+        };
+        match positions.access {
+            CacheAccess::Slot { slot, start } => put(self.op, new, slot, start),
+            CacheAccess::EachRow => (0..new.dim(0)).fold(self.op, |array, row| {
+                let slot = array.graph().scalar(DType::S32, row as f64);
+                let position = positions.tokens.slice(&[row, 0], &[row + 1, 1]).reshape(&[]);
+                put(array, new.slice_in_dim(0, row, row + 1), slot, position)
+            }),
+        }
+    }
+
+    /// What this step attends to, of the slots that it is about.
+    fn read(self, positions: &Positions<'g>) -> Op<'g> {
+        let zero = self.op.graph().scalar(DType::S32, 0.0);
+        let mut sizes = self.op.shape().dims;
+        let slot = match positions.access {
+            CacheAccess::EachRow => zero,
+            CacheAccess::Slot { slot, .. } => {
+                let (dim, one) = match self.order {
+                    Order::Layer => (0, 1),
+                    Order::AllLayers(_) => (1, 1),
+                    Order::ScalesOfAllLayers(_) => (2, self.kv_heads),
+                };
+                sizes[dim] = one;
+                slot
+            }
+        };
+        match self.order {
+            Order::Layer if sizes[0] == self.op.dim(0) => return self.op.slice_in_dim(2, 0, positions.window),
+            Order::Layer => sizes[2] = positions.window,
+            Order::AllLayers(_) => (sizes[0], sizes[2]) = (1, positions.window),
+            Order::ScalesOfAllLayers(_) => (sizes[0], sizes[1]) = (1, positions.window),
+        }
+        self.op.dynamic_slice(&self.starts(slot, zero), &sizes)
     }
 }
 
 impl<'g> Cache<'g> {
-    /// Names and shapes of a layer's arrays on one device, in the order of [`Self::to_list`]. `kv` is the type of activations, or
-    /// S8.
-    pub(super) fn arrays(target: Target, kv: DType, dims: [i64; 4]) -> Vec<(&'static str, Shape)> {
-        let elements = Shape::new(target.cache_dtype(kv), dims);
-        let [slots, kv_heads, cache_len, _] = dims;
-        let scale = Shape::new(DType::F32, [slots, kv_heads, cache_len, 1]);
-        if kv == DType::S8 {
-            let names = ["keys", "keys_scale", "values", "values_scale"];
-            names.into_iter().zip([elements.clone(), scale.clone(), elements, scale]).collect()
+    /// Names and shapes of a device's arrays, those of a layer in the order of [`Self::to_list`]. `kv` is the type of activations,
+    /// or S8; `dims` are slots, key/value heads, positions and `head_dim`.
+    pub(super) fn arrays(target: Target, kv: DType, layers: i64, dims: [i64; 4]) -> Vec<(String, Shape)> {
+        let [slots, kv_heads, cache_len, head_dim] = dims;
+        let (elements, scale): (Vec<i64>, Vec<i64>) = if target.stacks_layers() {
+            (vec![layers, slots, cache_len, kv_heads, head_dim], vec![layers, cache_len, slots * kv_heads])
         } else {
-            vec![("keys", elements.clone()), ("values", elements)]
-        }
+            (dims.to_vec(), vec![slots, kv_heads, cache_len, 1])
+        };
+        let elements = Shape::new(target.cache_dtype(kv), elements);
+        let scale = (kv == DType::S8).then(|| Shape::new(DType::F32, scale));
+        let of_layer = |prefix: String| {
+            ["keys", "values"].map(|name| {
+                let scale = scale.clone().map(|scale| (format!("{prefix}{name}_scale"), scale));
+                std::iter::once((format!("{prefix}{name}"), elements.clone())).chain(scale)
+            })
+        };
+        let prefixes: Vec<String> = if target.stacks_layers() {
+            vec!["cache.".into()]
+        } else {
+            (0..layers).map(|layer| format!("cache.{layer}.")).collect()
+        };
+        prefixes.into_iter().flat_map(of_layer).flatten().collect()
     }
 
     /// From the ops that [`Self::to_list`] gave.
@@ -62,27 +184,33 @@ impl<'g> Cache<'g> {
         Self { keys: Cached::take(ops, quantised), values: Cached::take(ops, quantised) }
     }
 
+    /// Of all layers' arrays, this layer's part.
+    pub(super) fn at(self, layer: Op<'g>) -> Self {
+        let at = |cached: Cached<'g>| Cached { layer: Some(layer), ..cached };
+        Self { keys: at(self.keys), values: at(self.values) }
+    }
+
+    /// With other ops in the place of its own, which `f` makes of them all.
+    pub(super) fn map_all(self, f: impl FnOnce(&[Op<'g>]) -> Vec<Op<'g>>) -> Self {
+        let mut new = f(&self.to_list()).into_iter();
+        let mut map = |cached: Cached<'g>| {
+            let mut next = || next_of(&mut new);
+            Cached { elements: next(), scale: cached.scale.map(|_| next()), layer: cached.layer }
+        };
+        Self { keys: map(self.keys), values: map(self.values) }
+    }
+
     pub(super) fn to_list(self) -> Vec<Op<'g>> {
         self.keys.to_list().chain(self.values.to_list()).collect()
     }
 }
 
-/// Writes `new` into the cache at this step's positions.
-fn update<'g>(cache: Op<'g>, new: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
-    let graph = cache.graph();
-    let zero = graph.scalar(DType::S32, 0.0);
-    match positions.access {
-        CacheAccess::Slot { slot, start } => cache.dynamic_update_slice(new, &[slot, zero, start, zero]),
-        CacheAccess::EachRow => (0..new.dim(0)).fold(cache, |cache, row| {
-            let slot = graph.scalar(DType::S32, row as f64);
-            let position = positions.tokens.slice(&[row, 0], &[row + 1, 1]).reshape(&[]);
-            cache.dynamic_update_slice(new.slice_in_dim(0, row, row + 1), &[slot, zero, position, zero])
-        }),
-    }
+fn next_of<'g>(ops: &mut impl Iterator<Item = Op<'g>>) -> Op<'g> {
+    ops.next().expect("as many ops as to_list gave")
 }
 
-/// Rounds each head of each token `[batch, kv_heads, seq, head_dim]` to 127 steps of its largest magnitude; returns steps and
-/// their size `f32[batch, kv_heads, seq, 1]`.
+/// Rounds each head of each token `[batch, seq, kv_heads, head_dim]` to 127 steps of its largest magnitude; returns steps and
+/// their size `f32[batch, seq, kv_heads, 1]`.
 fn quantize(x: Op<'_>) -> (Op<'_>, Op<'_>) {
     let x = x.convert(DType::F32);
     let mut dims = x.shape().dims;

@@ -55,7 +55,7 @@ impl ProgramSpec {
         let arrays = self.cache_arrays();
         let position =
             arrays.iter().map(|(_, shape)| shape.bytes()).sum::<i64>() as f64 / (self.slots * self.cache_len) as f64;
-        cost.bytes += sum(|s| s.start + s.tokens) * position * layers;
+        cost.bytes += sum(|s| s.start + s.tokens) * position;
         cost
     }
 }

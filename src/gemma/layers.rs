@@ -18,8 +18,6 @@ pub(super) struct Context<'a> {
     pub mesh: Mesh,
     /// Type of activations. Norms, RoPE, softmax and GELU are computed in f32 whatever it is.
     pub dtype: DType,
-    /// Type of keys and values in the cache: `dtype` or S8.
-    pub kv: DType,
 }
 
 /// Where a step's tokens stand.
@@ -143,11 +141,10 @@ fn attention<'g>(
     let k = rope(cx, k, positions.tokens);
 
     let cache = Cache {
-        keys: cache.keys.updated(cx.target, k.transpose(&[0, 2, 1, 3]), positions),
-        values: cache.values.updated(cx.target, v.transpose(&[0, 2, 1, 3]), positions),
+        keys: cache.keys.updated(cx.target, k, positions),
+        values: cache.values.updated(cx.target, v, positions),
     };
-    // Keeps the update in place: without it some lowerings copy the whole cache twice per layer.
-    let cache = Cache::take(&mut Op::optimization_barrier(&cache.to_list()).into_iter(), cx.kv);
+    let cache = cx.target.in_place(cache);
     let mixed = cx.target.attend(q, cache, positions); // [batch, seq, heads, head_dim]
     let out = cx.target.linear(mixed.reshape(&[batch, seq, heads * head_dim]), weights.o_proj, cx.dtype);
     (out, cache)

@@ -17,6 +17,7 @@ mod config;
 mod cost;
 mod layers;
 mod programs;
+mod stacking;
 mod target;
 pub mod weights;
 
@@ -24,4 +25,5 @@ pub use cache::Cache;
 pub use config::{Config, ConfigError};
 pub use cost::{Cost, Extension};
 pub use programs::{Output, Program, ProgramSpec};
+pub use stacking::{put_layer, stacked, zeros};
 pub use target::Target;

@@ -1,12 +1,12 @@
 //! The programs that run the model: prefill, decode, score.
 //!
-//! Every program takes its own inputs first, then all weights in the order of [`weights::parameters`], then each layer's keys
-//! and values; it returns its own outputs first, then the updated caches, which reuse the memory of those passed in.
+//! Every program takes its own inputs first, then all weights in the order of [`weights::arguments`], then the cache's
+//! arrays; it returns its own outputs first, then the updated caches, which reuse the memory of those passed in.
 
 use super::{
     Cache, Config, Target,
     layers::{CacheAccess, Context, Positions, decoder_layer, embed, largest_logit, logits, top_logits},
-    weights::{LayerWeights, StoredTypes, Weights},
+    weights::{LayerWeights, Layers, StoredTypes, Weights},
 };
 use crate::{
     hlo::{Computation, DType, Graph, HloError, Mesh, Module, Op, Shape},
@@ -98,11 +98,11 @@ impl ProgramSpec {
         )
     }
 
-    /// Names and shapes of the arrays that are one layer's cache on one device.
-    pub fn cache_arrays(&self) -> Vec<(&'static str, Shape)> {
+    /// Names and shapes of the cache's arrays on one device.
+    pub fn cache_arrays(&self) -> Vec<(String, Shape)> {
         let c = &self.config;
         let dims = [self.slots, c.kv_heads_per_device(self.mesh), self.cache_len, c.head_dim];
-        Cache::arrays(self.target, self.kv, dims)
+        Cache::arrays(self.target, self.kv, c.num_hidden_layers, dims)
     }
 
     /// Emits the program of one device.
@@ -164,45 +164,59 @@ impl ProgramSpec {
     }
 
     fn context(&self) -> Context<'_> {
-        Context { target: self.target, config: &self.config, mesh: self.mesh, dtype: self.compute, kv: self.kv }
+        Context { target: self.target, config: &self.config, mesh: self.mesh, dtype: self.compute }
     }
 
     /// Embedding and all layers. Declares weights and caches, after the inputs that the caller declared; `positions` may
     /// compute from those.
     fn forward<'g>(&self, tokens: Op<'g>, graph: &'g Graph, positions: impl FnOnce() -> Positions<'g>) -> Forward<'g> {
-        let (cx, window) = (self.context(), self.window);
-        let weights = Weights::declare(graph, cx, &self.stored);
-        let arrays = self.cache_arrays();
-        let declare = |layer: usize| {
-            let one = |(name, shape): &(&str, Shape)| graph.parameter(&format!("cache.{layer}.{name}"), shape.clone());
-            Cache::take(&mut arrays.iter().map(one), self.kv)
-        };
-        let given: Vec<Cache<'g>> = (0..weights.layers.len()).map(declare).collect();
+        let weights = Weights::declare(graph, self.context(), &self.stored);
+        let given: Vec<Op<'g>> =
+            self.cache_arrays().into_iter().map(|(name, shape)| graph.parameter(&name, shape)).collect();
         let positions = positions();
-        let mut hidden = vec![embed(cx, tokens, &weights)];
+        let x = embed(self.context(), tokens, &weights);
+        let (hidden, updated) = match &weights.layers {
+            Layers::Unrolled(layers) => self.unrolled(x, layers, &given, positions),
+            Layers::Stacked(layers) => self.looped(x, **layers, &given, positions),
+        };
+        Forward { hidden, weights, given, updated }
+    }
+
+    /// All layers, each a call of one computation; what each takes, and what the last one gives; the updated caches.
+    fn unrolled<'g>(
+        &self,
+        x: Op<'g>,
+        layers: &[LayerWeights<'g>],
+        caches: &[Op<'g>],
+        positions: Positions<'g>,
+    ) -> (Vec<Op<'g>>, Vec<Op<'g>>) {
+        let (graph, window) = (x.graph(), self.window);
+        let arrays = caches.len() / layers.len(); // of one layer
+        let mut hidden = vec![x];
         let mut updated = Vec::new();
         let mut computations: Vec<(Vec<Shape>, Computation)> = Vec::new();
-        for (layer, (layer_weights, &cache)) in weights.layers.iter().zip(&given).enumerate() {
+        for (layer, (layer_weights, cache)) in layers.iter().zip(caches.chunks_exact(arrays)).enumerate() {
             let _scope = graph.scope(&format!("layer.{layer}"));
             let (weight_names, weight_ops): (Vec<String>, Vec<Op<'g>>) = layer_weights.to_list().into_iter().unzip();
             let mut arguments = vec![hidden[layer]];
-            arguments.extend(cache.to_list());
+            arguments.extend(cache);
             arguments.extend(&weight_ops);
             arguments.extend(positions.to_list());
             let shapes: Vec<Shape> = arguments.iter().map(|op| op.shape()).collect();
-            let names = std::iter::once("x").chain(arrays.iter().map(|(name, _)| *name));
-            let names = names.chain(weight_names.iter().map(String::as_str));
-            let names = names.chain(["positions", "slot", "start"]);
-            let parameters: Vec<(&str, Shape)> = names.zip(shapes.iter().cloned()).collect();
+            let cache_names =
+                self.cache_arrays().into_iter().take(arrays).map(|(name, _)| name.replace("cache.0.", ""));
+            let names = std::iter::once("x".to_owned()).chain(cache_names).chain(weight_names);
+            let names: Vec<String> = names.chain(["positions", "slot", "start"].map(str::to_owned)).collect();
+            let parameters: Vec<(&str, Shape)> = names.iter().map(String::as_str).zip(shapes.iter().cloned()).collect();
             // All layers are calls of one computation, unless a checkpoint stores some in other types.
             let known = computations.iter().position(|(s, _)| *s == shapes).unwrap_or_else(|| {
                 let computation = graph.computation("decoder_layer", &parameters, |_, p| {
-                    let (cache, rest) = p[1..].split_at(arrays.len());
+                    let (cache, rest) = p[1..].split_at(arrays);
                     let cache = Cache::take(&mut cache.iter().copied(), self.kv);
                     let (weights, positions) = rest.split_at(weight_ops.len());
                     let weights = LayerWeights::take(&mut weights.iter().copied(), layer_weights.forms());
                     let positions = Positions::from_list(positions, window);
-                    let (x, cache) = decoder_layer(cx, p[0], &weights, cache, &positions);
+                    let (x, cache) = decoder_layer(self.context(), p[0], &weights, cache, &positions);
                     std::iter::once(x).chain(cache.to_list()).collect()
                 });
                 computations.push((shapes, computation));
@@ -210,20 +224,72 @@ impl ProgramSpec {
             });
             let out = graph.call(&computations[known].1, &arguments);
             hidden.push(out[0]);
-            updated.push(Cache::take(&mut out[1..].iter().copied(), self.kv));
+            updated.extend(&out[1..]);
         }
-        Forward { hidden, weights, given, updated }
+        (hidden, updated)
+    }
+
+    /// As [`Self::unrolled`], in a loop over stacked weights and caches. Of the hidden states there is only the last, unless the
+    /// program wants them all: then it is those of all layers, `[layers + 1, seq, hidden]`.
+    fn looped<'g>(
+        &self,
+        x: Op<'g>,
+        layers: LayerWeights<'g>,
+        caches: &[Op<'g>],
+        positions: Positions<'g>,
+    ) -> (Vec<Op<'g>>, Vec<Op<'g>>) {
+        let (graph, window, forms) = (x.graph(), self.window, layers.forms());
+        let _scope = graph.scope("layers");
+        let weights: Vec<Op<'g>> = layers.to_list().into_iter().map(|(_, op)| op).collect();
+        let traced = matches!(self.program, Program::Trace { .. }).then(|| {
+            let mut dims = x.shape().dims;
+            dims[0] = self.config.num_hidden_layers + 1;
+            let zero = graph.scalar(DType::S32, 0.0);
+            graph.scalar(self.compute, 0.0).broadcast_to(&dims).dynamic_update_slice(x, &[zero; 3])
+        });
+        let parts = [&[x], caches, &weights, &positions.to_list()[..], traced.as_slice()];
+        let ends: Vec<usize> = parts
+            .iter()
+            .scan(1, |end, part| {
+                *end += part.len();
+                Some(*end)
+            })
+            .collect();
+        let state: Vec<Op<'g>> =
+            std::iter::once(graph.scalar(DType::S32, 0.0)).chain(parts.into_iter().flatten().copied()).collect();
+        let count = self.config.num_hidden_layers as f64;
+        let out = graph.while_loop(
+            &state,
+            |g, state| state[0].lt(g.scalar(DType::S32, count)),
+            |_, state| {
+                let part = |i: usize| &state[ends[i - 1]..ends[i]];
+                let layer = state[0];
+                let cache = Cache::take(&mut part(1).iter().copied(), self.kv).at(layer);
+                let weights = LayerWeights::take(&mut part(2).iter().copied(), forms).at(layer);
+                let positions = Positions::from_list(part(3), window);
+                let (x, cache) = decoder_layer(self.context(), state[1], &weights, cache, &positions);
+                let next = layer + 1.0;
+                let zero = layer.graph().scalar(DType::S32, 0.0);
+                let mut new = vec![next, x];
+                new.extend(cache.to_list());
+                new.extend(&state[ends[1]..ends[3]]);
+                new.extend(part(4).iter().map(|traced| traced.dynamic_update_slice(x, &[next, zero, zero])));
+                new
+            },
+        );
+        let hidden = if traced.is_some() { out[ends[3]] } else { out[1] };
+        (vec![hidden], out[ends[0]..ends[1]].to_vec())
     }
 }
 
 /// The model up to the final norm.
 struct Forward<'g> {
-    /// What each layer takes, and what the last one gives: `[batch, seq, hidden]`.
+    /// What each layer takes, and what the last one gives: `[batch, seq, hidden]`; or as [`ProgramSpec::looped`] says.
     hidden: Vec<Op<'g>>,
     weights: Weights<'g>,
-    /// The caches as parameters, and as updated.
-    given: Vec<Cache<'g>>,
-    updated: Vec<Cache<'g>>,
+    /// The cache's arrays as parameters, and as updated.
+    given: Vec<Op<'g>>,
+    updated: Vec<Op<'g>>,
 }
 
 impl<'g> Forward<'g> {
@@ -235,11 +301,9 @@ impl<'g> Forward<'g> {
     /// Ends the program: its own outputs, then the caches in place of those given.
     fn finish(&self, graph: &'g Graph, outputs: &[Op<'g>]) -> Result<Module, HloError> {
         let mut all = outputs.to_vec();
-        for (given, updated) in self.given.iter().zip(&self.updated) {
-            for (parameter, output) in given.to_list().into_iter().zip(updated.to_list()) {
-                graph.alias(parameter, all.len());
-                all.push(output);
-            }
+        for (&given, &updated) in self.given.iter().zip(&self.updated) {
+            graph.alias(given, all.len());
+            all.push(updated);
         }
         graph.finish(&all)
     }
@@ -275,8 +339,8 @@ impl<'g> Head<'g> {
             Self::SampleTop(params) => {
                 let most = i64::from(MAX_TOP_K);
                 let (logits, tokens) = top_logits(spec.context(), rows, weights, most);
-                let vocab = weights.lm_head.rows();
-                sampling::sample(Candidates { logits, tokens, vocab }, &params, positions, spec.mesh)
+                let candidates = Candidates { logits, tokens, vocab: weights.lm_head.rows() }.merged(most, spec.mesh);
+                sampling::sample(candidates, &params, positions, Mesh::SINGLE)
             }
             Self::Sample(params) => sampling::sample(Candidates::all(logits()), &params, positions, spec.mesh),
             Self::Logits => spec.mesh.gather(logits(), 1),

@@ -3,7 +3,6 @@
 
 use super::{
     Cache,
-    cache::Cached,
     layers::{CacheAccess, Positions, last_dimension},
     weights::{GROUP, Matrix},
 };
@@ -43,6 +42,12 @@ impl Target {
     /// The kernel reads as much as there is.
     pub fn has_windows(self) -> bool {
         !self.calls_kernels()
+    }
+
+    /// Whether layers are turns of one loop over stacked weights and caches, instead of each being emitted: then a program compiles
+    /// in seconds, not minutes, and XLA:TPU needs no temporary memory between layers.
+    pub fn stacks_layers(self) -> bool {
+        !self.is_cpu()
     }
 
     /// Whether programs can take shifted matrices: only kernels find them in their arrays.
@@ -138,22 +143,21 @@ impl Target {
         let graph = q.graph();
         let dtype = q.shape().dtype;
         let [batch, seq, heads, head_dim] = [0, 1, 2, 3].map(|dim| q.dim(dim));
-        let kv_heads = keys.elements.dim(1);
+        // What each key's scores, and each value's weights, are to be multiplied by.
+        let (key_scale, value_scale) = (keys.read_scale(positions), values.read_scale(positions));
+        let (keys, window_dim) = keys.read(positions);
+        let head = 3 - window_dim;
+        let kv_heads = keys.dim(head);
         let group = heads / kv_heads; // query heads that share a key/value head
-        // What each key's scores, and each value's weights, are to be multiplied by: [batch, kv_heads, 1, 1, window].
-        let scale = |cached: Cached<'g>| {
-            Some(read_cache(cached.scale?, positions).reshape(&[batch, kv_heads, 1, 1, positions.window]))
-        };
-        let (key_scale, value_scale) = (scale(keys), scale(values));
-        let keys = self.uncached(read_cache(keys.elements, positions), dtype); // [batch, kv_heads, window, head_dim]
-        let values = self.uncached(read_cache(values.elements, positions), dtype);
+        let keys = self.uncached(keys, dtype);
+        let values = self.uncached(values.read(positions).0, dtype);
 
         // The queries of a group are rows of one matrix: [batch, kv_heads, seq * group, head_dim].
         let q = q.reshape(&[batch, seq, kv_heads, group, head_dim]).transpose(&[0, 2, 1, 3, 4]);
         let q = q.reshape(&[batch, kv_heads, seq * group, head_dim]);
         let over_heads = |lhs: i64, rhs: i64| DotDims {
             lhs_batch: vec![0, 1],
-            rhs_batch: vec![0, 1],
+            rhs_batch: vec![0, head],
             lhs_contract: vec![lhs],
             rhs_contract: vec![rhs],
         };
@@ -169,7 +173,7 @@ impl Target {
         let probabilities = value_scale.map_or(probabilities, |scale| probabilities * scale).convert(dtype);
 
         let probabilities = probabilities.reshape(&[batch, kv_heads, seq * group, positions.window]);
-        let mixed = probabilities.dot(values, &over_heads(3, 2), DType::F32).convert(dtype);
+        let mixed = probabilities.dot(values, &over_heads(3, window_dim), DType::F32).convert(dtype);
         let mixed = mixed.reshape(&[batch, kv_heads, seq, group, head_dim]).transpose(&[0, 2, 1, 3, 4]);
         mixed.reshape(&[batch, seq, heads, head_dim])
     }
@@ -213,6 +217,16 @@ impl Target {
     /// same bits as u16 are updated in place.
     pub fn cache_dtype(self, kv: DType) -> DType {
         if self.is_cpu() && kv == DType::BF16 { DType::U16 } else { kv }
+    }
+
+    /// The cache, with its update in place. Without a barrier XLA:CPU copies the whole cache twice for each layer; XLA:TPU would
+    /// give the loop's caches the order that the products like best, and copy them before and after the loop.
+    pub(super) fn in_place<'g>(self, cache: Cache<'g>) -> Cache<'g> {
+        if self.is_cpu() {
+            cache.map_all(Op::optimization_barrier)
+        } else {
+            cache.map_all(|arrays| arrays.iter().map(|array| array.row_major()).collect())
+        }
     }
 
     /// Activations as the cache holds them.
@@ -273,17 +287,4 @@ fn softmax(x: Op<'_>) -> Op<'_> {
     let (last, column) = last_dimension(x);
     let exp = (x - x.reduce_max(&[last]).reshape(&column)).exp();
     exp / exp.reduce_sum(&[last]).reshape(&column)
-}
-
-/// The part of the cache that this step attends to: `[batch, kv_heads, window, head_dim]`.
-fn read_cache<'g>(cache: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
-    let shape = cache.shape();
-    match positions.access {
-        CacheAccess::Slot { slot, .. } if shape.dims[0] > 1 => {
-            let zero = cache.graph().scalar(DType::S32, 0.0);
-            let sizes = [1, shape.dims[1], positions.window, shape.dims[3]];
-            cache.dynamic_slice(&[slot, zero, zero, zero], &sizes)
-        }
-        _ => cache.slice_in_dim(2, 0, positions.window),
-    }
 }

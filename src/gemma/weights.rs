@@ -73,13 +73,15 @@ pub const LAYER_TENSORS: [&str; 9] = [
 
 const EMBED_TOKENS: &str = "model.embed_tokens.weight";
 const LM_HEAD: &str = "lm_head.weight";
+const LAYERS: &str = "model.layers.";
+const NORM: &str = "norm.weight";
 
 /// Name of one of [`LAYER_TENSORS`].
 fn layer_tensor(layer: i64, part: &str) -> String {
-    format!("model.layers.{layer}.{part}.weight")
+    format!("{LAYERS}{layer}.{part}.weight")
 }
 
-/// All tensors. Programs take them in this order, see [`parameters`].
+/// All tensors. Programs take them in this order, see [`arguments`].
 pub fn tensors(config: &Config) -> Vec<TensorSpec> {
     let c = config;
     let (hidden, mlp) = (c.hidden_size, c.intermediate_size);
@@ -148,7 +150,7 @@ pub enum Form {
 impl<'g> Matrix<'g> {
     /// Takes its ops.
     fn take(ops: &mut impl Iterator<Item = Op<'g>>, form: Form) -> Self {
-        let mut next = || ops.next().expect("parameters() lists all tensors, with their scales and shifts");
+        let mut next = || ops.next().expect("arguments() lists all tensors, with their scales and shifts");
         let plain = Self { elements: next(), scale: None, shift: None };
         match form {
             Form::Plain => plain,
@@ -203,6 +205,18 @@ impl<'g> LayerWeights<'g> {
         }
     }
 
+    /// One layer's weights `[...]` of those of all layers, `[layers, ...]`.
+    pub fn at(self, layer: Op<'g>) -> Self {
+        let zero = layer.graph().scalar(DType::S32, 0.0);
+        let slice = |(_, stacked): (String, Op<'g>)| {
+            let dims = stacked.shape().dims;
+            let starts: Vec<Op<'g>> = std::iter::once(layer).chain(dims[1..].iter().map(|_| zero)).collect();
+            let sizes: Vec<i64> = std::iter::once(1).chain(dims[1..].iter().copied()).collect();
+            stacked.dynamic_slice(&starts, &sizes).reshape(&dims[1..])
+        };
+        Self::take(&mut self.to_list().into_iter().map(slice), self.forms())
+    }
+
     /// In the order of [`LAYER_TENSORS`].
     fn tensors(self) -> [Matrix<'g>; 9] {
         let norm = |elements| Matrix { elements, scale: None, shift: None };
@@ -235,11 +249,19 @@ impl<'g> LayerWeights<'g> {
     }
 }
 
+/// The weights of all layers, as ops.
+pub enum Layers<'g> {
+    /// Each with parameters of its own.
+    Unrolled(Vec<LayerWeights<'g>>),
+    /// Every tensor with the layers as its first dimension.
+    Stacked(Box<LayerWeights<'g>>),
+}
+
 /// All weights, as ops.
 pub struct Weights<'g> {
     /// `[vocab / devices, hidden]`
     pub embed_tokens: Matrix<'g>,
-    pub layers: Vec<LayerWeights<'g>>,
+    pub layers: Layers<'g>,
     pub norm: Op<'g>,
     /// `[vocab / devices, hidden]`: the embedding itself where tied.
     pub lm_head: Matrix<'g>,
@@ -280,7 +302,7 @@ impl StoredTypes {
         if let Some(matrix) = name.strip_suffix(SCALE) {
             return if self.of(matrix) == DType::S4 { DType::F16 } else { DType::F32 };
         }
-        let usual = if name.ends_with("norm.weight") { self.norms } else { self.matrices };
+        let usual = if name.ends_with(NORM) { self.norms } else { self.matrices };
         self.exceptions.get(name).copied().unwrap_or(usual)
     }
 
@@ -298,8 +320,19 @@ impl StoredTypes {
         }
     }
 
-    /// Checks that four-bit matrices are made of whole groups, on each device of the mesh.
-    pub fn check(&self, config: &Config, mesh: Mesh) -> Result<(), ConfigError> {
+    /// Checks that four-bit matrices are made of whole groups, on each device of the mesh, and that layers which are to be stacked
+    /// have the same types.
+    pub fn check(&self, target: Target, config: &Config, mesh: Mesh) -> Result<(), ConfigError> {
+        let of_layer = self.exceptions.iter().find(|(name, _)| name.starts_with(LAYERS));
+        if let Some((name, dtype)) = of_layer.filter(|_| target.stacks_layers()) {
+            return Err(ConfigError(format!(
+                "{name} is stored as {dtype} and others of its kind as {}: on {} all layers are one array, which has one type. \
+                 Write a checkpoint of one type (gemma-pjrt quantize MODEL --weights int8 --out DIR), or run this one with \
+                 --platform cpu",
+                if name.ends_with(NORM) { self.norms } else { self.matrices },
+                target.name()
+            )));
+        }
         for spec in tensors(config).iter().filter(|spec| spec.dims.len() == 2 && self.of(&spec.name) == DType::S4) {
             if spec.name == EMBED_TOKENS {
                 return Err(ConfigError(format!(
@@ -345,30 +378,73 @@ pub fn parameters(config: &Config, stored: &StoredTypes) -> Vec<TensorSpec> {
     tensors(config).into_iter().flat_map(with_scale).collect()
 }
 
+/// A weight as programs take it: a tensor, or that of every layer, stacked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Argument {
+    /// The tensor's name; of stacked ones without the number of the layer: `model.layers.mlp.up_proj.weight`.
+    pub name: String,
+    /// The tensor, or those to be stacked.
+    pub tensors: Vec<TensorSpec>,
+    /// Whether the layers are its first dimension.
+    pub is_stacked: bool,
+}
+
+impl Argument {
+    /// Shape of a device's part.
+    pub fn local_dims(&self, config: &Config, mesh: Mesh) -> Vec<i64> {
+        let layers = self.is_stacked.then_some(self.tensors.len() as i64);
+        layers.into_iter().chain(self.tensors[0].local_dims(config, mesh)).collect()
+    }
+}
+
+/// All weights in the order in which programs for this target take them: that of [`parameters`], with all layers' tensors in
+/// the place of the first layer's where they are stacked.
+pub fn arguments(target: Target, config: &Config, stored: &StoredTypes) -> Vec<Argument> {
+    let mut all: Vec<Argument> = Vec::new();
+    for spec in parameters(config, stored) {
+        let part = spec.name.strip_prefix(LAYERS).and_then(|rest| rest.split_once('.')).map(|(_, part)| part);
+        let Some(part) = part.filter(|_| target.stacks_layers()) else {
+            all.push(Argument { name: spec.name.clone(), tensors: vec![spec], is_stacked: false });
+            continue;
+        };
+        let name = format!("{LAYERS}{part}");
+        match all.iter_mut().find(|argument| argument.name == name) {
+            Some(argument) => argument.tensors.push(spec),
+            None => all.push(Argument { name, tensors: vec![spec], is_stacked: true }),
+        }
+    }
+    all
+}
+
 impl<'g> Weights<'g> {
-    /// Declares all weights as parameters of the program, in the order of [`parameters`]; a shifted matrix is followed by the index
+    /// Declares all weights as parameters of the program, in the order of [`arguments`]; a shifted matrix is followed by the index
     /// of its first element.
     pub(super) fn declare(graph: &'g Graph, cx: Context<'_>, stored: &StoredTypes) -> Self {
         let Context { target, config, mesh, .. } = cx;
         let mut declared = Vec::new();
         let mut forms = BTreeMap::new();
-        for spec in parameters(config, stored) {
-            let (dtype, dims) = (stored.of(&spec.name), spec.local_dims(config, mesh));
-            let form = stored.form(&spec.name, &dims);
+        for argument in arguments(target, config, stored) {
+            let first = &argument.tensors[0];
+            let (dtype, dims) = (stored.of(&first.name), argument.local_dims(config, mesh));
+            let form = stored.form(&first.name, &dims);
             if let Form::Shifted(_) = form {
-                declared.push(graph.parameter(&spec.name, Target::shifted_shape(dtype, &dims)));
-                declared.push(graph.parameter(&format!("{}{SHIFT}", spec.name), Shape::new(DType::S32, [])));
+                declared.push(graph.parameter(&argument.name, Target::shifted_shape(dtype, &dims)));
+                declared.push(graph.parameter(&format!("{}{SHIFT}", argument.name), Shape::new(DType::S32, [])));
             } else {
-                declared.push(graph.parameter(&spec.name, target.weight_shape(dtype, &dims)));
+                declared.push(graph.parameter(&argument.name, target.weight_shape(dtype, &dims)));
             }
-            forms.insert(spec.name, form);
+            forms.insert(first.name.clone(), form);
         }
         let mut ops = declared.into_iter();
         let embed_tokens = Matrix::take(&mut ops, forms[EMBED_TOKENS]);
-        let layer =
+        let mut layer =
             |layer: i64| LayerWeights::take(&mut ops, LAYER_TENSORS.map(|part| forms[&layer_tensor(layer, part)]));
-        let layers = (0..config.num_hidden_layers).map(layer).collect();
-        let norm = ops.next().expect("parameters() lists all tensors");
+        let layers = if target.stacks_layers() {
+            Layers::Stacked(Box::new(layer(0)))
+        } else {
+            Layers::Unrolled((0..config.num_hidden_layers).map(layer).collect())
+        };
+        let norm = ops.next().expect("arguments() lists all tensors");
         let lm_head = if config.tie_word_embeddings { embed_tokens } else { Matrix::take(&mut ops, forms[LM_HEAD]) };
         Self { embed_tokens, layers, norm, lm_head }
     }

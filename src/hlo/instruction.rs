@@ -106,6 +106,8 @@ pub(super) enum Attributes {
     CustomCall {
         target: String,
         config: String,
+        /// Whether it is a typed-FFI handler, not something that XLA itself knows.
+        is_ffi: bool,
     },
 }
 

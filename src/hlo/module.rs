@@ -19,6 +19,7 @@ pub struct Module {
     pub(super) aliases: Vec<(usize, usize)>,
 }
 
+const ORIGINAL: i32 = 1;
 const TYPED_FFI: i32 = 4;
 const MAY_ALIAS: i32 = 1;
 
@@ -175,10 +176,10 @@ impl Module {
                 out.source_target_pairs = pairs.iter().map(pair).collect();
             }
             Attributes::TupleIndex(index) => out.tuple_index = *index as i64,
-            Attributes::CustomCall { target, config } => {
+            Attributes::CustomCall { target, config, is_ffi } => {
                 out.custom_call_target.clone_from(target);
                 out.backend_config = config.clone().into_bytes();
-                out.custom_call_api_version = TYPED_FFI;
+                out.custom_call_api_version = if *is_ffi { TYPED_FFI } else { ORIGINAL };
                 // Handlers read and write row-major arrays. Unconstrained, an all-gather along the columns of a result makes
                 // XLA choose the layout of the result to its liking.
                 out.constrain_layout = true;

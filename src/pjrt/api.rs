@@ -69,6 +69,22 @@ impl Api {
         LOG_LEVEL.get_or_init(|| None);
     }
 
+    /// Tells libtpu, before it is loaded, that this machine has no TPU: else it would ask for Google's metadata server for minutes,
+    /// and keep a second process out by a lock file. For compiling for a machine that is elsewhere.
+    pub fn prepare_for_absent_tpu() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            for (name, value) in
+                [("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_LOG_DIR", "disabled")]
+            {
+                if std::env::var_os(name).is_none() {
+                    // SAFETY: as in `set_log_level`.
+                    unsafe { std::env::set_var(name, value) };
+                }
+            }
+        });
+    }
+
     /// Loads the shared library at `path`, checks that it is a PJRT plugin of API major version 0, and initialises it.
     pub fn load(path: &Path) -> Result<Self> {
         let refuse = |reason: String| Error::Load { path: path.to_owned(), reason };

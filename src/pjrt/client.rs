@@ -40,11 +40,12 @@ impl Drop for ClientInner {
 #[derive(Clone)]
 pub struct Client(Arc<ClientInner>);
 
-/// What the plugin does with the host's memory in `BufferFromHostBuffer`.
+/// How long the plugin may read the host's memory in `BufferFromHostBuffer`.
 #[derive(Clone, Copy)]
 enum HostBufferSemantics {
-    ImmutableOnlyDuringCall = 0,
-    ImmutableZeroCopy = 2,
+    OnlyDuringCall = 0,
+    UntilTransferCompletes = 1,
+    ZeroCopy = 2,
 }
 
 impl Client {
@@ -113,9 +114,36 @@ impl Client {
 
     /// Copies a row-major array to `device`. `data` is not used after the call.
     pub fn upload(&self, data: &[u8], ty: &TensorType, device: &Device) -> Result<Buffer> {
-        let (buffer, done) = self.buffer_from_host(data, ty, device, HostBufferSemantics::ImmutableOnlyDuringCall)?;
+        if data.len() != ty.host_bytes() {
+            let message = format!("cannot upload {} bytes as {ty}, which has {}", data.len(), ty.host_bytes());
+            return Err(Error::Argument(message));
+        }
+        let (buffer, done) = self.buffer_from_host(data, ty, None, device, HostBufferSemantics::OnlyDuringCall)?;
         done.wait()?;
         Ok(buffer)
+    }
+
+    /// Starts to copy an array to `device`. Of an array that is not row-major and dense, `strides` are the bytes from one
+    /// element to the next in each dimension.
+    pub fn start_upload(
+        &self,
+        data: HostBytes,
+        ty: &TensorType,
+        strides: Option<&[i64]>,
+        device: &Device,
+    ) -> Result<Upload> {
+        let needed = strides.map_or(ty.host_bytes(), |strides| {
+            let last = ty.dims.iter().zip(strides).map(|(dim, stride)| (dim - 1) * stride).sum::<i64>();
+            if ty.elements() == 0 { 0 } else { last as usize + ty.element_type.host_bits() / 8 }
+        });
+        if data.bytes().len() != needed || strides.is_some_and(|s| s.len() != ty.dims.len() || s.iter().any(|&s| s < 0))
+        {
+            let message = format!("cannot upload {} bytes as {ty}, which has {needed}", data.bytes().len());
+            return Err(Error::Argument(message));
+        }
+        let semantics = HostBufferSemantics::UntilTransferCompletes;
+        let (buffer, done) = self.buffer_from_host(data.bytes(), ty, strides, device, semantics)?;
+        Ok(Upload { buffer: Some(buffer), done: Some(done), _memory: data })
     }
 
     /// Like [`Self::upload`], for numbers.
@@ -126,29 +154,33 @@ impl Client {
     /// Makes a buffer that borrows host memory for its whole life, where the plugin can (the CPU plugin, if the address is
     /// a multiple of 64; otherwise it copies). The memory is released when the plugin is done with it.
     pub fn borrow(&self, data: HostBytes, ty: &TensorType, device: &Device) -> Result<Buffer> {
-        let (buffer, done) = self.buffer_from_host(data.bytes(), ty, device, HostBufferSemantics::ImmutableZeroCopy)?;
+        if data.bytes().len() != ty.host_bytes() {
+            let message = format!("cannot borrow {} bytes as {ty}, which has {}", data.bytes().len(), ty.host_bytes());
+            return Err(Error::Argument(message));
+        }
+        let (buffer, done) = self.buffer_from_host(data.bytes(), ty, None, device, HostBufferSemantics::ZeroCopy)?;
         // The event fires after the buffer is destroyed: waiting for it here would never return.
         done.drop_when_ready(data)?;
         Ok(buffer)
     }
 
+    /// The caller has checked that the array of these strides lies in `data`.
     fn buffer_from_host(
         &self,
         data: &[u8],
         ty: &TensorType,
+        strides: Option<&[i64]>,
         device: &Device,
         semantics: HostBufferSemantics,
     ) -> Result<(Buffer, Event)> {
-        if data.len() != ty.host_bytes() {
-            let message = format!("cannot upload {} bytes as {ty}, which has {}", data.len(), ty.host_bytes());
-            return Err(Error::Argument(message));
-        }
         let out = self.api().call(ClientBufferFromHostBuffer {
             client: self.0.ptr,
             data: data.as_ptr().cast(),
             r#type: ty.element_type as c_int,
             dims: ty.dims.as_ptr(),
             num_dims: ty.dims.len(),
+            byte_strides: strides.map_or(std::ptr::null(), <[i64]>::as_ptr),
+            num_byte_strides: strides.map_or(0, <[i64]>::len),
             host_buffer_semantics: semantics as c_int,
             device: device.ptr,
             ..CStruct::zeroed()
@@ -179,6 +211,33 @@ impl Client {
             sent: vec![0; types.len()],
             pending: Vec::new(),
         })
+    }
+}
+
+/// An array on its way to a device, with the memory that is read for it.
+pub struct Upload {
+    buffer: Option<Buffer>,
+    done: Option<Event>,
+    _memory: HostBytes,
+}
+
+impl Upload {
+    /// Bytes of the array in host memory.
+    pub fn host_bytes(&self) -> usize {
+        self.buffer.as_ref().map_or(0, |buffer| buffer.ty().host_bytes())
+    }
+
+    /// Waits until the host's memory is no more needed. What is done with the buffer waits for the rest.
+    pub fn wait(mut self) -> Result<Buffer> {
+        self.done.take().map_or(Ok(()), Event::wait)?;
+        Ok(self.buffer.take().expect("it is taken here only"))
+    }
+}
+
+impl Drop for Upload {
+    /// The memory must outlive the transfer.
+    fn drop(&mut self) {
+        let _ = self.done.take().map(Event::wait);
     }
 }
 

@@ -20,7 +20,7 @@ mod topology;
 pub use abi::{Layout as AbiLayout, SLOT_NAMES as ABI_SLOT_NAMES, layouts as abi_layouts};
 pub use api::{Api, Options, Value};
 pub use buffer::Buffer;
-pub use client::{Client, Device, Memory, MemoryStats, TransferManager};
+pub use client::{Client, Device, Memory, MemoryStats, TransferManager, Upload};
 pub use compile_options::CompileOptions;
 pub use element_type::ElementType;
 pub use error::{Code, Error, Result};

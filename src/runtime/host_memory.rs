@@ -1,13 +1,11 @@
 //! Memory of the host, which is the devices' memory on CPU.
 
 use super::error::{Error, Result};
-use crate::gemma::Target;
 
-/// On CPU: refuses an allocation of `bytes` that the machine has no memory for, before the kernel kills the process for it.
-/// Other platforms have memory of their own, and say themselves when it is full.
-pub(super) fn require(target: Target, bytes: u64, doing: impl FnOnce() -> String) -> Result<()> {
+/// Refuses an allocation of `bytes` that the machine has no memory for, before the kernel kills the process for it.
+pub(super) fn require(bytes: u64, doing: impl FnOnce() -> String) -> Result<()> {
     match available() {
-        Some(available) if target.is_cpu() && bytes > available => {
+        Some(available) if bytes > available => {
             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
             let message = format!("it needs {:.1} GiB, {:.1} GiB are available", gib(bytes), gib(available));
             Err(Error::OutOfMemory { doing: doing(), message })
@@ -17,7 +15,7 @@ pub(super) fn require(target: Target, bytes: u64, doing: impl FnOnce() -> String
 }
 
 /// Bytes that can be allocated without swapping, where the kernel tells.
-fn available() -> Option<u64> {
+pub(super) fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)

@@ -6,11 +6,11 @@ use super::{
     bridge::tensor_type,
     buckets::{self, MAX_PREFILL, chunks, window_for},
     error::{Error, Result, While},
-    host_memory,
     model::Model,
 };
 use crate::{
-    gemma::{Output, Program, ProgramSpec},
+    gemma::{Output, Program, ProgramSpec, zeros},
+    hlo::Shape,
     pjrt::{Arg, Buffer, ElementType, Executable, TensorType},
     sampling::{Params, Sampler},
 };
@@ -31,7 +31,7 @@ pub struct Session {
     model: Arc<Model>,
     slots: i64,
     cache_len: i64,
-    /// `[device][layer * arrays of a layer + array]`; empty after a failed step, which takes the caches with it.
+    /// `[device][array]`; empty after a failed step, which takes the caches with it.
     caches: Vec<Vec<Buffer>>,
 }
 
@@ -50,21 +50,24 @@ impl Session {
     /// masks by 0, so it must be finite).
     pub fn new(model: Arc<Model>, slots: i64, cache_len: i64) -> Result<Self> {
         let spec = model.spec(Program::Decode { output: Output::Token(Sampler::Greedy) }, slots, cache_len, cache_len);
-        let of_layer: Vec<TensorType> = spec.cache_arrays().iter().map(|(_, shape)| tensor_type(shape)).collect();
-        let types: Vec<&TensorType> = (0..model.config.num_hidden_layers).flat_map(|_| &of_layer).collect();
-        let needed = types.iter().map(|ty| ty.host_bytes() as u64).sum::<u64>() * model.devices.len() as u64;
-        host_memory::require(model.target, needed, || {
-            format!("allocating the KV cache of {slots} x {cache_len} tokens")
-        })?;
-        let zeros = vec![0u8; of_layer.iter().map(TensorType::host_bytes).max().unwrap_or_default()];
-        let allocate = |device| -> Result<Vec<Buffer>> {
-            let one = |ty: &&TensorType| {
-                let doing = || format!("allocating the KV cache of {slots} x {cache_len} tokens");
-                model.client.upload(&zeros[..ty.host_bytes()], ty, device).during(doing)
+        let types: Vec<TensorType> = spec.cache_arrays().iter().map(|(_, shape)| tensor_type(shape)).collect();
+        let doing = || format!("allocating the KV cache of {slots} x {cache_len} tokens");
+        let programs = &model.programs;
+        let needed = types.iter().map(|ty| ty.host_bytes() as u64).sum::<u64>() * programs.devices.len() as u64;
+        programs.require_memory(needed, doing)?;
+        let caches = if spec.target.stacks_layers() {
+            // A few large arrays, made where they are.
+            let shapes: Vec<Shape> = spec.cache_arrays().into_iter().map(|(_, shape)| shape).collect();
+            let allocate = programs.make(format!("allocate-{}", spec.name()), || zeros("allocate_cache", &shapes))?;
+            allocate.execute(programs.devices.iter().map(|_| vec![]).collect()).during(doing)?.wait().during(doing)?
+        } else {
+            let zeros = vec![0u8; types.iter().map(TensorType::host_bytes).max().unwrap_or_default()];
+            let allocate = |device| -> Result<Vec<Buffer>> {
+                let one = |ty: &TensorType| programs.client.upload(&zeros[..ty.host_bytes()], ty, device).during(doing);
+                types.iter().map(one).collect()
             };
-            types.iter().map(one).collect()
+            programs.devices.iter().map(allocate).collect::<Result<_>>()?
         };
-        let caches = model.devices.iter().map(allocate).collect::<Result<_>>()?;
         Ok(Self { model, slots, cache_len, caches })
     }
 
@@ -247,9 +250,9 @@ impl Session {
     fn run(&mut self, program: &Executable, inputs: &[Input<'_>]) -> Result<Vec<Buffer>> {
         let doing = || "running a step".to_owned();
         let mut uploaded: Vec<Vec<Buffer>> = Vec::new();
-        for device in &self.model.devices {
+        for device in &self.model.programs.devices {
             let upload = |input: &Input<'_>| {
-                let client = &self.model.client;
+                let client = &self.model.programs.client;
                 match input {
                     Input::S32(v, dims) => {
                         client.upload_slice(v, &TensorType::new(ElementType::S32, dims.as_slice()), device)
@@ -264,9 +267,10 @@ impl Session {
             };
             uploaded.push(inputs.iter().map(upload).collect::<crate::pjrt::Result<_>>().during(doing)?);
         }
+        let weights = &self.model.weights()?.buffers;
         let caches = std::mem::take(&mut self.caches);
         let arrays = caches.first().map_or(0, Vec::len);
-        let args = uploaded.iter().zip(&self.model.weights).zip(caches).map(|((inputs, weights), caches)| {
+        let args = uploaded.iter().zip(weights).zip(caches).map(|((inputs, weights), caches)| {
             let kept = inputs.iter().chain(weights).map(Arg::Keep);
             kept.chain(caches.into_iter().map(Arg::Donate)).collect()
         });

@@ -1,7 +1,11 @@
 //! Putting weights on devices. On CPU a device's part is a view of the mapped file wherever that is possible; elsewhere it is
 //! copied there.
 
-use std::{borrow::Cow, ops::Range};
+use std::{
+    borrow::Cow,
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use super::{
     bridge::tensor_type,
@@ -21,7 +25,7 @@ use crate::{
 /// The model's tensors as this checkpoint stores them, each with its own.
 pub fn select<'c>(checkpoint: &'c Checkpoint, config: &Config) -> Result<(StoredTypes, Vec<(TensorSpec, &'c Tensor)>)> {
     let stored = stored_types(checkpoint, config);
-    stored.check(config, Mesh::SINGLE)?;
+    stored.check(Target::Cpu { kernels: true }, config, Mesh::SINGLE)?;
     let specs = parameters(config, &stored);
     let packed: Vec<Shape> = specs.iter().map(|s| packed_shape(stored.of(&s.name), &s.dims)).collect();
     let needed: Vec<(&str, &[i64])> = specs.iter().zip(&packed).map(|(s, p)| (s.name.as_str(), &p.dims[..])).collect();
@@ -47,7 +51,9 @@ fn stored_types(checkpoint: &Checkpoint, config: &Config) -> StoredTypes {
         Some(if found == DType::U8 { DType::S4 } else { found }) // two elements in a byte
     };
     let first = |is_matrix: bool| {
-        let mut specs = tensors(config).into_iter().filter(|spec| (spec.dims.len() == 2) == is_matrix);
+        // The usual type is that of the layers: embeddings may have more bits.
+        let of_layers = tensors(config).into_iter().filter(|spec| spec.name.starts_with("model.layers."));
+        let mut specs = of_layers.filter(|spec| (spec.dims.len() == 2) == is_matrix);
         specs.find_map(|spec| dtype(&spec.name)).unwrap_or(DType::BF16) // what is missing is said later
     };
     let mut stored = StoredTypes { norms: first(false), ..StoredTypes::uniform(first(true)) };
@@ -80,6 +86,8 @@ pub struct Placement {
     pub copied: u64,
     /// Part of `copied`, of matrices, that would have been borrowed if the file had aligned it.
     pub unaligned: u64,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// A device's part of a tensor, in the checkpoint's memory.
@@ -174,7 +182,7 @@ impl<'t> Part<'t> {
 }
 
 /// Four-bit elements, one to a byte, from pairs as [`Target::weight_shape`] describes them.
-fn unpack(pairs: &[u8]) -> Vec<u8> {
+pub(super) fn unpack(pairs: &[u8]) -> Vec<u8> {
     let step = |half: u8| half.wrapping_sub(8);
     let group = |bytes: &[u8]| -> Vec<u8> {
         bytes.iter().map(|byte| step(byte & 15)).chain(bytes.iter().map(|byte| step(byte >> 4))).collect()
@@ -199,8 +207,9 @@ pub(super) fn place(
     };
     let all = (0..devices.len()).flat_map(parts);
     let copies = all.filter(|part| part.borrowable(target).is_none()).map(|part| part.ty.host_bytes() as u64).sum();
-    host_memory::require(target, copies, || "copying weights that cannot be used where they lie".into())?;
+    host_memory::require(copies, || "copying weights that cannot be used where they lie".into())?;
 
+    let started = Instant::now();
     let mut placement = Placement::default();
     let mut placed = Vec::new();
     for (replica, device) in devices.iter().enumerate() {
@@ -215,6 +224,7 @@ pub(super) fn place(
         }
         placed.push(buffers);
     }
+    placement.took = started.elapsed();
     Ok((placed, placement))
 }
 

@@ -1,9 +1,10 @@
 //! Choosing the next token on the device: greedy, temperature, top-k, top-p, with noise that depends only on the request's
 //! seed and the token's position.
 //!
-//! Nothing here sorts the vocabulary or gathers it over devices. Top-k and top-p are both thresholds on the logits, found
-//! by bisection over the 2^32 values of an order-preserving integer key (`threshold`); the choice itself is an argmax of
-//! logits plus Gumbel noise. On a vocabulary split over devices each step costs one all-reduce of a scalar per row.
+//! Nothing here gathers the vocabulary over devices. Top-k and top-p are both thresholds on the logits, found by bisection
+//! over the 2^32 values of an order-preserving integer key (`threshold`); the choice itself is an argmax of logits plus
+//! Gumbel noise. Of a vocabulary that is split over devices, top-k up to [`MAX_TOP_K`] gathers each device's largest logits;
+//! without top-k, each step of the bisection costs one all-reduce of a scalar per row.
 
 mod random;
 mod threshold;
@@ -134,6 +135,23 @@ impl<'g> Candidates<'g> {
     /// All tokens of the device, `f32[rows, vocab / mesh.model]`.
     pub fn all(logits: Op<'g>) -> Self {
         Self { logits, tokens: None, vocab: logits.dim(1) }
+    }
+
+    /// The `most` largest logits of each device that shares the model, on all of them: one all-gather of so many numbers, after
+    /// which each device samples by itself. On one device, what there is.
+    pub fn merged(self, most: i64, mesh: Mesh) -> Self {
+        if mesh.model == 1 {
+            return self;
+        }
+        let [logits, tokens] =
+            self.tokens.map_or_else(|| self.logits.top_k(most.min(self.vocab)), |tokens| [self.logits, tokens]);
+        let tokens = tokens + token_offset(logits.graph(), self.vocab, mesh);
+        let [rows, n] = [logits.dim(0), logits.dim(1)];
+        let pair = [logits.bitcast_convert(DType::S32), tokens].map(|part| part.reshape(&[rows, 1, n]));
+        let all = mesh.gather(Op::concatenate(&pair, 1), 2); // [rows, 2, n * devices]
+        let [logits, tokens] = [0, 1].map(|i| all.slice_in_dim(1, i, i + 1).reshape(&[rows, n * mesh.model as i64]));
+        let vocab = self.vocab * mesh.model as i64;
+        Self { logits: logits.bitcast_convert(DType::F32), tokens: Some(tokens), vocab }
     }
 }
 

@@ -20,7 +20,7 @@ fn a_quantised_checkpoint_is_a_checkpoint() {
     let in_four_bits = home.path("smaller").to_str().unwrap().to_owned();
     let ran = home.run(&["quantize", "demo", "--weights", "int4", "--out", &in_four_bits]).ok();
     assert!(ran.stderr.contains("1.4 MiB of weights in int4, from 4.6 MiB"), "{}", ran.stderr);
-    for native in [&[][..], &["--native"]] {
+    for native in [&[][..], &["--lowering", "native"]] {
         let answer = home.run(&[&QUESTION[..], &[&in_four_bits], native].concat()).json();
         assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
         assert_eq!(answer["timings"]["weights_copied_bytes"], 0);
@@ -64,7 +64,7 @@ fn a_changed_model_is_quantised_anew() {
 #[test]
 fn keys_and_values_may_be_in_eight_bits() {
     let home = Home::new();
-    for native in [&[][..], &["--native"]] {
+    for native in [&[][..], &["--lowering", "native"]] {
         let answer = home.run(&[&QUESTION[..], &["demo", "--kv", "int8"], native].concat()).json();
         assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
     }

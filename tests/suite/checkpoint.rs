@@ -10,7 +10,7 @@ use gemma_pjrt::{
 };
 use serde_json::{Value, json};
 
-use crate::common::{Golden, assert_close, golden_config, golden_dir, platform, several_devices};
+use crate::common::{Golden, KERNELS, NATIVE, assert_close, golden_config, golden_dir, platform, several_devices};
 
 fn specs(config: &Config) -> Vec<(String, Vec<i64>)> {
     tensors(config).into_iter().map(|t| (t.name, t.dims)).collect()
@@ -73,9 +73,9 @@ fn shards_prefixes_and_types_make_no_difference() {
             fs::write(dir.path().join("model.safetensors.index.json"), json!({"weight_map": map}).to_string()).unwrap();
         }
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, kernels: true };
-        let model = Model::load(platform(), &checkpoint, config.clone(), options, |_| ()).unwrap();
-        assert_eq!(model.placement().copied, 0, "aligned tensors are used in place");
+        let options = ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32 };
+        let model = Model::load(platform(), &checkpoint, config.clone(), options, |_| (), Box::new(|_, _| ())).unwrap();
+        assert_eq!(model.placement().unwrap().copied, 0, "aligned tensors are used in place");
         let mut session = Session::new(model.into(), 1, 256).unwrap();
         let logits = session.score(prompt, true).unwrap().logits.unwrap();
         // f16 has more digits than bf16 but not its range: these weights fit.
@@ -99,13 +99,19 @@ fn unaligned_tensors_are_used_where_they_lie() {
         moved.extend_from_slice(&bytes[8 + header_len..]);
         fs::write(dir.path().join("model.safetensors"), moved).unwrap();
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        for (model, kernels) in [(1, true), (2, true), (1, false)] {
+        for (model, target) in [(1, KERNELS), (2, KERNELS), (1, NATIVE)] {
             let mesh = Mesh { data: 1, model };
-            let options = ModelOptions { mesh, compute: DType::F32, kv: DType::F32, kernels };
-            let model = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| ()).unwrap();
-            let placed = model.placement();
-            assert_eq!((placed.unaligned > 0, placed.borrowed > 0), (!kernels, kernels), "{off} {mesh} {placed:?}");
-            if mesh == Mesh::SINGLE && kernels {
+            let options = ModelOptions { target, mesh, compute: DType::F32, kv: DType::F32 };
+            let model =
+                Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| (), Box::new(|_, _| ()))
+                    .unwrap();
+            let placed = model.placement().unwrap();
+            assert_eq!(
+                (placed.unaligned > 0, placed.borrowed > 0),
+                (target == NATIVE, target == KERNELS),
+                "{off} {mesh} {placed:?}"
+            );
+            if mesh == Mesh::SINGLE && target == KERNELS {
                 assert!(placed.copied < placed.borrowed / 20, "only norms are copied: {placed:?}");
             }
             let mut session = Session::new(model.into(), 1, 256).unwrap();
@@ -199,8 +205,9 @@ fn a_checkpoint_of_another_model_is_one_error_that_lists_all() {
     write_safetensors(&dir.path().join("model.safetensors"), &list, |i, out| out.write_all(&zeros(sizes[i]))).unwrap();
 
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, kernels: true };
-    let error = Model::load(platform(), &checkpoint, config, options, |_| ()).err().unwrap().to_string();
+    let options = ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32 };
+    let error =
+        Model::load(platform(), &checkpoint, config, options, |_| (), Box::new(|_, _| ())).err().unwrap().to_string();
     for words in [
         "1 missing:\n    model.layers.1.mlp.up_proj.weight [256, 64]",
         "model.layers.0.self_attn.q_proj.weight: expected [128, 64], found [64, 128]",

@@ -8,7 +8,7 @@ use std::{
 use gemma_pjrt::{
     checkpoint::Checkpoint,
     download::Progress,
-    gemma::Config,
+    gemma::{Config, Target},
     hlo::{DType, Graph, Literal, Mesh, Module, Op, Shape},
     pjrt::{Arg, CompileOptions, Device, Program, TensorType},
     runtime::{Model, ModelOptions, Platform, PlatformRequest, element_type, signature},
@@ -120,11 +120,14 @@ pub fn golden_config(model: &str) -> Config {
     Config::parse(&std::fs::read_to_string(golden_dir(model).join("config.json")).unwrap()).unwrap().0
 }
 
+pub const KERNELS: Target = Target::Cpu { kernels: true };
+pub const NATIVE: Target = Target::Cpu { kernels: false };
+
 /// A golden model on the first devices of the shared client.
-pub fn golden_model(model: &str, mesh: Mesh, compute: DType, kernels: bool) -> Arc<Model> {
+pub fn golden_model(model: &str, mesh: Mesh, compute: DType, target: Target) -> Arc<Model> {
     let checkpoint = Checkpoint::open(&golden_dir(model)).unwrap();
-    let options = ModelOptions { mesh, compute, kv: compute, kernels };
-    Arc::new(Model::load(platform(), &checkpoint, golden_config(model), options, |_| ()).unwrap())
+    let options = ModelOptions { target, mesh, compute, kv: compute };
+    Arc::new(Model::load(platform(), &checkpoint, golden_config(model), options, |_| (), Box::new(|_, _| ())).unwrap())
 }
 
 /// What transformers computed, see scripts/reference/goldens.py.

@@ -9,7 +9,7 @@ use std::{
 use gemma_pjrt::{
     checkpoint::{Checkpoint, Quantization, write_quantized},
     demo,
-    gemma::Config,
+    gemma::{Config, Target},
     hlo::{DType, Mesh},
     runtime::{Conversation, Model, ModelOptions, Session},
     sampling::Params,
@@ -17,7 +17,7 @@ use gemma_pjrt::{
 };
 use serde_json::Value;
 
-use crate::common::{platform, several_devices};
+use crate::common::{KERNELS, platform, several_devices};
 
 struct Item {
     skill: String,
@@ -48,13 +48,31 @@ fn demo_model(mesh: Mesh, compute: DType) -> Arc<Model> {
     load(&demo::checkpoint(), mesh, compute)
 }
 
+/// The programs of a TPU, on the CPU.
+#[test]
+fn answers_are_the_same_by_a_tpus_programs() {
+    let _alone = several_devices();
+    let items: Vec<Item> = held_out().into_iter().step_by(4).collect();
+    let expected: Vec<Answers> = transformers_answers().into_iter().step_by(4).collect();
+    for mesh in [Mesh::SINGLE, Mesh { data: 1, model: 4 }] {
+        let options = ModelOptions { target: Target::Tpu, mesh, compute: DType::F32, kv: DType::F32 };
+        let found = answers(&load_with(&demo::checkpoint(), options), &items, true);
+        assert!(
+            found == expected,
+            "{mesh}: {} of {} differ",
+            found.iter().zip(&expected).filter(|(a, b)| a != b).count(),
+            items.len()
+        );
+    }
+}
+
 fn load(checkpoint: &Checkpoint, mesh: Mesh, compute: DType) -> Arc<Model> {
-    load_with(checkpoint, ModelOptions { mesh, compute, kv: compute, kernels: true })
+    load_with(checkpoint, ModelOptions { target: KERNELS, mesh, compute, kv: compute })
 }
 
 fn load_with(checkpoint: &Checkpoint, options: ModelOptions) -> Arc<Model> {
     let config = Config::parse(demo::CONFIG).unwrap().0;
-    Arc::new(Model::load(platform(), checkpoint, config, options, |_| ()).unwrap())
+    Arc::new(Model::load(platform(), checkpoint, config, options, |_| (), Box::new(|_, _| ())).unwrap())
 }
 
 fn tokenizer() -> &'static Tokenizer {
@@ -185,7 +203,7 @@ fn quantised_answers_are_as_good() {
 fn answers_from_a_quantised_cache_are_as_good() {
     let items = held_out();
     let (original, _) = scores(&items, &transformers_answers());
-    let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::S8, kernels: true };
+    let options = ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::S8 };
     let model = load_with(&demo::checkpoint(), options);
     let (all, by_skill) = scores(&items, &answers(&model, &items, true));
     println!("all {all:.3} {by_skill:.2?}");

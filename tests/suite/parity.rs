@@ -2,30 +2,34 @@
 //! chunks, in any slot.
 
 use gemma_pjrt::{
+    gemma::Target,
     hlo::{DType, Mesh},
     runtime::{FinishReason, Request, Session, generate},
     sampling::Params,
 };
 
-use crate::common::{Golden, assert_close, golden_config, golden_model, several_devices};
+use crate::common::{Golden, KERNELS, NATIVE, assert_close, golden_config, golden_model, several_devices};
 
 const MODELS: [&str; 3] = ["mha", "mqa", "gqa"];
 const CACHE: i64 = 1024;
 const TP1: Mesh = Mesh::SINGLE;
 
-/// Each test runs with our kernels, and with XLA's own operations.
-macro_rules! with_kernels_and_without {
+/// Each test runs with our kernels, with XLA's own operations, and as on a TPU.
+macro_rules! on_every_target {
     ($($test:ident,)*) => {
         mod with_kernels {
-            $(#[test] fn $test() { super::$test(true) })*
+            $(#[test] fn $test() { super::$test(super::KERNELS) })*
         }
         mod native {
-            $(#[test] fn $test() { super::$test(false) })*
+            $(#[test] fn $test() { super::$test(super::NATIVE) })*
+        }
+        mod tpu {
+            $(#[test] fn $test() { super::$test(super::Target::Tpu) })*
         }
     };
 }
 
-with_kernels_and_without! {
+on_every_target! {
     f32_logits_are_those_of_transformers_at_every_position,
     f32_greedy_continuations_are_those_of_transformers,
     every_layer_is_that_of_transformers,
@@ -44,34 +48,34 @@ fn mesh(model: usize) -> Mesh {
     Mesh { data: 1, model }
 }
 
-fn greedy(model: &str, mesh: Mesh, prompt: &[u32], tokens: usize, kernels: bool) -> Vec<u32> {
-    let mut session = Session::new(golden_model(model, mesh, DType::F32, kernels), 1, CACHE).unwrap();
+fn greedy(model: &str, mesh: Mesh, prompt: &[u32], tokens: usize, target: Target) -> Vec<u32> {
+    let mut session = Session::new(golden_model(model, mesh, DType::F32, target), 1, CACHE).unwrap();
     let request = Request { prompt, cached: 0, max_tokens: tokens, params: Params::GREEDY, stop_ids: &[] };
     let generation = generate(&mut session, &request, |_| None).unwrap();
     assert_eq!(generation.finish_reason, FinishReason::Length);
     generation.tokens
 }
 
-fn f32_logits_are_those_of_transformers_at_every_position(kernels: bool) {
+fn f32_logits_are_those_of_transformers_at_every_position(target: Target) {
     for model in MODELS {
         let golden = Golden::read(model);
-        let mut session = Session::new(golden_model(model, TP1, DType::F32, kernels), 1, CACHE).unwrap();
+        let mut session = Session::new(golden_model(model, TP1, DType::F32, target), 1, CACHE).unwrap();
         let scored = session.score(&golden.ids("prompt"), true).unwrap();
         assert_close(&scored.logits.unwrap(), &golden.f32s("logits"), 1e-4);
     }
 }
 
-fn f32_greedy_continuations_are_those_of_transformers(kernels: bool) {
+fn f32_greedy_continuations_are_those_of_transformers(target: Target) {
     for model in MODELS {
         let golden = Golden::read(model);
-        assert_eq!(greedy(model, TP1, &golden.ids("prompt"), 64, kernels), golden.ids("greedy"), "{model}");
+        assert_eq!(greedy(model, TP1, &golden.ids("prompt"), 64, target), golden.ids("greedy"), "{model}");
     }
 }
 
-fn every_layer_is_that_of_transformers(kernels: bool) {
+fn every_layer_is_that_of_transformers(target: Target) {
     let golden = Golden::read("mqa");
     let prompt = &golden.ids("prompt")[..32];
-    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, kernels), 1, CACHE).unwrap();
+    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, target), 1, CACHE).unwrap();
     let trace = session.trace(prompt).unwrap();
     let config = golden_config("mqa");
     let layers: Vec<&[f32]> = trace.chunks_exact(32 * config.hidden_size as usize).collect();
@@ -91,11 +95,11 @@ fn percentiles(found: &[f32], expected: &[f32]) -> [f32; 4] {
 }
 
 /// bf16 loses no more than transformers' own bf16 does, against the same f32 logits.
-fn bf16_is_no_worse_than_that_of_transformers(kernels: bool) {
+fn bf16_is_no_worse_than_that_of_transformers(target: Target) {
     for model in MODELS {
         let golden = Golden::read(model);
         let expected = golden.f32s("logits");
-        let mut session = Session::new(golden_model(model, TP1, DType::BF16, kernels), 1, CACHE).unwrap();
+        let mut session = Session::new(golden_model(model, TP1, DType::BF16, target), 1, CACHE).unwrap();
         let scored = session.score(&golden.ids("prompt"), true).unwrap();
         let ours = percentiles(&scored.logits.unwrap(), &expected);
         let theirs = golden.f32s("bf16_error");
@@ -116,32 +120,29 @@ fn bf16_is_no_worse_than_that_of_transformers(kernels: bool) {
     }
 }
 
-fn any_number_of_devices_gives_the_same_tokens(kernels: bool) {
+fn any_number_of_devices_gives_the_same_tokens(target: Target) {
     let _alone = several_devices();
     for model in MODELS {
         let golden = Golden::read(model);
         let prompt = golden.ids("prompt");
         for devices in [2, 4, 8] {
-            assert_eq!(
-                greedy(model, mesh(devices), &prompt, 64, kernels),
-                golden.ids("greedy"),
-                "{model} on {devices}"
-            );
+            assert_eq!(greedy(model, mesh(devices), &prompt, 64, target), golden.ids("greedy"), "{model} on {devices}");
         }
     }
     // Data rows repeat the work of a single request.
     let golden = Golden::read("gqa");
-    let tokens = greedy("gqa", Mesh { data: 2, model: 2 }, &golden.ids("prompt"), 64, kernels);
-    assert_eq!(tokens, golden.ids("greedy"));
+    for mesh in [Mesh { data: 2, model: 2 }, Mesh { data: 2, model: 4 }] {
+        assert_eq!(greedy("gqa", mesh, &golden.ids("prompt"), 64, target), golden.ids("greedy"), "{mesh}");
+    }
 }
 
-fn any_number_of_devices_gives_the_same_logits_and_likelihoods(kernels: bool) {
+fn any_number_of_devices_gives_the_same_logits_and_likelihoods(target: Target) {
     let _alone = several_devices();
     for devices in [2, 4, 8] {
         for model in MODELS {
             let golden = Golden::read(model);
             let prompt = &golden.ids("prompt")[..48];
-            let mut session = Session::new(golden_model(model, mesh(devices), DType::F32, kernels), 1, CACHE).unwrap();
+            let mut session = Session::new(golden_model(model, mesh(devices), DType::F32, target), 1, CACHE).unwrap();
             let scored = session.score(prompt, true).unwrap();
             let vocab = golden_config(model).vocab_size as usize;
             let expected = &golden.f32s("logits")[..48 * vocab];
@@ -161,22 +162,22 @@ fn logprobs(logits: &[f32], tokens: &[u32], vocab: usize) -> Vec<f32> {
     logits.chunks_exact(vocab).zip(&tokens[1..]).map(one).collect()
 }
 
-fn likelihoods_are_the_log_softmax_of_the_logits(kernels: bool) {
+fn likelihoods_are_the_log_softmax_of_the_logits(target: Target) {
     let golden = Golden::read("mqa");
     let prompt = golden.ids("prompt");
-    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, kernels), 1, CACHE).unwrap();
+    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, target), 1, CACHE).unwrap();
     let scored = session.score(&prompt, false).unwrap();
     assert_eq!(scored.logits, None);
     assert_close(&scored.logprobs, &logprobs(&golden.f32s("logits"), &prompt, 256), 1e-5);
 }
 
 /// Token by token, in odd pieces, or at once: the same logits.
-fn prefill_then_decode_equals_one_prefill(kernels: bool) {
+fn prefill_then_decode_equals_one_prefill(target: Target) {
     let golden = Golden::read("mqa");
     let prompt = golden.ids("prompt");
     let vocab = 256;
     let expected = |position: usize| golden.f32s("logits")[position * vocab..(position + 1) * vocab].to_vec();
-    let model = golden_model("mqa", TP1, DType::F32, kernels);
+    let model = golden_model("mqa", TP1, DType::F32, target);
     let mut session = Session::new(model.clone(), 1, CACHE).unwrap();
     assert_close(&session.prefill_logits(0, 0, &prompt[..300]).unwrap(), &expected(299), 1e-4);
     for (position, &token) in (300..320).zip(&prompt[300..]) {
@@ -193,12 +194,12 @@ fn prefill_then_decode_equals_one_prefill(kernels: bool) {
 }
 
 /// 8000 tokens in chunks of 512, and in chunks of 128 by another program: the same logits, up to the end of the context.
-fn long_prompts_are_prefilled_in_chunks(kernels: bool) {
+fn long_prompts_are_prefilled_in_chunks(target: Target) {
     let prompt: Vec<u32> = Golden::read("mqa").ids("prompt").into_iter().cycle().take(8000).collect();
-    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, kernels), 1, 8192).unwrap();
+    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, target), 1, 8192).unwrap();
     let logits = session.prefill_logits(0, 0, &prompt).unwrap();
     let next = session.decode_logits(&[5], &[8000]).unwrap();
-    let mut other = Session::new(golden_model("mqa", TP1, DType::F32, kernels), 1, 8192).unwrap();
+    let mut other = Session::new(golden_model("mqa", TP1, DType::F32, target), 1, 8192).unwrap();
     let text: Vec<u32> = prompt.iter().copied().chain([5]).collect();
     let scored = other.score(&text, true).unwrap().logits.unwrap();
     let rows: Vec<&[f32]> = scored.chunks_exact(256).collect();
@@ -207,8 +208,8 @@ fn long_prompts_are_prefilled_in_chunks(kernels: bool) {
 }
 
 /// Three sequences of different lengths in one batch: each gives what it gives alone.
-fn slots_do_not_see_each_other(kernels: bool) {
-    let model = golden_model("gqa", TP1, DType::F32, kernels);
+fn slots_do_not_see_each_other(target: Target) {
+    let model = golden_model("gqa", TP1, DType::F32, target);
     let all = Golden::read("mqa").ids("prompt");
     let prompts = [&all[..40], &all[100..109], &all[7..70]];
     let params = [
@@ -247,11 +248,11 @@ fn slots_do_not_see_each_other(kernels: bool) {
     assert_eq!(together, alone);
 }
 
-fn the_same_seed_draws_the_same_tokens_on_any_mesh(kernels: bool) {
+fn the_same_seed_draws_the_same_tokens_on_any_mesh(target: Target) {
     let _alone = several_devices();
     let prompt = Golden::read("mqa").ids("prompt")[..30].to_vec();
     let draw = |devices: usize, seed: u64| {
-        let mut session = Session::new(golden_model("mqa", mesh(devices), DType::F32, kernels), 1, 256).unwrap();
+        let mut session = Session::new(golden_model("mqa", mesh(devices), DType::F32, target), 1, 256).unwrap();
         let params = Params { temperature: 1.3, top_k: 100, top_p: 0.95, seed };
         let request = Request { prompt: &prompt, cached: 0, max_tokens: 32, params, stop_ids: &[] };
         generate(&mut session, &request, |_| None).unwrap().tokens
@@ -263,8 +264,8 @@ fn the_same_seed_draws_the_same_tokens_on_any_mesh(kernels: bool) {
     assert_ne!(draw(1, 2), first);
 }
 
-fn tokens_that_do_not_fit_the_cache_are_refused(kernels: bool) {
-    let mut session = Session::new(golden_model("mha", TP1, DType::F32, kernels), 1, 256).unwrap();
+fn tokens_that_do_not_fit_the_cache_are_refused(target: Target) {
+    let mut session = Session::new(golden_model("mha", TP1, DType::F32, target), 1, 256).unwrap();
     let error = session.prefill(0, 250, &[2; 10], &Params::GREEDY).unwrap_err().to_string();
     assert!(error.contains("256") && error.contains("--context"), "{error}");
     assert!(session.prefill(1, 0, &[2], &Params::GREEDY).is_err());

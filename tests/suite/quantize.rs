@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use gemma_pjrt::{
     checkpoint::{Checkpoint, Quantization, Tensor, quantize, write_quantized},
+    gemma::Target,
     hlo::{DType, Mesh},
     runtime::{Model, ModelOptions, Session},
 };
 use half::{bf16, f16};
 
-use crate::common::{Golden, assert_close, golden_config, golden_dir, platform, several_devices};
+use crate::common::{Golden, KERNELS, NATIVE, assert_close, golden_config, golden_dir, platform, several_devices};
 
 /// The checkpoint of a golden model, quantised. The directory lives as long as it is used.
 fn quantised(model: &str, how: Quantization) -> (tempfile::TempDir, Checkpoint) {
@@ -20,9 +21,10 @@ fn quantised(model: &str, how: Quantization) -> (tempfile::TempDir, Checkpoint) 
     (dir, written)
 }
 
-fn logits(checkpoint: &Checkpoint, model: &str, mesh: Mesh, kv: DType, kernels: bool) -> Vec<f32> {
-    let options = ModelOptions { mesh, compute: DType::F32, kv, kernels };
-    let loaded = Model::load(platform(), checkpoint, golden_config(model), options, |_| ()).unwrap();
+fn logits(checkpoint: &Checkpoint, model: &str, mesh: Mesh, kv: DType, target: Target) -> Vec<f32> {
+    let options = ModelOptions { target, mesh, compute: DType::F32, kv };
+    let loaded =
+        Model::load(platform(), checkpoint, golden_config(model), options, |_| (), Box::new(|_, _| ())).unwrap();
     let mut session = Session::new(Arc::new(loaded), 1, 256).unwrap();
     session.score(&Golden::read(model).ids("prompt")[..48], true).unwrap().logits.unwrap()
 }
@@ -103,7 +105,9 @@ fn each_group_is_rounded_to_sixteen_steps() {
     }
 }
 
-/// With kernels and without, on one device and on several: the same model.
+const TPU: Target = Target::Tpu;
+
+/// With kernels and without, as on a TPU, on one device and on several: the same model.
 #[test]
 fn a_quantised_model_is_the_same_model_everywhere() {
     let _alone = several_devices();
@@ -115,13 +119,13 @@ fn a_quantised_model_is_the_same_model_everywhere() {
         ("gqa", Quantization::Int4, 0.5),
     ] {
         let (_dir, checkpoint) = quantised(model, how);
-        let expected = logits(&checkpoint, model, Mesh::SINGLE, DType::F32, false);
-        for (devices, kernels) in [(1, true), (2, false), (2, true), (4, true)] {
+        let expected = logits(&checkpoint, model, Mesh::SINGLE, DType::F32, NATIVE);
+        for (devices, target) in [(1, KERNELS), (2, NATIVE), (2, KERNELS), (4, KERNELS), (1, TPU), (2, TPU), (4, TPU)] {
             let mesh = Mesh { data: 1, model: devices };
             if how == Quantization::Int4 && devices == 4 {
                 continue; // rows of these models are too short to be split so often
             }
-            assert_close(&logits(&checkpoint, model, mesh, DType::F32, kernels), &expected, 1e-4);
+            assert_close(&logits(&checkpoint, model, mesh, DType::F32, target), &expected, 1e-4);
         }
         // And close to the one that it was made of.
         let error = error_at_99_percent(&expected, model);
@@ -145,9 +149,9 @@ fn a_cache_in_eight_bits_is_the_same_everywhere() {
     let _alone = several_devices();
     for model in ["mha", "mqa", "gqa"] {
         let checkpoint = Checkpoint::open(&golden_dir(model)).unwrap();
-        let expected = logits(&checkpoint, model, Mesh::SINGLE, DType::S8, false);
-        for (devices, kernels) in [(1, true), (2, false), (4, true)] {
-            let found = logits(&checkpoint, model, Mesh { data: 1, model: devices }, DType::S8, kernels);
+        let expected = logits(&checkpoint, model, Mesh::SINGLE, DType::S8, NATIVE);
+        for (devices, target) in [(1, KERNELS), (2, NATIVE), (4, KERNELS), (1, TPU), (4, TPU)] {
+            let found = logits(&checkpoint, model, Mesh { data: 1, model: devices }, DType::S8, target);
             // A step is a 127th: where two devices round to different ones, logits differ by more than sums do.
             assert_close(&found, &expected, 2e-2);
         }
@@ -161,8 +165,12 @@ fn a_cache_in_eight_bits_is_the_same_everywhere() {
 #[test]
 fn groups_are_not_split() {
     let (_dir, checkpoint) = quantised("mqa", Quantization::Int4);
-    let options = ModelOptions { mesh: Mesh { data: 1, model: 8 }, compute: DType::F32, kv: DType::F32, kernels: true };
-    let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| ()).err().unwrap().to_string();
+    let options =
+        ModelOptions { target: KERNELS, mesh: Mesh { data: 1, model: 8 }, compute: DType::F32, kv: DType::F32 };
+    let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| (), Box::new(|_, _| ()))
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("whole groups of 32") && error.contains("--weights int8"), "{error}");
 }
 
@@ -197,9 +205,11 @@ fn what_cannot_be_quantised_is_refused() {
         })
         .unwrap();
         let checkpoint = Checkpoint::open(broken.path()).unwrap();
-        let options = ModelOptions { mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, kernels: true };
-        let error =
-            Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| ()).err().unwrap().to_string();
+        let options = ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32 };
+        let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| (), Box::new(|_, _| ()))
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains(words), "{error}");
     }
 }

@@ -70,7 +70,17 @@ impl Graph {
         let entries: Vec<String> = attributes.iter().map(|(name, value)| format!("{name} = {value} : i64")).collect();
         let config = format!("{{{}}}", entries.join(", "));
         let ty = if let [one] = results { Type::Array(one.clone()) } else { Type::Tuple(results.to_vec()) };
-        let attributes = Attributes::CustomCall { target: target.to_owned(), config };
+        let attributes = Attributes::CustomCall { target: target.to_owned(), config, is_ffi: true };
         self.push("custom-call", ty, operands, attributes).elements()
+    }
+}
+
+impl Op<'_> {
+    /// The same, in row-major order in memory: keeps XLA from laying out what it comes from in another way.
+    #[track_caller]
+    pub fn row_major(self) -> Self {
+        let (target, config) = ("LayoutConstraint".to_owned(), String::new());
+        let attributes = Attributes::CustomCall { target, config, is_ffi: false };
+        self.graph().push("custom-call", Type::Array(self.shape()), &[self], attributes)
     }
 }
