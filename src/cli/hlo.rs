@@ -97,11 +97,23 @@ pub struct Args {
 
 /// How matrices are stored.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Stored {
+pub enum Stored {
     Bf16,
     F32,
     Int8,
     Int4,
+}
+
+impl Stored {
+    /// Of all tensors.
+    pub fn types(self) -> StoredTypes {
+        match self {
+            Self::Bf16 => StoredTypes::uniform(DType::BF16),
+            Self::F32 => StoredTypes::uniform(DType::F32),
+            Self::Int8 => StoredTypes::int8(DType::BF16),
+            Self::Int4 => StoredTypes::int4(DType::BF16),
+        }
+    }
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
@@ -182,19 +194,15 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
         mesh: args.mesh,
         compute: args.dtype.dtype(),
         kv: kv_dtype(args.kv, args.dtype),
-        stored: match args.weights {
-            Stored::Bf16 => StoredTypes::uniform(DType::BF16),
-            Stored::F32 => StoredTypes::uniform(DType::F32),
-            Stored::Int8 => StoredTypes::int8(DType::BF16),
-            Stored::Int4 => StoredTypes::int4(DType::BF16),
-        },
+        stored: args.weights.types(),
         slots: args.slots,
         cache_len: args.context,
         window,
     })
 }
 
-fn config(name: &str) -> Result<Config> {
+/// A preset, or what a config.json says.
+pub fn config(name: &str) -> Result<Config> {
     if let Some(config) = Config::preset(name) {
         return Ok(config);
     }

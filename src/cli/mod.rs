@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Results go to stdout, everything else to stderr.
 //!
-//! Exit codes: 0 done, 1 an error that is explained on stderr, 2 a wrong command line, 130 interrupted.
+//! Exit codes: 0 done, 1 an error that is explained on stderr, 2 a wrong command line, 3 a plan that does not fit,
+//! 130 interrupted.
 
 mod bench;
 mod chat;
@@ -12,6 +13,7 @@ mod inspect;
 mod interrupt;
 mod model_args;
 mod model_files;
+mod plan;
 mod plugins;
 mod process;
 mod progress;
@@ -43,6 +45,8 @@ enum Command {
     Score(score::Args),
     /// Measure speed, beside what this machine could do
     Bench(bench::Args),
+    /// Tell what a model needs of a machine that need not be here: memory, and the least time of a step
+    Plan(plan::Args),
     /// Print or write the HLO of a program, without loading weights
     Hlo(hlo::Args),
     /// Show the platform, its plugin and its devices
@@ -61,6 +65,8 @@ enum Command {
 pub(crate) enum Outcome {
     Done,
     Interrupted,
+    /// What was planned has no place on the machine.
+    DoesNotFit,
 }
 
 /// Runs the command line. `started` is when the process began.
@@ -74,6 +80,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Chat(args) => chat::run(&args, started),
         Command::Score(args) => score::run(&args, started),
         Command::Bench(args) => bench::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Hlo(args) => hlo::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Inspect(args) => inspect::run(&args),
@@ -83,6 +90,7 @@ pub fn main(started: Instant) -> ExitCode {
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::DoesNotFit) => ExitCode::from(3),
         Ok(Outcome::Interrupted) => ExitCode::from(130),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS, // the reader has enough
         Err(error) => {

@@ -248,36 +248,20 @@ impl ProgramSpec {
             graph.scalar(self.compute, 0.0).broadcast_to(&dims).dynamic_update_slice(x, &[zero; 3])
         });
         let parts = [&[x], caches, &weights, &positions.to_list()[..], traced.as_slice()];
-        let ends: Vec<usize> = parts
-            .iter()
-            .scan(1, |end, part| {
-                *end += part.len();
-                Some(*end)
-            })
-            .collect();
-        let state: Vec<Op<'g>> =
-            std::iter::once(graph.scalar(DType::S32, 0.0)).chain(parts.into_iter().flatten().copied()).collect();
-        let count = self.config.num_hidden_layers as f64;
-        let out = graph.while_loop(
-            &state,
-            |g, state| state[0].lt(g.scalar(DType::S32, count)),
-            |_, state| {
-                let part = |i: usize| &state[ends[i - 1]..ends[i]];
-                let layer = state[0];
-                let cache = Cache::take(&mut part(1).iter().copied(), self.kv).at(layer);
-                let weights = LayerWeights::take(&mut part(2).iter().copied(), forms).at(layer);
-                let positions = Positions::from_list(part(3), window);
-                let (x, cache) = decoder_layer(self.context(), state[1], &weights, cache, &positions);
-                let next = layer + 1.0;
-                let zero = layer.graph().scalar(DType::S32, 0.0);
-                let mut new = vec![next, x];
-                new.extend(cache.to_list());
-                new.extend(&state[ends[1]..ends[3]]);
-                new.extend(part(4).iter().map(|traced| traced.dynamic_update_slice(x, &[next, zero, zero])));
-                new
-            },
-        );
-        let hidden = if traced.is_some() { out[ends[3]] } else { out[1] };
+        let mut ends = parts.map(<[Op<'g>]>::len);
+        (1..ends.len()).for_each(|i| ends[i] += ends[i - 1]);
+        let out = graph.repeat(self.config.num_hidden_layers, &parts.concat(), |layer, state| {
+            let part = |i: usize| &state[ends[i - 1]..ends[i]];
+            let cache = Cache::take(&mut part(1).iter().copied(), self.kv).at(layer);
+            let weights = LayerWeights::take(&mut part(2).iter().copied(), forms).at(layer);
+            let positions = Positions::from_list(part(3), window);
+            let (x, cache) = decoder_layer(self.context(), state[0], &weights, cache, &positions);
+            let zero = layer.graph().scalar(DType::S32, 0.0);
+            let traced = part(4).iter().map(|traced| traced.dynamic_update_slice(x, &[layer + 1.0, zero, zero]));
+            let kept = state[ends[1]..ends[3]].iter().copied();
+            std::iter::once(x).chain(cache.to_list()).chain(kept).chain(traced).collect()
+        });
+        let hidden = if traced.is_some() { out[ends[3]] } else { out[0] };
         (vec![hidden], out[ends[0]..ends[1]].to_vec())
     }
 }

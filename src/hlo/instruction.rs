@@ -86,6 +86,8 @@ pub(super) enum Attributes {
     While {
         condition: usize,
         body: usize,
+        /// How often the body runs.
+        times: i64,
     },
     Conditional {
         branches: Vec<usize>,

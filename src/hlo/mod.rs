@@ -32,7 +32,7 @@ pub use graph::{Computation, Graph, Op, Scope};
 pub use instruction::{Comparison, DotDims, GatherDims};
 pub use literal::Literal;
 pub use mesh::Mesh;
-pub use module::Module;
+pub use module::{Collective, Module};
 pub use ops::Padding;
 pub use shape::{Shape, Type};
 pub use text::to_text;

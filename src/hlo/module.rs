@@ -19,6 +19,19 @@ pub struct Module {
     pub(super) aliases: Vec<(usize, usize)>,
 }
 
+/// An operation by which devices send each other arrays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Collective {
+    /// HLO's name for it.
+    pub op: &'static str,
+    /// Of the result, on one device.
+    pub bytes: i64,
+    /// Devices that take part in one.
+    pub devices: usize,
+    /// How often a program does it.
+    pub times: i64,
+}
+
 const ORIGINAL: i32 = 1;
 const TYPED_FFI: i32 = 4;
 const MAY_ALIAS: i32 = 1;
@@ -55,6 +68,33 @@ impl Module {
     /// Number of instructions in all computations.
     pub fn num_instructions(&self) -> usize {
         self.computations.iter().map(|c| c.instructions.len()).sum()
+    }
+
+    /// What devices send each other when the program runs.
+    pub fn collectives(&self) -> Vec<Collective> {
+        let mut all = Vec::new();
+        self.count_collectives(self.entry(), 1, &mut all);
+        all
+    }
+
+    fn count_collectives(&self, of: &ComputationData, times: i64, all: &mut Vec<Collective>) {
+        for instruction in &of.instructions {
+            match (&instruction.attributes, &instruction.ty) {
+                (Attributes::Collective { groups, .. }, Type::Array(shape)) => {
+                    let (op, bytes, devices) = (instruction.opcode, shape.bytes(), groups[0].len());
+                    let same = |c: &&mut Collective| (c.op, c.bytes, c.devices) == (op, bytes, devices);
+                    match all.iter_mut().find(same) {
+                        Some(known) => known.times += times,
+                        None => all.push(Collective { op, bytes, devices, times }),
+                    }
+                }
+                (Attributes::Call { apply }, _) => self.count_collectives(&self.computations[*apply], times, all),
+                (Attributes::While { body, times: turns, .. }, _) => {
+                    self.count_collectives(&self.computations[*body], times * turns, all);
+                }
+                _ => {}
+            }
+        }
     }
 
     /// The serialized `HloModuleProto` (format `"hlo"`).
@@ -159,7 +199,7 @@ impl Module {
                 out.is_stable = *stable;
                 out.called_computation_ids = vec![id_of(*compare)];
             }
-            Attributes::While { condition, body } => {
+            Attributes::While { condition, body, .. } => {
                 out.called_computation_ids = vec![id_of(*body), id_of(*condition)];
             }
             Attributes::Conditional { branches } => {

@@ -74,9 +74,17 @@ impl Api {
     pub fn prepare_for_absent_tpu() {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
-            for (name, value) in
-                [("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_LOG_DIR", "disabled")]
-            {
+            let variables = [
+                ("TPU_SKIP_MDS_QUERY", "1"),
+                ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+                ("TPU_LOG_DIR", "disabled"),
+                // What it would have read there, and warns about else.
+                ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
+                ("TPU_WORKER_HOSTNAMES", "localhost"),
+                ("TPU_MIN_LOG_LEVEL", "3"),
+                ("TPU_STDERR_LOG_LEVEL", "3"),
+            ];
+            for (name, value) in variables {
                 if std::env::var_os(name).is_none() {
                     // SAFETY: as in `set_log_level`.
                     unsafe { std::env::set_var(name, value) };

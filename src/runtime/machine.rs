@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prost::Message;
+
 use super::{
     error::{Error, Result, While},
     host_memory,
@@ -13,9 +15,8 @@ use super::{
 };
 use crate::{
     download::Progress,
-    gemma::ProgramSpec,
-    hlo::Module,
-    pjrt::{AotExecutable, Api, Client, CompileOptions, Device, Program, Topology, Value},
+    hlo::{Module, proto},
+    pjrt::{AotExecutable, Api, Client, CompileOptions, CompiledMemoryStats, Device, Program, Topology, Value},
     plugins::{self, Found, Kind},
 };
 
@@ -51,12 +52,36 @@ pub struct Machine {
 
 /// A program compiled for a [`Machine`].
 pub struct Compiled {
-    pub executable: AotExecutable,
+    name: String,
+    executable: AotExecutable,
     pub time: Duration,
+}
+
+impl Compiled {
+    /// Memory needed on each device.
+    pub fn memory_stats(&self) -> Result<CompiledMemoryStats> {
+        self.executable.memory_stats().during(|| format!("asking what memory {} needs", self.name))
+    }
+
+    /// The program as the plugin has optimised it; not all plugins tell.
+    pub fn optimized(&self) -> Result<proto::Module> {
+        let doing = || format!("reading the optimized program {}", self.name);
+        let (format, bytes) = self.executable.optimized_program().during(doing)?;
+        let module =
+            (format == "hlo_with_config").then(|| proto::ModuleWithConfig::decode(&bytes[..]).ok()?.module).flatten();
+        module.ok_or_else(|| Error::Invalid(format!("{}: its format, {format}, is not known", doing())))
+    }
+
+    /// In the plugin's own format.
+    pub fn serialize(&self) -> Result<Vec<u8>> {
+        self.executable.serialize().during(|| format!("serializing {}", self.name))
+    }
 }
 
 /// The NVIDIA H100's description, as XLA's own tools have it: the CUDA plugin compiles for it where there is none.
 const H100: &str = include_str!("h100_target_config.txtpb");
+/// Its memory in bytes, as the description tells.
+const H100_MEMORY: u64 = 84_942_979_072;
 
 impl Machine {
     /// Loads the plugin and asks it for the topology.
@@ -103,89 +128,93 @@ impl Machine {
         if plugins::tpu_chips().is_empty() {
             Api::prepare_for_absent_tpu();
         }
+        let api = load(Kind::Tpu, &plugin)?;
+        Self::slice(api, plugin, name, request.devices)
+    }
+
+    /// Another slice of TPUs, by the same plugin.
+    pub fn with_topology(&self, name: &str, devices: usize) -> Result<Self> {
+        Self::slice(self.api.clone(), self.plugin.clone(), name, devices)
+    }
+
+    fn slice(api: Api, plugin: Found, name: &str, devices: usize) -> Result<Self> {
         // Up to eight chips of v5e and v6e are one host; libtpu would think of hosts of four.
-        let shape: Vec<i64> =
-            name.split_once(':').map_or("", |(_, shape)| shape).split('x').filter_map(|d| d.parse().ok()).collect();
         let mut options = vec![];
-        if let [a, b] = shape[..]
+        if let [a, b] = slice_shape(name)[..]
             && a * b <= 8
             && ["v5e:", "v6e:"].iter().any(|generation| name.starts_with(generation))
         {
             options.push(("chips_per_host_bounds".to_owned(), Value::Ints(vec![a, b, 1])));
         }
-        Self::described(Kind::Tpu, name.to_owned(), plugin, request.devices, name, &options)
+        let topology = Topology::new(&api, name, &options).during(|| {
+            format!(
+                "asking {} for the topology {name} (known ones are v5e:1x1, v5e:2x2, v5e:2x4, ...)",
+                plugin.path.display()
+            )
+        })?;
+        Self::described(Kind::Tpu, name.to_owned(), plugin, api, topology, devices)
     }
 
     fn cuda(request: &MachineRequest<'_>) -> Result<Self> {
         let plugin = plugins::locate(Kind::Cuda, request.plugin)?;
+        let api = load(Kind::Cuda, &plugin)?;
         let options = vec![
             ("target_config".to_owned(), Value::Str(H100.to_owned())),
             ("topology".to_owned(), Value::Str(format!("1x1x{}", request.devices))),
         ];
-        Self::described(Kind::Cuda, format!("{} H100", request.devices), plugin, request.devices, "", &options)
+        let topology = Topology::new(&api, "", &options).during(|| "asking the CUDA plugin for an H100".into())?;
+        let name = format!("{} H100", request.devices);
+        let machine = Self::described(Kind::Cuda, name, plugin, api, topology, request.devices)?;
+        Ok(Self { memory: machine.memory.or(Some(H100_MEMORY)), ..machine })
     }
 
     fn described(
         kind: Kind,
         name: String,
         plugin: Found,
+        api: Api,
+        topology: Topology,
         devices: usize,
-        topology_name: &str,
-        options: &crate::pjrt::Options,
     ) -> Result<Self> {
-        let api = Api::load(&plugin.path)
-            .during(|| format!("cannot open the {kind} plugin from {} ({})", plugin.source, plugin.path.display()))?;
-        let doing = || format!("asking {} for the topology {name}", plugin.path.display());
-        let topology = Topology::new(&api, topology_name, options).during(doing)?;
+        let doing = || format!("reading the topology {name}");
         let found = topology.devices().during(doing)?.len();
-        if found < devices {
+        if found != devices {
             return Err(Error::Invalid(format!(
-                "the mesh needs {devices} devices, {name} has {found}; use a smaller --mesh or a larger --topology"
+                "{name} has {found} chips, the mesh {devices}: use a --mesh of {found}, such as 1x{found}, or another --topology"
             )));
         }
-        if found > devices {
-            return Err(Error::Invalid(format!(
-                "{name} has {found} chips, the mesh uses {devices}: use a --mesh of {found}, such as 1x{found}, or a smaller \
-                 --topology"
-            )));
-        }
-        let limit = topology.attributes().during(doing)?.into_iter().find_map(|(name, value)| match value {
+        let memory = topology.attributes().during(doing)?.into_iter().find_map(|(name, value)| match value {
             Value::Int(bytes) if name == "device_memory_bytes_limit" => Some(bytes as u64),
             _ => None,
         });
-        Ok(Self {
-            kind,
-            name,
-            plugin,
-            api,
-            devices,
-            memory: limit,
-            topology,
-            ids: (0..devices as i32).collect(),
-            _client: None,
-        })
+        let ids = (0..devices as i32).collect();
+        Ok(Self { kind, name, plugin, api, devices, memory, topology, ids, _client: None })
     }
 
     /// Compiles a program.
-    pub fn compile(&self, spec: &ProgramSpec) -> Result<Compiled> {
-        let name = spec.name();
-        let module = spec.build().map_err(|cause| Error::Graph { program: name.clone(), cause })?;
-        self.compile_module(&module)
-    }
-
-    /// Compiles a module.
-    pub fn compile_module(&self, module: &Module) -> Result<Compiled> {
+    pub fn compile(&self, module: &Module) -> Result<Compiled> {
         let started = Instant::now();
         let code = module.encode();
         let executable = self
             .topology
             .compile(&Program { code: &code, format: "hlo" }, &self.options())
             .during(|| format!("compiling {} for {}", module.name(), self.name))?;
-        Ok(Compiled { executable, time: started.elapsed() })
+        Ok(Compiled { name: module.name().to_owned(), executable, time: started.elapsed() })
     }
 
     /// The options that programs are compiled with.
     pub fn options(&self) -> CompileOptions {
         CompileOptions::replicas(self.ids.iter().copied())
     }
+}
+
+fn load(kind: Kind, plugin: &Found) -> Result<Api> {
+    Api::load(&plugin.path)
+        .during(|| format!("cannot open the {kind} plugin from {} ({})", plugin.source, plugin.path.display()))
+}
+
+/// Chips of a slice in each direction: `[2, 4]` of `v5e:2x4`; empty if that cannot be told.
+pub fn slice_shape(topology: &str) -> Vec<i64> {
+    let (_, shape) = topology.split_once(':').unwrap_or_default();
+    shape.split('x').map(str::parse).collect::<std::result::Result<_, _>>().unwrap_or_default()
 }

@@ -49,20 +49,13 @@ fn bisect<'g>(state: &[Op<'g>], holds: impl for<'a> FnOnce(&'a Graph, &[Op<'a>],
     let graph = state[0].graph();
     let rows = state[0].dim(0);
     let found = graph.full(&Shape::new(DType::U32, [rows, 1]), 0.0);
-    let bit = graph.scalar(DType::U32, f64::from(0x8000_0000_u32));
-    let mut carried = vec![found, bit];
-    carried.extend(state);
-    let out = graph.while_loop(
-        &carried,
-        |g, carried| carried[1].gt(g.scalar(DType::U32, 0.0)),
-        |g, carried| {
-            let (found, bit) = (carried[0], carried[1]);
-            let candidate = found.or(bit.broadcast_to(&found.shape().dims));
-            let found = holds(g, &carried[2..], candidate).select(candidate, found);
-            let mut next = vec![found, bit.shift_right_logical(g.scalar(DType::U32, 1.0))];
-            next.extend(&carried[2..]);
-            next
-        },
-    );
+    let carried: Vec<Op<'g>> = std::iter::once(found).chain(state.iter().copied()).collect();
+    let out = graph.repeat(32, &carried, |bits, carried| {
+        let (g, found) = (bits.graph(), carried[0]);
+        let bit = g.scalar(DType::U32, f64::from(0x8000_0000_u32)).shift_right_logical(bits.convert(DType::U32));
+        let candidate = found.or(bit.broadcast_to(&found.shape().dims));
+        let found = holds(g, &carried[1..], candidate).select(candidate, found);
+        std::iter::once(found).chain(carried[1..].iter().copied()).collect()
+    });
     out[0]
 }

@@ -1,70 +1,212 @@
 //! Programs for Cloud TPU v5e, compiled by libtpu on a machine without a TPU. Needs the tpu plugin: ci/run installs it.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
+
 use gemma_pjrt::{
-    gemma::{Config, Output, Program, ProgramSpec, Target, weights::StoredTypes},
-    hlo::{DType, Mesh},
-    pjrt::{Api, CompileOptions, Program as Code, Topology, Value},
-    plugins::{Kind, locate},
+    gemma::{Config, Output, Program, ProgramSpec, Target, put_layer, weights::StoredTypes},
+    hlo::{DType, Mesh, proto},
+    plugins::Kind,
+    runtime::{Compiled, Machine, MachineRequest},
     sampling::Sampler,
 };
 
-/// Tells libtpu that this is no Cloud TPU VM, before it is loaded: it would look for the metadata server for minutes.
-fn api() -> Api {
-    for (name, value) in [("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_LOG_DIR", "disabled")]
-    {
-        // SAFETY: this binary's only test that loads a plugin does it here, first.
-        unsafe { std::env::set_var(name, value) };
-    }
-    let found = locate(Kind::Tpu, None).expect("run: gemma-pjrt plugins install tpu");
-    Api::load(&found.path).unwrap()
+struct Quiet;
+
+impl gemma_pjrt::download::Progress for Quiet {
+    fn start(&mut self, _: &str, _: u64) {}
+    fn advance(&mut self, _: u64) {}
+    fn finish(&mut self) {}
 }
 
-#[test]
-fn decode_and_prefill_compile_for_v5e() {
-    let api = api();
-    let topology = Topology::new(&api, "v5e:2x2", &vec![]).unwrap();
-    assert_eq!(topology.platform_name().unwrap(), "tpu");
-    assert_eq!(topology.devices().unwrap().len(), 4);
-    let attributes = topology.attributes().unwrap();
-    let limit = attributes.iter().find(|(name, _)| name == "device_memory_bytes_limit");
-    // 15.748 GiB; two values were seen, 1.5 KiB apart.
-    assert!(
-        matches!(limit, Some((_, Value::Int(bytes))) if (15.74..15.75).contains(&(*bytes as f64 / 2.0_f64.powi(30))))
-    );
+fn slice(name: &str, devices: usize) -> Machine {
+    let request = MachineRequest { kind: Kind::Tpu, plugin: None, topology: Some(name), devices, offline: true };
+    Machine::open(&request, &mut Quiet).expect("run: gemma-pjrt plugins install tpu")
+}
 
-    let sampled = Output::Token(Sampler::Stochastic);
-    let bf16 = StoredTypes::uniform(DType::BF16);
-    let decode = Program::Decode { output: sampled };
-    let prefill = Program::Prefill { bucket: 64, output: Output::Token(Sampler::Greedy) };
-    for (program, stored, kv) in [
-        (decode, bf16.clone(), DType::BF16),
-        (prefill, bf16.clone(), DType::BF16),
-        (Program::Score { bucket: 64, logits: false }, bf16, DType::BF16),
-        (decode, StoredTypes::int8(DType::BF16), DType::S8),
-        (prefill, StoredTypes::int4(DType::BF16), DType::S8),
-        (decode, StoredTypes::int4(DType::BF16), DType::BF16),
-    ] {
-        let spec = ProgramSpec {
-            program,
-            target: Target::Tpu,
-            config: Config::preset("tiny").unwrap(),
-            mesh: Mesh { data: 1, model: 4 },
-            compute: DType::BF16,
-            kv,
-            stored,
-            slots: 2,
-            cache_len: 1024,
-            window: 512,
-        };
-        let module = spec.build().unwrap();
-        let code = module.encode();
-        let executable = topology
-            .compile(&Code { code: &code, format: "hlo" }, &CompileOptions::replicas(0..4))
-            .unwrap_or_else(|e| panic!("{}: {e}", spec.name()));
-        let stats = executable.memory_stats().unwrap();
-        assert!(stats.alias > 0 && stats.arguments > stats.alias, "{stats:?}");
-        assert!(!executable.serialize().unwrap().is_empty());
+const TOP_K: Output = Output::Token(Sampler::TopK);
+const DECODE: Program = Program::Decode { output: TOP_K };
+const PREFILL: Program = Program::Prefill { bucket: 512, output: TOP_K };
+
+/// The 7B with 8 slots of 1024 tokens.
+fn spec(program: Program, devices: usize, stored: StoredTypes, kv: DType) -> ProgramSpec {
+    ProgramSpec {
+        program,
+        target: Target::Tpu,
+        config: Config::preset("gemma-1.1-7b").unwrap(),
+        mesh: Mesh { data: 1, model: devices },
+        compute: DType::BF16,
+        kv,
+        stored,
+        slots: 8,
+        cache_len: 1024,
+        window: 1024,
     }
-    let unknown = Topology::new(&api, "v5e:nonsense", &vec![]).err().unwrap();
-    println!("{unknown}");
+}
+
+fn bf16() -> StoredTypes {
+    StoredTypes::uniform(DType::BF16)
+}
+
+fn int8() -> StoredTypes {
+    StoredTypes::int8(DType::BF16)
+}
+
+fn compile(machine: &Machine, spec: &ProgramSpec) -> Compiled {
+    machine.compile(&spec.build().unwrap()).unwrap_or_else(|e| panic!("{}: {e}", spec.name()))
+}
+
+const GIB: f64 = (1_u64 << 30) as f64;
+
+/// Memory of each chip, and what the compiler may not do: copy a cache, convert a weight, add collectives.
+#[test]
+fn the_7b_fits_v5e_with_nothing_copied() {
+    for (topology, devices, stored, kv, most_gib) in [
+        ("v5e:1x1", 1, int8(), DType::BF16, 11.6),
+        ("v5e:1x1", 1, int8(), DType::S8, 9.9),
+        ("v5e:2x2", 4, bf16(), DType::BF16, 4.95),
+        ("v5e:2x2", 4, int8(), DType::BF16, 3.0),
+        ("v5e:2x4", 8, bf16(), DType::BF16, 2.5),
+    ] {
+        let machine = slice(topology, devices);
+        // 15.748 GiB; values some KiB apart were seen.
+        assert!((15.74..15.75).contains(&(machine.memory.unwrap() as f64 / GIB)), "{:?}", machine.memory);
+        for program in [DECODE, PREFILL] {
+            let spec = spec(program, devices, stored.clone(), kv);
+            let (name, compiled) = (spec.name(), compile(&machine, &spec));
+            let memory = compiled.memory_stats().unwrap();
+            println!(
+                "{name}: peak {:.3} GiB, temporaries {:.1} MiB, {:.1} s",
+                memory.peak as f64 / GIB,
+                memory.temporaries as f64 / GIB * 1024.0,
+                compiled.time.as_secs_f64()
+            );
+            assert!(memory.peak as f64 / GIB <= most_gib, "{name}: {memory:?}");
+            assert!(memory.temporaries <= 64 << 20, "{name}: {memory:?}");
+            let cache: i64 = spec.cache_arrays().iter().map(|(_, shape)| shape.bytes()).sum();
+            assert_eq!(memory.alias, cache, "{name}: the cache is not updated in place");
+            assert!(!compiled.serialize().unwrap().is_empty());
+            let optimized = compiled.optimized().unwrap();
+            no_copies(&spec, &optimized);
+            assert_eq!(collectives(&optimized), collectives(&spec.build().unwrap().to_proto()), "{name}");
+        }
+    }
+}
+
+/// Instructions whose results are arrays in memory: all but those inside fusions.
+fn instructions(module: &proto::Module) -> impl Iterator<Item = &proto::Instruction> {
+    let all = || module.computations.iter().flat_map(|c| &c.instructions);
+    let fused: BTreeSet<i64> =
+        all().filter(|i| i.opcode == "fusion").flat_map(|i| i.called_computation_ids.iter().copied()).collect();
+    let computations = module.computations.iter().filter(move |c| !fused.contains(&c.id));
+    computations.flat_map(|c| &c.instructions)
+}
+
+/// Dims without those of 1, sorted: whatever the compiler makes of them.
+fn essence(dims: &[i64]) -> Vec<i64> {
+    let mut dims: Vec<i64> = dims.iter().copied().filter(|&dim| dim != 1).collect();
+    dims.sort_unstable();
+    dims
+}
+
+fn no_copies(spec: &ProgramSpec, optimized: &proto::Module) {
+    let caches: Vec<Vec<i64>> = spec.cache_arrays().iter().map(|(_, shape)| essence(&shape.dims)).collect();
+    let quantised: Vec<Vec<i64>> = spec
+        .build()
+        .unwrap()
+        .parameters()
+        .iter()
+        .filter(|(_, shape)| matches!(shape.dtype, DType::S8) && shape.dims.len() < 4)
+        .flat_map(|(_, shape)| [essence(&shape.dims), essence(&shape.dims[1..])])
+        .filter(|dims| dims.len() > 1)
+        .collect();
+    let wide = [DType::F32 as i32, DType::BF16 as i32];
+    for instruction in instructions(optimized) {
+        let Some(shape) = &instruction.shape else { continue };
+        let dims = essence(&shape.dimensions);
+        let is_copy = instruction.opcode.starts_with("copy");
+        assert!(!(is_copy && caches.contains(&dims)), "a copy of a cache: {}", instruction.name);
+        let is_wide = wide.contains(&shape.element_type);
+        assert!(!(is_wide && quantised.contains(&dims)), "a converted weight {dims:?}: {}", instruction.name);
+    }
+}
+
+/// How many of each there are in the program's text.
+fn collectives(module: &proto::Module) -> BTreeMap<String, usize> {
+    let mut found = BTreeMap::new();
+    for computation in &module.computations {
+        for instruction in &computation.instructions {
+            let op = instruction.opcode.trim_end_matches("-start");
+            if ["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"].contains(&op) {
+                *found.entry(op.to_owned()).or_default() += 1;
+            }
+        }
+    }
+    found
+}
+
+/// The other programs, types and meshes, with a small model.
+#[test]
+fn everything_compiles_for_v5e() {
+    let sampled = Output::Token(Sampler::Stochastic);
+    for (topology, mesh) in [
+        ("v5e:1x1", Mesh::SINGLE),
+        ("v5e:2x2", Mesh { data: 1, model: 4 }),
+        ("v5e:2x2", Mesh { data: 2, model: 2 }),
+        ("v5e:2x4", Mesh { data: 2, model: 4 }),
+    ] {
+        let machine = slice(topology, mesh.devices());
+        for (program, stored, kv) in [
+            (Program::Decode { output: sampled }, bf16(), DType::BF16),
+            (Program::Score { bucket: 64, logits: true }, bf16(), DType::BF16),
+            (Program::Trace { bucket: 64 }, bf16(), DType::BF16),
+            (DECODE, StoredTypes::int4(DType::BF16), DType::S8),
+            (Program::Prefill { bucket: 64, output: TOP_K }, StoredTypes::int4(DType::BF16), DType::BF16),
+        ] {
+            let config = Config::preset("tiny").unwrap();
+            let spec = ProgramSpec { config, mesh, window: 512, slots: 2, ..spec(program, 1, stored, kv) };
+            let memory = compile(&machine, &spec).memory_stats().unwrap();
+            assert!(memory.alias > 0 && memory.arguments > memory.alias, "{memory:?}");
+        }
+        let config = Config::preset("tiny").unwrap();
+        machine.compile(&put_layer(Target::Tpu, &config, mesh, &int8()).unwrap()).unwrap();
+    }
+}
+
+fn plan(args: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_gemma-pjrt")).arg("plan").args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+/// What a user asks first.
+#[test]
+fn plans_for_every_slice() {
+    for topology in ["v5e:1x1", "v5e:2x2", "v5e:2x4"] {
+        let (code, out, err) = plan(&["--model", "gemma-1.1-2b", "--topology", topology, "--json"]);
+        assert_eq!((code, err.as_str()), (0, ""), "{out}");
+        let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((&plan["fits"], &plan["machine"]), (&true.into(), &topology.into()));
+        assert!(plan["decode_tokens_per_second"].as_f64().unwrap() > 100.0, "{plan}");
+    }
+    let (code, out, err) = plan(&["--model", "gemma-1.1-7b", "--topology", "v5e:1x1"]);
+    assert_eq!(code, 3, "{err}");
+    for words in ["Does not fit", "--weights int8: 11.5", "--topology v5e:2x2 --mesh 1x4: 4.8"] {
+        assert!(out.contains(words), "{words:?} is not in:\n{out}");
+    }
+    let (code, out, err) = plan(&["--model", "gemma-1.1-2b", "--topology", "v5e:1x1", "--search", "--weights", "int8"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.lines().count() >= 6, "{out}");
+    for (args, words) in [
+        (&["--topology", "v5e:nonsense"][..], "is no slice"),
+        (&["--topology", "v9z:2x2"], "v5e:2x2"),
+        (&["--topology", "v5e:2x2", "--mesh", "1x2"], "has 4 chips"),
+        (&["--topology", "v5e:2x2", "--mesh", "1x3"], "1x4"),
+        (&["--platform", "tpu"], "--topology"),
+    ] {
+        let (code, out, err) = plan(args);
+        assert!(code == 1 && err.contains(words), "{args:?}: {code}\n{out}\n{err}");
+    }
 }

@@ -3,25 +3,35 @@
 use crate::hlo::{Computation, DType, Graph, Op, Shape, Type, instruction::Attributes};
 
 impl Graph {
-    /// Repeats `body` on the state while `condition` (`pred[]`) holds.
+    /// Runs `body` so many times on the state; it is told how often it has run before (`s32[]`).
     #[track_caller]
-    pub fn while_loop<'g>(
+    pub fn repeat<'g>(
         &'g self,
+        times: i64,
         state: &[Op<'g>],
-        condition: impl for<'a> FnOnce(&'a Graph, &[Op<'a>]) -> Op<'a>,
-        body: impl for<'a> FnOnce(&'a Graph, &[Op<'a>]) -> Vec<Op<'a>>,
+        body: impl for<'a> FnOnce(Op<'a>, &[Op<'a>]) -> Vec<Op<'a>>,
     ) -> Vec<Op<'g>> {
-        let shapes: Vec<Shape> = state.iter().map(|op| op.shape()).collect();
-        let condition = self.tuple_computation("condition", &shapes, |g, s| vec![condition(g, s)], false);
-        let body = self.tuple_computation("body", &shapes, body, true);
-        if condition.results != [Shape::scalar(DType::Pred)] || body.results != shapes {
-            let message = "the condition must return pred[] and the body the state's shapes".into();
-            self.fail("while", message, state);
+        let carried: Vec<Op<'g>> = std::iter::once(self.scalar(DType::S32, 0.0)).chain(state.iter().copied()).collect();
+        let shapes: Vec<Shape> = carried.iter().map(|op| op.shape()).collect();
+        let condition = self.tuple_computation(
+            "condition",
+            &shapes,
+            |g, s| vec![s[0].lt(g.scalar(DType::S32, times as f64))],
+            false,
+        );
+        let body = self.tuple_computation(
+            "body",
+            &shapes,
+            |_, s| std::iter::once(s[0] + 1.0).chain(body(s[0], &s[1..])).collect(),
+            true,
+        );
+        if body.results != shapes {
+            self.fail("while", "the body must return the state's shapes".into(), state);
             return state.to_vec();
         }
-        let tuple = self.tuple(state);
-        let attributes = Attributes::While { condition: condition.index, body: body.index };
-        self.push("while", Type::Tuple(shapes), &[tuple], attributes).elements()
+        let tuple = self.tuple(&carried);
+        let attributes = Attributes::While { condition: condition.index, body: body.index, times };
+        self.push("while", Type::Tuple(shapes), &[tuple], attributes).elements().split_off(1)
     }
 
     /// The branch of number `index` (`s32[]`; the last one if it is out of range), each with its own operands.
