@@ -15,7 +15,7 @@ use super::{
     process::{Memory, size},
 };
 use crate::{
-    runtime::{FinishReason, Generation, Request, Session, cache_len_for, generate},
+    runtime::{FinishReason, Generation, Request, Session, generate},
     tokenizer::{Detokenizer, Message, StopStrings, Tokenizer},
 };
 
@@ -60,7 +60,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
 
     let loaded = args.model.load(&opened, &platform)?;
     let wanted = prompt.len() as i64 + i64::from(args.max_tokens);
-    let cache_len = cache_len_for(wanted, opened.context);
+    let cache_len = opened.cache_len(wanted);
     let mut session = Session::new(loaded.model.clone(), 1, cache_len)?;
     session.prepare(0, prompt.len() as i64, params.sampler())?;
 

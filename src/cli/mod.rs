@@ -5,6 +5,7 @@
 
 mod bench;
 mod chat;
+mod compile;
 mod devices;
 mod generate;
 mod hlo;
@@ -47,6 +48,8 @@ enum Command {
     Bench(bench::Args),
     /// Tell what a model needs of a machine that need not be here: memory, and the least time of a step
     Plan(plan::Args),
+    /// Compile all programs of a model for a machine that need not be here
+    Compile(compile::Args),
     /// Print or write the HLO of a program, without loading weights
     Hlo(hlo::Args),
     /// Show the platform, its plugin and its devices
@@ -81,6 +84,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Score(args) => score::run(&args, started),
         Command::Bench(args) => bench::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Compile(args) => compile::run(&args),
         Command::Hlo(args) => hlo::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -24,7 +24,7 @@ use crate::{
     hlo::{DType, Mesh},
     kernels,
     plugins::Kind,
-    runtime::{Model, ModelOptions, Platform, PlatformRequest, target},
+    runtime::{Bundle, Manifest, Model, ModelOptions, Platform, PlatformRequest, cache_len_for, target},
     sampling::Params,
     tokenizer::{Tokenizer, check_ids},
 };
@@ -134,6 +134,9 @@ pub struct ModelArgs {
     /// Threads of the CPU kernels [default: as many as there are cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Programs that `gemma-pjrt compile` wrote for this platform, mesh and context
+    #[arg(long, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
     /// Programs that are not the platform's own, to compare with or to test
     #[arg(long, value_enum)]
     pub lowering: Option<Lowering>,
@@ -171,6 +174,7 @@ pub struct Opened {
     checkpoint: Checkpoint,
     /// Longest context allowed.
     pub context: i64,
+    bundle: Option<Bundle>,
 }
 
 /// What another thread makes while this one goes on.
@@ -223,8 +227,28 @@ impl ModelArgs {
                 self.context.unwrap()
             );
         }
-        let context = self.context.unwrap_or(trained);
-        Ok(Opened { config, tokenizer, checkpoint, context })
+        let bundle = self.bundle.as_deref().map(Bundle::read).transpose()?;
+        if let Some(bundle) = &bundle {
+            self.check_bundle(bundle)?;
+        }
+        let context = self.context.or(bundle.as_ref().map(|b| b.manifest.context)).unwrap_or(trained);
+        Ok(Opened { config, tokenizer, checkpoint, context, bundle })
+    }
+
+    /// A bundle for something else would be of no use: everything would be compiled anew.
+    fn check_bundle(&self, bundle: &Bundle) -> Result<()> {
+        let manifest = &bundle.manifest;
+        let (mesh, kv, dtype) = (self.mesh.to_string(), kv_dtype(self.kv, self.dtype), self.dtype.dtype().to_string());
+        let context = self.context.unwrap_or(manifest.context);
+        let same = (&manifest.mesh, &manifest.kv, &manifest.activations) == (&mesh, &kv.to_string(), &dtype);
+        if same && context == manifest.context {
+            return Ok(());
+        }
+        let Manifest { mesh: m, kv: k, activations: a, context: c, .. } = manifest;
+        bail!(
+            "the bundle is for --mesh {m} --dtype {a} --context {c} with a cache in {k}; asked for are --mesh {mesh} --dtype \
+             {dtype} --context {context} with a cache in {kv}. Use the same, or compile another bundle"
+        )
     }
 
     /// Opens the platform, while the tokenizer is being read.
@@ -245,7 +269,8 @@ impl ModelArgs {
             Some(Lowering::Tpu) => Target::Tpu,
             Some(Lowering::Native) | None => target(platform.kind, kernels),
         };
-        let options = ModelOptions { target, mesh: self.mesh, compute: self.dtype.dtype(), kv };
+        let options =
+            ModelOptions { target, mesh: self.mesh, compute: self.dtype.dtype(), kv, bundle: opened.bundle.clone() };
         let config = opened.config.clone();
         let model = Model::load(platform, &opened.checkpoint, config, options, note, loading_progress())?;
         if self.mesh.data > 1 {
@@ -278,6 +303,7 @@ impl ModelArgs {
         add("--kv", name(self.kv.and_then(|kv| kv.to_possible_value())));
         add("--weights", name(self.weights.and_then(|w| w.to_possible_value())));
         add("--lowering", name(self.lowering.and_then(|l| l.to_possible_value())));
+        add("--bundle", self.bundle.as_ref().map(Into::into));
         add("--context", self.context.map(|c| c.to_string().into()));
         add("--threads", self.threads.map(|t| t.to_string().into()));
         list.extend(self.platform.offline.then(|| "--offline".into()));
@@ -294,6 +320,12 @@ impl Opened {
     /// The weights, mapped.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// Cache positions to allocate for so many tokens.
+    pub fn cache_len(&self, tokens: i64) -> i64 {
+        // A bundle's programs are for its context.
+        self.bundle.as_ref().map_or_else(|| cache_len_for(tokens, self.context), |bundle| bundle.manifest.context)
     }
 
     /// Refuses a prompt that leaves no room for an answer.

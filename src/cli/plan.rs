@@ -25,8 +25,9 @@ use crate::{
     },
 };
 
+/// A machine, and how a model is to be run there.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct MachineArgs {
     /// A preset (tiny, gemma-1.1-2b, gemma-1.1-7b), a config.json, or a directory with a checkpoint
     #[arg(long, short, value_name = "MODEL", default_value = "gemma-1.1-7b")]
     model: String,
@@ -46,12 +47,18 @@ pub struct Args {
     /// How keys and values are stored [default: as activations]
     #[arg(long, value_enum)]
     kv: Option<Kv>,
-    /// Sequences at a time
-    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(i64).range(1..=1024))]
-    slots: i64,
     /// Tokens of each sequence, prompt and answer together
     #[arg(long, value_name = "TOKENS", default_value = "1024", value_parser = clap::value_parser!(i64).range(16..=1048576))]
     context: i64,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// Sequences at a time
+    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(i64).range(1..=1024))]
+    slots: i64,
     /// Find the most slots for each context length instead
     #[arg(long)]
     search: bool,
@@ -61,7 +68,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    let (setup, machine) = (setup(args)?, machine(args)?);
+    let (setup, machine) = (args.machine.setup(args.slots)?, args.machine.open()?);
     let rates = Rates::of(&machine).unwrap_or_else(measured);
     let mut trying = |what: &str| note(&format!("trying {what}..."));
     let mut out = std::io::stdout().lock();
@@ -88,48 +95,58 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(if plan.fits() { Outcome::Done } else { Outcome::DoesNotFit })
 }
 
-fn kind(args: &Args) -> Kind {
-    match args.platform.platform {
-        PlatformName::Cpu => Kind::Cpu,
-        PlatformName::Cuda => Kind::Cuda,
-        PlatformName::Tpu => Kind::Tpu,
-        PlatformName::Auto => args.topology.as_ref().map_or(Kind::Cpu, |_| Kind::Tpu),
+impl MachineArgs {
+    fn kind(&self) -> Kind {
+        match self.platform.platform {
+            PlatformName::Cpu => Kind::Cpu,
+            PlatformName::Cuda => Kind::Cuda,
+            PlatformName::Tpu => Kind::Tpu,
+            PlatformName::Auto => self.topology.as_ref().map_or(Kind::Cpu, |_| Kind::Tpu),
+        }
     }
-}
 
-fn mesh(args: &Args) -> Result<Mesh> {
-    let chips = args
-        .topology
-        .as_deref()
-        .map(|name| slice_chips(name).with_context(|| format!("{name:?} is no slice, such as v5e:2x2")));
-    Ok(args.mesh.unwrap_or(Mesh { data: 1, model: chips.transpose()?.unwrap_or(1) }))
-}
-
-fn setup(args: &Args) -> Result<Setup> {
-    let config = config(&args.model)?;
-    let mesh = mesh(args)?;
-    config.check_mesh(mesh)?;
-    if args.context > config.max_position_embeddings {
-        bail!(
-            "--context {} is more than the {} tokens that this model was trained for",
-            args.context,
-            config.max_position_embeddings
-        );
+    fn mesh(&self) -> Result<Mesh> {
+        let chips = |name: &String| slice_chips(name).with_context(|| format!("{name:?} is no slice, such as v5e:2x2"));
+        let chips = self.topology.as_ref().map(chips).transpose()?;
+        Ok(self.mesh.unwrap_or(Mesh { data: 1, model: chips.unwrap_or(1) }))
     }
-    let stored = match args.weights {
-        Some(weights) => weights.types(),
-        None => stored_in(Path::new(&args.model), &config)?.unwrap_or(StoredTypes::uniform(DType::BF16)),
-    };
-    Ok(Setup {
-        target: target(kind(args), kernels::are_fast()),
-        mesh,
-        compute: args.dtype.dtype(),
-        kv: kv_dtype(args.kv, args.dtype),
-        stored,
-        slots: args.slots,
-        context: args.context,
-        config,
-    })
+
+    /// The model, with so many sequences at a time.
+    pub fn setup(&self, slots: i64) -> Result<Setup> {
+        let config = config(&self.model)?;
+        let mesh = self.mesh()?;
+        config.check_mesh(mesh)?;
+        let trained = config.max_position_embeddings;
+        if self.context > trained {
+            bail!("--context {} is more than the {trained} tokens that this model was trained for", self.context);
+        }
+        let stored = match self.weights {
+            Some(weights) => weights.types(),
+            None => stored_in(Path::new(&self.model), &config)?.unwrap_or(StoredTypes::uniform(DType::BF16)),
+        };
+        Ok(Setup {
+            target: target(self.kind(), kernels::are_fast()),
+            mesh,
+            compute: self.dtype.dtype(),
+            kv: kv_dtype(self.kv, self.dtype),
+            stored,
+            slots,
+            context: self.context,
+            config,
+        })
+    }
+
+    /// The machine, by its plugin.
+    pub fn open(&self) -> Result<Machine> {
+        let request = MachineRequest {
+            kind: self.kind(),
+            plugin: self.platform.plugin.as_deref(),
+            topology: self.topology.as_deref(),
+            devices: self.mesh()?.devices(),
+            offline: self.platform.offline,
+        };
+        Ok(Machine::open(&request, &mut DownloadProgress::of_plugin())?)
+    }
 }
 
 /// Types of the weights in this directory, if it has any.
@@ -141,17 +158,6 @@ fn stored_in(dir: &Path, config: &Config) -> Result<Option<StoredTypes>> {
     }
     let checkpoint = Checkpoint::open(dir)?;
     Ok(Some(select(&checkpoint, config)?.0))
-}
-
-fn machine(args: &Args) -> Result<Machine> {
-    let request = MachineRequest {
-        kind: kind(args),
-        plugin: args.platform.plugin.as_deref(),
-        topology: args.topology.as_deref(),
-        devices: mesh(args)?.devices(),
-        offline: args.platform.offline,
-    };
-    Ok(Machine::open(&request, &mut DownloadProgress::of_plugin())?)
 }
 
 /// What this computer can do.

@@ -9,11 +9,7 @@ use super::{
     Outcome, interrupt,
     model_args::{ModelArgs, parse_tokens, read_text},
 };
-use crate::{
-    checkpoint::write_safetensors,
-    hlo::DType,
-    runtime::{Session, cache_len_for},
-};
+use crate::{checkpoint::write_safetensors, hlo::DType, runtime::Session};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -51,7 +47,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     }
     opened.check_prompt(&tokens, 0)?;
     let loaded = args.model.load(&opened, &platform)?;
-    let cache_len = cache_len_for(tokens.len() as i64, opened.context);
+    let cache_len = opened.cache_len(tokens.len() as i64);
     let mut session = Session::new(loaded.model.clone(), 1, cache_len)?;
     let scored = session.score(&tokens, args.logits.is_some())?;
 

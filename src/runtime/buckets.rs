@@ -46,6 +46,17 @@ pub fn cache_len_for(tokens: i64, context: i64) -> i64 {
     power_of_two(tokens).max(MIN_WINDOW).min(context.max(1))
 }
 
+/// All windows that [`window_for`] can give.
+pub fn windows(cache_len: i64) -> impl Iterator<Item = i64> {
+    let sizes = std::iter::successors(Some(MIN_WINDOW), |n| Some(n * 2)).take_while(move |&n| n < cache_len);
+    sizes.chain([cache_len])
+}
+
+/// All buckets of [`chunks`] with more than a rest of a cache that is nearly full.
+pub fn buckets(cache_len: i64, max: i64) -> impl Iterator<Item = i64> {
+    std::iter::successors(Some(MIN_PREFILL), |n| Some(n * 2)).take_while(move |&n| n <= max.min(cache_len))
+}
+
 fn power_of_two(n: i64) -> i64 {
     (n.max(1) as u64).next_power_of_two() as i64
 }

@@ -9,6 +9,7 @@ use std::{
 use prost::Message;
 
 use super::{
+    bridge::signature,
     error::{Error, Result, While},
     host_memory,
     platform::{Platform, PlatformRequest},
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     download::Progress,
     hlo::{Module, proto},
-    pjrt::{AotExecutable, Api, Client, CompileOptions, CompiledMemoryStats, Device, Program, Topology, Value},
+    pjrt::{self, AotExecutable, Api, Client, CompileOptions, CompiledMemoryStats, Device, Program, Topology, Value},
     plugins::{self, Found, Kind},
 };
 
@@ -43,30 +44,48 @@ pub struct Machine {
     pub devices: usize,
     /// Bytes of memory of one device that programs can have, where the plugin tells.
     pub memory: Option<u64>,
-    topology: Topology,
+    compiler: Compiler,
     /// Ids of the devices that programs are compiled for.
     ids: Vec<i32>,
-    /// On CPU, whose topology it is.
-    _client: Option<Client>,
+}
+
+/// Who compiles.
+enum Compiler {
+    Topology(Topology),
+    /// The CPU plugins compile for the computer that they are on only.
+    Client(Client),
 }
 
 /// A program compiled for a [`Machine`].
 pub struct Compiled {
     name: String,
-    executable: AotExecutable,
+    executable: Executable,
     pub time: Duration,
+}
+
+enum Executable {
+    Ahead(AotExecutable),
+    Loaded(pjrt::Executable),
 }
 
 impl Compiled {
     /// Memory needed on each device.
     pub fn memory_stats(&self) -> Result<CompiledMemoryStats> {
-        self.executable.memory_stats().during(|| format!("asking what memory {} needs", self.name))
+        let stats = match &self.executable {
+            Executable::Ahead(it) => it.memory_stats(),
+            Executable::Loaded(it) => it.memory_stats(),
+        };
+        stats.during(|| format!("asking what memory {} needs", self.name))
     }
 
     /// The program as the plugin has optimised it; not all plugins tell.
     pub fn optimized(&self) -> Result<proto::Module> {
         let doing = || format!("reading the optimized program {}", self.name);
-        let (format, bytes) = self.executable.optimized_program().during(doing)?;
+        let optimized = match &self.executable {
+            Executable::Ahead(it) => it.optimized_program(),
+            Executable::Loaded(it) => it.optimized_program(),
+        };
+        let (format, bytes) = optimized.during(doing)?;
         let module =
             (format == "hlo_with_config").then(|| proto::ModuleWithConfig::decode(&bytes[..]).ok()?.module).flatten();
         module.ok_or_else(|| Error::Invalid(format!("{}: its format, {format}, is not known", doing())))
@@ -74,7 +93,11 @@ impl Compiled {
 
     /// In the plugin's own format.
     pub fn serialize(&self) -> Result<Vec<u8>> {
-        self.executable.serialize().during(|| format!("serializing {}", self.name))
+        let bytes = match &self.executable {
+            Executable::Ahead(it) => it.serialize(),
+            Executable::Loaded(it) => it.serialize(),
+        };
+        bytes.during(|| format!("serializing {}", self.name))
     }
 }
 
@@ -113,9 +136,8 @@ impl Machine {
             devices: request.devices,
             // Virtual devices share the memory.
             memory: host_memory::available().map(|bytes| bytes / request.devices as u64),
-            topology: platform.client.topology().during(doing)?,
             ids: ids.during(doing)?,
-            _client: Some(platform.client),
+            compiler: Compiler::Client(platform.client),
         })
     }
 
@@ -188,18 +210,31 @@ impl Machine {
             _ => None,
         });
         let ids = (0..devices as i32).collect();
-        Ok(Self { kind, name, plugin, api, devices, memory, topology, ids, _client: None })
+        Ok(Self { kind, name, plugin, api, devices, memory, compiler: Compiler::Topology(topology), ids })
     }
 
     /// Compiles a program.
     pub fn compile(&self, module: &Module) -> Result<Compiled> {
         let started = Instant::now();
-        let code = module.encode();
-        let executable = self
-            .topology
-            .compile(&Program { code: &code, format: "hlo" }, &self.options())
-            .during(|| format!("compiling {} for {}", module.name(), self.name))?;
+        let (code, options) = (module.encode(), self.options());
+        let program = Program { code: &code, format: "hlo" };
+        let doing = || format!("compiling {} for {}", module.name(), self.name);
+        let executable = match &self.compiler {
+            Compiler::Topology(topology) => Executable::Ahead(topology.compile(&program, &options).during(doing)?),
+            Compiler::Client(client) => {
+                Executable::Loaded(client.compile(&program, &options, signature(module)).during(doing)?)
+            }
+        };
         Ok(Compiled { name: module.name().to_owned(), executable, time: started.elapsed() })
+    }
+
+    /// The platform's version, as the plugin words it.
+    pub fn platform_version(&self) -> Result<String> {
+        let version = match &self.compiler {
+            Compiler::Topology(topology) => topology.platform_version(),
+            Compiler::Client(client) => client.platform_version(),
+        };
+        version.during(|| "asking the plugin for its version".into())
     }
 
     /// The options that programs are compiled with.

@@ -9,6 +9,7 @@
 
 mod bridge;
 mod buckets;
+mod bundle;
 mod conversation;
 mod error;
 mod generate;
@@ -25,6 +26,7 @@ mod weights;
 
 pub use bridge::{element_type, signature, target};
 pub use buckets::{Chunk, cache_len_for, chunks, window_for};
+pub use bundle::{Bundle, Manifest};
 pub use conversation::{Conversation, Turn};
 pub use error::{Error, Result};
 pub use generate::{FinishReason, Generation, Request, generate};

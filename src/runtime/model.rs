@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    bundle::Bundle,
     error::Result,
     loading::{Job, OnProgress, Placed, Weights},
     platform::Platform,
@@ -27,6 +28,8 @@ pub struct ModelOptions {
     pub compute: DType,
     /// Type of keys and values in the cache: that of activations, or S8.
     pub kv: DType,
+    /// Programs that were compiled ahead of time.
+    pub bundle: Option<Bundle>,
 }
 
 /// A model on devices.
@@ -50,12 +53,14 @@ impl Model {
         on_progress: OnProgress,
     ) -> Result<Self> {
         let ModelOptions { target, mesh, .. } = options;
+        options.bundle.as_ref().map_or(Ok(()), |bundle| bundle.check(platform))?;
         config.check_mesh(mesh)?;
         let (mut stored, pairs) = weights::select(checkpoint, &config)?;
         stored.check(target, &config, mesh)?;
         let devices = platform.devices(mesh.devices())?;
         stored.shifted = weights::are_shifted(target, &stored, &pairs);
-        let programs = Arc::new(Programs::new(platform, devices, ProgramCache::new(platform, warn))?);
+        let programs =
+            Arc::new(Programs::new(platform, devices, ProgramCache::new(platform, options.bundle.clone(), warn))?);
         let weights = if target.stacks_layers() {
             let job = Job::new(programs.clone(), target, config.clone(), mesh, stored.clone(), &pairs)?;
             Weights::load(job, on_progress)
@@ -100,7 +105,7 @@ impl Model {
 
     /// All that determines this program's graph.
     pub fn spec(&self, program: Program, slots: i64, cache_len: i64, window: i64) -> ProgramSpec {
-        let ModelOptions { target, mesh, compute, kv } = self.options;
+        let ModelOptions { target, mesh, compute, kv, .. } = self.options;
         ProgramSpec {
             program,
             target,

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     bridge::signature,
+    bundle::Bundle,
     error::{Result, While},
     platform::Platform,
 };
@@ -31,6 +32,7 @@ const MAGIC: &[u8; 8] = b"GPJRT\x00\x01\n";
 pub enum Origin {
     Compiled,
     Cache,
+    Bundle,
 }
 
 /// The cache for one client.
@@ -38,24 +40,38 @@ pub struct ProgramCache {
     dir: Option<PathBuf>,
     /// What every key starts with: plugin and processor.
     prefix: String,
+    bundle: Option<Bundle>,
     warn: fn(&str),
 }
 
 impl ProgramCache {
     /// The cache under [`cache_dir`]. `warn` gets one line for each entry that could not be used or written.
-    pub fn new(platform: &Platform, warn: fn(&str)) -> Self {
+    pub fn new(platform: &Platform, bundle: Option<Bundle>, warn: fn(&str)) -> Self {
         let (major, minor) = platform.client.api().version();
         let plugin = plugin_identity(&platform.plugin.path);
         let processor = if platform.kind == crate::plugins::Kind::Cpu { cpu_features() } else { String::new() };
         let prefix = format!("{} {major}.{minor} {plugin} {processor}", platform.kind);
-        Self { dir: cache_dir().map(|dir| dir.join("programs")), prefix, warn }
+        Self { dir: cache_dir().map(|dir| dir.join("programs")), prefix, bundle, warn }
     }
 
     /// The module, loaded from the cache or compiled and put there.
     pub fn get(&self, client: &Client, module: &Module, options: &CompileOptions) -> Result<(Executable, Origin)> {
         let code = module.encode();
-        let key = self.key(&code, options);
-        let path = self.dir.as_ref().map(|dir| dir.join(format!("{}-{}.pjrt", module.name(), hex(&key[..8]))));
+        if let Some(bundle) = &self.bundle {
+            match bundle.get(module.name(), &code, options) {
+                Ok(None) => (self.warn)(&format!("note: {} is not in the bundle", module.name())),
+                Err(problem) => self.warn(Path::new(module.name()), &problem),
+                Ok(Some(payload)) => {
+                    let loaded = client.deserialize(&payload, signature(module));
+                    return Ok((
+                        loaded.during(|| format!("loading {} from the bundle", module.name()))?,
+                        Origin::Bundle,
+                    ));
+                }
+            }
+        }
+        let key = key(&self.prefix, &code, options);
+        let path = self.dir.as_ref().map(|dir| dir.join(entry_name(module.name(), &key)));
         if let Some(path) = &path {
             match read_entry(path, &key) {
                 Ok(None) => {}
@@ -89,19 +105,25 @@ impl ProgramCache {
         let line = problem.lines().next().unwrap_or_default();
         (self.warn)(&format!("warning: ignoring the cached program {} ({line}); compiling it anew", path.display()));
     }
+}
 
-    fn key(&self, code: &[u8], options: &CompileOptions) -> [u8; 32] {
-        let mut hasher = Sha256::new();
-        for part in [self.prefix.as_bytes(), &options.encode(), code] {
-            hasher.update((part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        }
-        hasher.finalize().into()
+/// What an entry is found by; `compiler` stands for all that the result depends on besides the program.
+pub(super) fn key(compiler: &str, code: &[u8], options: &CompileOptions) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for part in [compiler.as_bytes(), &options.encode(), code] {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
     }
+    hasher.finalize().into()
+}
+
+/// An entry's file.
+pub(super) fn entry_name(program: &str, key: &[u8; 32]) -> String {
+    format!("{program}-{}.pjrt", hex(&key[..8]))
 }
 
 /// The payload of an entry, `None` if there is no such file.
-fn read_entry(path: &Path, key: &[u8; 32]) -> std::result::Result<Option<Vec<u8>>, String> {
+pub(super) fn read_entry(path: &Path, key: &[u8; 32]) -> std::result::Result<Option<Vec<u8>>, String> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -122,7 +144,7 @@ fn read_entry(path: &Path, key: &[u8; 32]) -> std::result::Result<Option<Vec<u8>
 }
 
 /// Writes beside the place and renames: a reader sees all of an entry or none.
-fn write_entry(path: &Path, key: &[u8; 32], payload: &[u8]) -> std::io::Result<()> {
+pub(super) fn write_entry(path: &Path, key: &[u8; 32], payload: &[u8]) -> std::io::Result<()> {
     let dir = path.parent().expect("entries are in a directory");
     fs::create_dir_all(dir)?;
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
@@ -146,7 +168,7 @@ fn plugin_identity(path: &Path) -> String {
 }
 
 /// The processor's feature flags: a CPU executable is machine code for them.
-fn cpu_features() -> String {
+pub(super) fn cpu_features() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
     [line("model name"), line("flags"), line("Features")].join(" ")

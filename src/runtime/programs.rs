@@ -103,7 +103,7 @@ impl Programs {
         let mut report = self.report.lock().expect("no panic while held");
         match origin {
             Origin::Compiled => report.compiled += 1,
-            Origin::Cache => report.cached += 1,
+            Origin::Cache | Origin::Bundle => report.cached += 1,
         }
         drop(report);
         let mut made = self.made.lock().expect("no panic while held");

@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod commands;
 mod hub;
+mod plan;
 mod plugins;
 mod quantize;
 

@@ -73,7 +73,8 @@ fn shards_prefixes_and_types_make_no_difference() {
             fs::write(dir.path().join("model.safetensors.index.json"), json!({"weight_map": map}).to_string()).unwrap();
         }
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        let options = ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32 };
+        let options =
+            ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, bundle: None };
         let model = Model::load(platform(), &checkpoint, config.clone(), options, |_| (), Box::new(|_, _| ())).unwrap();
         assert_eq!(model.placement().unwrap().copied, 0, "aligned tensors are used in place");
         let mut session = Session::new(model.into(), 1, 256).unwrap();
@@ -101,7 +102,7 @@ fn unaligned_tensors_are_used_where_they_lie() {
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         for (model, target) in [(1, KERNELS), (2, KERNELS), (1, NATIVE)] {
             let mesh = Mesh { data: 1, model };
-            let options = ModelOptions { target, mesh, compute: DType::F32, kv: DType::F32 };
+            let options = ModelOptions { target, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
             let model =
                 Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| (), Box::new(|_, _| ()))
                     .unwrap();
@@ -205,7 +206,8 @@ fn a_checkpoint_of_another_model_is_one_error_that_lists_all() {
     write_safetensors(&dir.path().join("model.safetensors"), &list, |i, out| out.write_all(&zeros(sizes[i]))).unwrap();
 
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    let options = ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32 };
+    let options =
+        ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, bundle: None };
     let error =
         Model::load(platform(), &checkpoint, config, options, |_| (), Box::new(|_, _| ())).err().unwrap().to_string();
     for words in [

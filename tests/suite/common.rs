@@ -126,7 +126,7 @@ pub const NATIVE: Target = Target::Cpu { kernels: false };
 /// A golden model on the first devices of the shared client.
 pub fn golden_model(model: &str, mesh: Mesh, compute: DType, target: Target) -> Arc<Model> {
     let checkpoint = Checkpoint::open(&golden_dir(model)).unwrap();
-    let options = ModelOptions { target, mesh, compute, kv: compute };
+    let options = ModelOptions { target, mesh, compute, kv: compute, bundle: None };
     Arc::new(Model::load(platform(), &checkpoint, golden_config(model), options, |_| (), Box::new(|_, _| ())).unwrap())
 }
 

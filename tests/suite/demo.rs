@@ -55,7 +55,7 @@ fn answers_are_the_same_by_a_tpus_programs() {
     let items: Vec<Item> = held_out().into_iter().step_by(4).collect();
     let expected: Vec<Answers> = transformers_answers().into_iter().step_by(4).collect();
     for mesh in [Mesh::SINGLE, Mesh { data: 1, model: 4 }] {
-        let options = ModelOptions { target: Target::Tpu, mesh, compute: DType::F32, kv: DType::F32 };
+        let options = ModelOptions { target: Target::Tpu, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
         let found = answers(&load_with(&demo::checkpoint(), options), &items, true);
         assert!(
             found == expected,
@@ -67,7 +67,7 @@ fn answers_are_the_same_by_a_tpus_programs() {
 }
 
 fn load(checkpoint: &Checkpoint, mesh: Mesh, compute: DType) -> Arc<Model> {
-    load_with(checkpoint, ModelOptions { target: KERNELS, mesh, compute, kv: compute })
+    load_with(checkpoint, ModelOptions { target: KERNELS, mesh, compute, kv: compute, bundle: None })
 }
 
 fn load_with(checkpoint: &Checkpoint, options: ModelOptions) -> Arc<Model> {
@@ -203,7 +203,8 @@ fn quantised_answers_are_as_good() {
 fn answers_from_a_quantised_cache_are_as_good() {
     let items = held_out();
     let (original, _) = scores(&items, &transformers_answers());
-    let options = ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::S8 };
+    let options =
+        ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::S8, bundle: None };
     let model = load_with(&demo::checkpoint(), options);
     let (all, by_skill) = scores(&items, &answers(&model, &items, true));
     println!("all {all:.3} {by_skill:.2?}");

@@ -22,7 +22,7 @@ fn quantised(model: &str, how: Quantization) -> (tempfile::TempDir, Checkpoint) 
 }
 
 fn logits(checkpoint: &Checkpoint, model: &str, mesh: Mesh, kv: DType, target: Target) -> Vec<f32> {
-    let options = ModelOptions { target, mesh, compute: DType::F32, kv };
+    let options = ModelOptions { target, mesh, compute: DType::F32, kv, bundle: None };
     let loaded =
         Model::load(platform(), checkpoint, golden_config(model), options, |_| (), Box::new(|_, _| ())).unwrap();
     let mut session = Session::new(Arc::new(loaded), 1, 256).unwrap();
@@ -165,8 +165,13 @@ fn a_cache_in_eight_bits_is_the_same_everywhere() {
 #[test]
 fn groups_are_not_split() {
     let (_dir, checkpoint) = quantised("mqa", Quantization::Int4);
-    let options =
-        ModelOptions { target: KERNELS, mesh: Mesh { data: 1, model: 8 }, compute: DType::F32, kv: DType::F32 };
+    let options = ModelOptions {
+        target: KERNELS,
+        mesh: Mesh { data: 1, model: 8 },
+        compute: DType::F32,
+        kv: DType::F32,
+        bundle: None,
+    };
     let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| (), Box::new(|_, _| ()))
         .err()
         .unwrap()
@@ -205,7 +210,8 @@ fn what_cannot_be_quantised_is_refused() {
         })
         .unwrap();
         let checkpoint = Checkpoint::open(broken.path()).unwrap();
-        let options = ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32 };
+        let options =
+            ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, bundle: None };
         let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| (), Box::new(|_, _| ()))
             .err()
             .unwrap()

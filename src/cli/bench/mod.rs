@@ -22,7 +22,7 @@ use crate::{
     gemma::{Extension, Output, Program},
     hlo::{DType, Mesh},
     kernels::{Machine, probe},
-    runtime::{Session, cache_len_for},
+    runtime::Session,
     sampling::{Params, Sampler},
 };
 use report::{Figure, Report};
@@ -143,7 +143,7 @@ impl Bench<'_> {
     }
 
     fn session(&self, slots: i64, tokens: i64) -> Result<Session> {
-        Ok(Session::new(self.loaded.model.clone(), slots, cache_len_for(tokens, self.opened.context))?)
+        Ok(Session::new(self.loaded.model.clone(), slots, self.opened.cache_len(tokens))?)
     }
 
     /// Token ids without a pattern.
