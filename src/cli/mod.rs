@@ -7,6 +7,7 @@ mod bench;
 mod chat;
 mod compile;
 mod devices;
+mod doctor;
 mod generate;
 mod hlo;
 mod init;
@@ -52,6 +53,8 @@ enum Command {
     Compile(compile::Args),
     /// Print or write the HLO of a program, without loading weights
     Hlo(hlo::Args),
+    /// Look for what could go wrong on this computer, and tell what to do
+    Doctor(doctor::Args),
     /// Show the platform, its plugin and its devices
     Devices(devices::Args),
     /// Show what a model holds, and whether it can be run
@@ -70,6 +73,8 @@ pub(crate) enum Outcome {
     Interrupted,
     /// What was planned has no place on the machine.
     DoesNotFit,
+    /// The doctor found something that will not work.
+    Unwell,
 }
 
 /// Runs the command line. `started` is when the process began.
@@ -86,6 +91,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Hlo(args) => hlo::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Init(args) => init::run(&args),
@@ -94,6 +100,7 @@ pub fn main(started: Instant) -> ExitCode {
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Unwell) => ExitCode::FAILURE,
         Ok(Outcome::DoesNotFit) => ExitCode::from(3),
         Ok(Outcome::Interrupted) => ExitCode::from(130),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS, // the reader has enough

@@ -36,12 +36,22 @@ pub(super) struct RemoteFile {
     pub on_hub: bool,
 }
 
+/// The token of `HF_TOKEN`, or of `hf auth login`.
+fn token() -> Option<String> {
+    let file = set("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(hf_home()?.join("token")));
+    let written = || fs::read_to_string(file?).ok();
+    let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(written);
+    token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
+}
+
+/// Whether there is a token to show to the hub.
+pub fn has_token() -> bool {
+    token().is_some()
+}
+
 impl Hub {
     /// The hub at `HF_ENDPOINT`, with the token of `HF_TOKEN` or of `hf auth login`.
     pub fn from_env(offline: bool) -> Self {
-        let token_file = set("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(hf_home()?.join("token")));
-        let written = || fs::read_to_string(token_file?).ok();
-        let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(written);
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let agent = |redirects| -> ureq::Agent {
             ureq::Agent::config_builder()
@@ -57,7 +67,7 @@ impl Hub {
         };
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
-            token: token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()),
+            token: token(),
             asking: agent(0),
             fetching: agent(5),
             offline: offline || set("HF_HUB_OFFLINE").is_some_and(|v| v != "0"),

@@ -14,7 +14,7 @@ mod download;
 mod repo;
 
 pub use cache::Cache;
-pub use client::Hub;
+pub use client::{Hub, has_token};
 pub use repo::Repo;
 
 use std::path::PathBuf;

@@ -14,7 +14,7 @@ mod probe;
 pub use install::{Installed, Installer, installed, verify};
 pub use locate::{Found, Source, locate, named};
 pub use pinned::{PINNED, Pinned, pinned_for};
-pub use probe::{nvidia_driver, tpu_chips};
+pub use probe::{DeviceFile, System, tpu_chips};
 
 use std::{fmt, path::PathBuf, str::FromStr};
 

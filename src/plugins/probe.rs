@@ -1,53 +1,198 @@
 //! What accelerators this machine has, told from files alone: no plugin is loaded for it.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// PCI vendor id of Google, and the device ids of TPU chips.
 const GOOGLE: &str = "0x1ae0";
 const CHIPS: [(&str, &str); 4] = [("0x005e", "v4"), ("0x0062", "v5p"), ("0x0063", "v5e"), ("0x006f", "v6e")];
 
-/// Generations of the TPU chips on the PCI bus, one entry per chip. libtpu is only asked where there are some: elsewhere it
-/// can spend minutes looking for Google's metadata server.
+/// This computer, as its files show it.
+#[derive(Clone, Debug)]
+pub struct System {
+    root: PathBuf,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self { root: "/".into() }
+    }
+}
+
+/// A device file of a TPU chip.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceFile {
+    pub path: PathBuf,
+    /// Why this user cannot open it for reading and writing, if so.
+    pub refused: Option<String>,
+    /// Other processes that have it open: number and name. Those of other users can only be seen by root.
+    pub holders: Vec<(u32, String)>,
+}
+
+impl System {
+    /// The computer whose files lie under this directory.
+    pub fn under(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// Contents of a file, given by its absolute path; empty if it cannot be read.
+    pub fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).map(|text| text.trim().to_owned()).unwrap_or_default()
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// Generations of the TPU chips on the PCI bus, one entry per chip. libtpu is only asked where there are some: elsewhere it
+    /// can spend minutes looking for Google's metadata server.
+    pub fn tpu_chips(&self) -> Vec<&'static str> {
+        const PCI: &str = "/sys/bus/pci/devices";
+        let Ok(entries) = fs::read_dir(self.path(PCI)) else { return Vec::new() };
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let google = names.filter(|name| self.read(&format!("{PCI}/{name}/vendor")) == GOOGLE);
+        google
+            .filter_map(|name| {
+                let device = self.read(&format!("{PCI}/{name}/device"));
+                CHIPS.iter().find(|(id, _)| *id == device).map(|(_, generation)| *generation)
+            })
+            .collect()
+    }
+
+    /// Whether an NVIDIA driver is loaded.
+    pub fn nvidia_driver(&self) -> bool {
+        self.path("/dev/nvidiactl").exists() || self.path("/proc/driver/nvidia/version").exists()
+    }
+
+    /// The TPU chips' device files: /dev/accel0 and so on, or with newer drivers /dev/vfio/0.
+    pub fn tpu_device_files(&self) -> Vec<DeviceFile> {
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let list = |dir: &str, prefix: &str| -> Vec<PathBuf> {
+            let entries = fs::read_dir(self.path(dir)).into_iter().flatten().flatten();
+            let named =
+                entries.filter(|e| e.file_name().to_str().and_then(|n| n.strip_prefix(prefix)).is_some_and(is_number));
+            named.map(|entry| entry.path()).collect()
+        };
+        let mut paths = [list("/dev", "accel"), list("/dev/vfio", "")].concat();
+        paths.sort();
+        let holders = self.holders(&paths);
+        let describe = |(path, holders): (PathBuf, Vec<(u32, String)>)| {
+            let refused = fs::OpenOptions::new().read(true).write(true).open(&path).err();
+            // A chip that is in use can be busy for others: who it is says more.
+            let refused = refused.filter(|_| holders.is_empty()).map(|e| e.to_string());
+            DeviceFile { path, refused, holders }
+        };
+        paths.into_iter().zip(holders).map(describe).collect()
+    }
+
+    /// For each path, the other processes that have it open.
+    fn holders(&self, paths: &[PathBuf]) -> Vec<Vec<(u32, String)>> {
+        let mut holders = vec![Vec::new(); paths.len()];
+        if paths.is_empty() {
+            return holders;
+        }
+        let entries = fs::read_dir(self.path("/proc")).into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        for pid in pids.filter(|&pid| pid != std::process::id()) {
+            let fds = fs::read_dir(self.path(&format!("/proc/{pid}/fd"))).into_iter().flatten().flatten();
+            let open: Vec<PathBuf> = fds.filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+            for (path, holders) in paths.iter().zip(&mut holders) {
+                if open.contains(path) {
+                    holders.push((pid, self.read(&format!("/proc/{pid}/comm"))));
+                }
+            }
+        }
+        holders
+    }
+
+    /// Why the TPU cannot be used, and what to do, told without loading libtpu: it can hang or abort then.
+    pub fn tpu_problem(&self) -> Option<String> {
+        if self.tpu_chips().is_empty() {
+            return Some("no TPU chip on the PCI bus. Use --platform cpu, or run this where the tpu is".into());
+        }
+        let files = self.tpu_device_files();
+        if files.is_empty() {
+            return Some(
+                "there are TPU chips, but no device files for them (/dev/accel0, /dev/vfio/0): the driver is not loaded, or a \
+                 container was started without them. Add --privileged, or --device for each"
+                    .into(),
+            );
+        }
+        for DeviceFile { path, refused, holders } in &files {
+            let path = path.display();
+            if let Some((pid, name)) = holders.first() {
+                return Some(format!(
+                    "the TPU is in use by process {pid} ({name}), which has {path} open. Wait for it, or end it: kill {pid}"
+                ));
+            }
+            if let Some(reason) = refused {
+                return Some(format!(
+                    "{path} cannot be opened ({reason}). Add this user to the group that owns it (ls -l {path}), or use sudo"
+                ));
+            }
+        }
+        None
+    }
+}
+
+/// As [`System::tpu_chips`], of this computer.
 pub fn tpu_chips() -> Vec<&'static str> {
-    chips_under(Path::new("/sys/bus/pci/devices"))
-}
-
-fn chips_under(devices: &Path) -> Vec<&'static str> {
-    let read = |path: std::path::PathBuf| fs::read_to_string(path).map(|s| s.trim().to_owned()).unwrap_or_default();
-    let Ok(entries) = fs::read_dir(devices) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter(|entry| read(entry.path().join("vendor")) == GOOGLE)
-        .filter_map(|entry| {
-            let device = read(entry.path().join("device"));
-            CHIPS.iter().find(|(id, _)| *id == device).map(|(_, generation)| *generation)
-        })
-        .collect()
-}
-
-/// Whether an NVIDIA driver is loaded.
-pub fn nvidia_driver() -> bool {
-    Path::new("/dev/nvidiactl").exists() || Path::new("/proc/driver/nvidia/version").exists()
+    System::default().tpu_chips()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
-    #[test]
-    fn finds_chips_by_vendor_and_device() {
+    fn put(root: &Path, path: &str, text: &str) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn with_chip() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (name, vendor, device) in [
             ("0000:00:04.0", "0x1ae0\n", "0x0063\n"), // a v5e chip
             ("0000:00:05.0", "0x1ae0\n", "0x001f\n"), // Google's, no TPU (an NVMe disk)
             ("0000:00:06.0", "0x8086\n", "0x0063\n"), // not Google's
         ] {
-            let path = dir.path().join(name);
-            fs::create_dir(&path).unwrap();
-            fs::write(path.join("vendor"), vendor).unwrap();
-            fs::write(path.join("device"), device).unwrap();
+            put(dir.path(), &format!("sys/bus/pci/devices/{name}/vendor"), vendor);
+            put(dir.path(), &format!("sys/bus/pci/devices/{name}/device"), device);
         }
-        assert_eq!(chips_under(dir.path()), ["v5e"]);
-        assert_eq!(chips_under(Path::new("/nonexistent")), [""; 0]);
+        dir
+    }
+
+    #[test]
+    fn finds_chips_by_vendor_and_device() {
+        assert_eq!(System::under(with_chip().path()).tpu_chips(), ["v5e"]);
+        assert_eq!(System::under(Path::new("/nonexistent")).tpu_chips(), [""; 0]);
+    }
+
+    #[test]
+    fn tells_why_a_tpu_cannot_be_used() {
+        let dir = with_chip();
+        let system = System::under(dir.path());
+        let problem = || system.tpu_problem().unwrap_or_default();
+        assert!(problem().contains("no device files"), "{}", problem());
+        put(dir.path(), "dev/vfio/0", "");
+        put(dir.path(), "dev/vfio/vfio", "");
+        assert_eq!(system.tpu_problem(), None);
+        // Another process has it open.
+        let fd = dir.path().join("proc/4321/fd");
+        fs::create_dir_all(&fd).unwrap();
+        put(dir.path(), "proc/4321/comm", "python3\n");
+        symlink(dir.path().join("dev/vfio/0"), fd.join("7")).unwrap();
+        assert!(problem().contains("process 4321 (python3)"), "{}", problem());
+        fs::remove_dir_all(&fd).unwrap();
+        // A directory cannot be opened for writing, whoever asks.
+        fs::remove_file(dir.path().join("dev/vfio/0")).unwrap();
+        fs::create_dir(dir.path().join("dev/vfio/0")).unwrap();
+        assert!(problem().contains("cannot be opened"), "{}", problem());
+        assert!(System::under(Path::new("/nonexistent")).tpu_problem().unwrap().contains("no TPU chip"));
     }
 }

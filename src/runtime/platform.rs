@@ -10,7 +10,7 @@ use crate::{
     download::Progress,
     kernels,
     pjrt::{Api, Client, Device, Value},
-    plugins::{self, Found, Installer, Kind, PluginError, Source},
+    plugins::{self, Found, Installer, Kind, PluginError, Source, System},
 };
 
 /// What the user asked for.
@@ -113,12 +113,15 @@ impl Platform {
 
 /// Says no before a plugin is loaded that would look for hardware in vain.
 fn refuse_absent(kind: Kind) -> Result<()> {
-    let reason = match kind {
-        Kind::Tpu if plugins::tpu_chips().is_empty() => "no TPU chip on the PCI bus",
-        Kind::Cuda if !plugins::nvidia_driver() => "no NVIDIA driver is loaded",
-        _ => return Ok(()),
+    let system = System::default();
+    let problem = match kind {
+        Kind::Tpu => system.tpu_problem(),
+        Kind::Cuda if !system.nvidia_driver() => {
+            Some("no NVIDIA driver is loaded. Use --platform cpu, or run this where the cuda is".into())
+        }
+        Kind::Cuda | Kind::Cpu => None,
     };
-    Err(Error::Invalid(format!("{reason}. Use --platform cpu, or run this where the {kind} is")))
+    problem.map_or(Ok(()), |problem| Err(Error::Invalid(problem)))
 }
 
 /// The platform of a plugin that the user named, guessed from the file's name; checked when it is open.

@@ -225,3 +225,35 @@ fn without_a_model_the_demo_model_answers_and_says_what_it_is() {
     assert!(json["timings"]["weights_mapped_bytes"].as_u64().unwrap() > 1 << 20);
     assert!(home.run(&["inspect", "demo"]).ok().stdout.contains("context     512 tokens"));
 }
+
+#[test]
+fn the_doctor_finds_what_will_not_work() {
+    let home = Home::new();
+    let states = |json: &Value| -> Vec<(String, String)> {
+        let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
+        let checks = json["checks"].as_array().unwrap();
+        for line in checks {
+            assert_eq!(line["state"] == "ok", line["remedy"].is_null(), "{line}");
+        }
+        checks.iter().map(|line| (text(line, "what"), text(line, "state"))).collect()
+    };
+    let well = states(&home.run(&["doctor", "--json"]).json());
+    let of = |lines: &[(String, String)], what: &str| {
+        lines.iter().find(|(name, _)| name == what).map(|(_, state)| state.clone()).unwrap_or_default()
+    };
+    assert_eq!(
+        (of(&well, "CPU devices"), of(&well, "cache"), of(&well, "TPU")),
+        ("ok".into(), "ok".into(), "ok".into())
+    );
+    // A plugin that aborts, or is none, does not take the doctor along.
+    let broken = home.path("plugin.so");
+    fs::write(&broken, "no library").unwrap();
+    let ran = crate::Ran::of(home.command(&["doctor", "--json"]).env("PJRT_PLUGIN", &broken).output().unwrap());
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let lines = states(&serde_json::from_str(&ran.stdout).unwrap());
+    assert_eq!((of(&lines, "CPU devices"), of(&lines, "environment")), ("fail".into(), "ok".into()));
+    let unwritable = home.path("file");
+    fs::write(&unwritable, "").unwrap();
+    let ran = crate::Ran::of(home.command(&["doctor"]).env("XDG_CACHE_HOME", &unwritable).output().unwrap());
+    assert!(ran.code == 1 && ran.stdout.contains("set XDG_CACHE_HOME"), "{}", ran.stdout);
+}
