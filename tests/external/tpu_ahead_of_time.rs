@@ -211,3 +211,16 @@ fn plans_for_every_slice() {
         assert!(code == 1 && err.contains(words), "{args:?}: {code}\n{out}\n{err}");
     }
 }
+
+/// The program that loading runs for each layer changes the stacked weights where they lie.
+#[test]
+fn a_layer_is_put_in_its_place() {
+    let machine = slice("v5e:2x2", 4);
+    let (config, mesh) = (Config::preset("gemma-1.1-7b").unwrap(), Mesh { data: 1, model: 4 });
+    for stored in [bf16(), int8(), StoredTypes::int4(DType::BF16)] {
+        let put = machine.compile(&put_layer(Target::Tpu, &config, mesh, &stored).unwrap()).unwrap();
+        let memory = put.memory_stats().unwrap();
+        println!("{memory:?}");
+        assert!(memory.temporaries <= 64 << 20 && memory.alias > memory.arguments * 9 / 10, "{memory:?}");
+    }
+}
