@@ -78,6 +78,14 @@ pub struct PlatformArgs {
     /// Never download anything
     #[arg(long)]
     pub offline: bool,
+    /// On CUDA, the share of a GPU's memory to take at the start; 0 takes what is needed as it is needed [default: 0.75]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    pub gpu_memory: Option<f32>,
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("{text:?} is no number from 0 to 1"))
 }
 
 impl PlatformArgs {
@@ -89,7 +97,13 @@ impl PlatformArgs {
             PlatformName::Tpu => Some(Kind::Tpu),
             PlatformName::Cuda => Some(Kind::Cuda),
         };
-        let request = PlatformRequest { kind, plugin: self.plugin.clone(), devices, offline: self.offline };
+        let request = PlatformRequest {
+            kind,
+            plugin: self.plugin.clone(),
+            devices,
+            offline: self.offline,
+            gpu_memory: self.gpu_memory,
+        };
         let platform = Platform::open(&request, &mut DownloadProgress::of_plugin())?;
         if kind.is_none() {
             note(&platform.summary);
@@ -306,6 +320,7 @@ impl ModelArgs {
         add("--bundle", self.bundle.as_ref().map(Into::into));
         add("--context", self.context.map(|c| c.to_string().into()));
         add("--threads", self.threads.map(|t| t.to_string().into()));
+        add("--gpu-memory", self.platform.gpu_memory.map(|share| share.to_string().into()));
         list.extend(self.platform.offline.then(|| "--offline".into()));
         list
     }

@@ -123,6 +123,7 @@ impl Machine {
                 plugin: request.plugin.map(Path::to_owned),
                 devices: request.devices,
                 offline: request.offline,
+                gpu_memory: None,
             },
             progress,
         )?;

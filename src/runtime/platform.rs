@@ -24,6 +24,8 @@ pub struct PlatformRequest {
     pub devices: usize,
     /// Whether a missing CPU plugin may not be downloaded.
     pub offline: bool,
+    /// On CUDA, the share of a GPU's memory to take at the start; 0 takes it as it is needed.
+    pub gpu_memory: Option<f32>,
 }
 
 /// An open platform.
@@ -74,7 +76,16 @@ impl Platform {
         let api = Api::load(&plugin.path).during(doing)?;
         let options = match kind {
             Kind::Cpu => vec![("cpu_device_count".to_owned(), Value::Int(request.devices as i64))],
-            Kind::Tpu | Kind::Cuda => vec![],
+            // As XLA's GPU client names them.
+            Kind::Cuda => match request.gpu_memory {
+                None => vec![],
+                Some(0.0) => vec![("preallocate".to_owned(), Value::Bool(false))],
+                Some(share) => vec![
+                    ("preallocate".to_owned(), Value::Bool(true)),
+                    ("memory_fraction".to_owned(), Value::Float(share)),
+                ],
+            },
+            Kind::Tpu => vec![],
         };
         if kind == Kind::Cpu {
             kernels::register(&api).during(doing)?;

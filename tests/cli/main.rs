@@ -8,6 +8,7 @@ mod hub;
 mod plan;
 mod plugins;
 mod quantize;
+mod tpu_vm;
 
 use std::{
     io::Write,

@@ -42,7 +42,13 @@ fn loading_takes_little_memory_beyond_the_devices_own() {
     let config = Config::parse(&std::fs::read_to_string(dir.join("config.json")).unwrap()).unwrap().0;
     let checkpoint = Checkpoint::open(&dir).unwrap();
     let mesh = Mesh { data: 1, model: 4 };
-    let request = PlatformRequest { kind: Some(Kind::Cpu), plugin: None, devices: mesh.devices(), offline: false };
+    let request = PlatformRequest {
+        kind: Some(Kind::Cpu),
+        plugin: None,
+        devices: mesh.devices(),
+        offline: false,
+        gpu_memory: None,
+    };
     let platform = Platform::open(&request, &mut Quiet).unwrap();
 
     let before = anonymous();

@@ -30,7 +30,7 @@ pub fn platform() -> &'static Platform {
     static PLATFORM: OnceLock<Platform> = OnceLock::new();
     PLATFORM.get_or_init(|| {
         let kind = Some(gemma_pjrt::plugins::Kind::Cpu);
-        let request = PlatformRequest { kind, plugin: None, devices: DEVICES, offline: false };
+        let request = PlatformRequest { kind, plugin: None, devices: DEVICES, offline: false, gpu_memory: None };
         Platform::open(&request, &mut Silent).unwrap()
     })
 }
