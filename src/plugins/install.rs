@@ -101,22 +101,37 @@ impl Installer<'_> {
             return Err(PluginError::Offline { kind, package, version });
         }
         let index = Index::new(&config)?;
-        let url = index.find(pinned.package, pinned.wheel)?;
+        let wheel = self.fetch(&index, &dir, pinned.package, pinned.wheel, pinned.sha256)?;
+        let staged = stage(pinned, wheel.path(), &dir)?;
+        for library in pinned.libraries {
+            let wheel = self.fetch(&index, &dir, library.package, library.wheel, library.sha256)?;
+            unpack_all(wheel.path(), library.wheel, staged.path())?;
+        }
+        put(pinned, staged, &dir)
+    }
+
+    /// Downloads a wheel into `dir`, and checks it.
+    fn fetch(
+        &mut self,
+        index: &Index,
+        dir: &Path,
+        package: &str,
+        wheel: &str,
+        sha256: &str,
+    ) -> Result<tempfile::NamedTempFile> {
+        let url = index.find(package, wheel)?;
         let (length, mut body) = index.open(&url)?;
-        self.progress.start(pinned.wheel, length.unwrap_or(0));
-        let written = |cause| PluginError::Write { path: dir.clone(), cause };
-        let mut wheel = tempfile::NamedTempFile::new_in(&dir).map_err(written)?;
-        let result = copy_with_sha256(&mut body, wheel.as_file_mut(), |n| self.progress.advance(n));
+        self.progress.start(wheel, length.unwrap_or(0));
+        let written = |cause| PluginError::Write { path: dir.to_owned(), cause };
+        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(written)?;
+        let result = copy_with_sha256(&mut body, file.as_file_mut(), |n| self.progress.advance(n));
         self.progress.finish();
         let found = result.map_err(|e| match e.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => written(e),
-            _ => PluginError::Index {
-                index: pinned.package.to_owned(),
-                problem: format!("the download broke off ({e})"),
-            },
+            _ => PluginError::Index { index: package.to_owned(), problem: format!("the download broke off ({e})") },
         })?;
-        check(pinned.wheel, pinned.sha256, &found)?;
-        unpack(pinned, wheel.path(), &dir)
+        check(wheel, sha256, &found)?;
+        Ok(file)
     }
 
     /// Installs from a wheel file that the user has. It must be one of the pinned ones of this kind.
@@ -132,9 +147,16 @@ impl Installer<'_> {
                 known.join(", ")
             )));
         };
+        if !pinned.libraries.is_empty() {
+            return Err(unusable(format!(
+                "it needs {} more wheels, which --from-file does not bring: install it with pip in a Python environment \
+                 (jax[cuda12] or jax[cuda13]) and activate that, it is searched",
+                pinned.libraries.len()
+            )));
+        }
         let dir = plugins_dir(kind)?;
         let _lock = lock(&dir)?;
-        unpack(pinned, wheel, &dir)
+        put(pinned, stage(pinned, wheel, &dir)?, &dir)
     }
 }
 
@@ -152,18 +174,24 @@ fn lock(dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Unpacks the plugin into a directory beside its place, and renames it: a reader sees all of it or nothing.
-fn unpack(pinned: &Pinned, wheel: &Path, dir: &Path) -> Result<Installed> {
+/// Unpacks the plugin into a directory beside its place.
+fn stage(pinned: &Pinned, wheel: &Path, dir: &Path) -> Result<tempfile::TempDir> {
     let unusable = |problem: String| PluginError::Wheel { path: wheel.to_owned(), problem };
     let written = |cause| PluginError::Write { path: dir.to_owned(), cause };
-    let file = File::open(wheel).map_err(|e| unusable(e.to_string()))?;
-    let mut archive = zip::ZipArchive::new(file).map_err(|e| unusable(format!("it is not a wheel ({e})")))?;
+    let mut archive = open_wheel(wheel)?;
     let mut member =
         archive.by_name(pinned.member).map_err(|e| unusable(format!("no {} in it ({e})", pinned.member)))?;
-    let library = Path::new(pinned.member).file_name().expect("members are files");
-
-    let temporary = tempfile::tempdir_in(dir).map_err(written)?;
-    let mut out = File::create(temporary.path().join(library)).map_err(written)?;
+    let member_path = Path::new(pinned.member);
+    // Libraries are looked for by their path from the plugin's.
+    let library = if pinned.libraries.is_empty() {
+        Path::new(member_path.file_name().expect("members are files"))
+    } else {
+        member_path
+    };
+    let staged = tempfile::tempdir_in(dir).map_err(written)?;
+    let path = staged.path().join(library);
+    fs::create_dir_all(path.parent().expect("it is in the staging directory")).map_err(written)?;
+    let mut out = File::create(path).map_err(written)?;
     let library_sha256 = copy_with_sha256(&mut member, &mut out, |_| ()).map_err(written)?;
     let manifest = Manifest {
         package: pinned.package.to_owned(),
@@ -173,14 +201,51 @@ fn unpack(pinned: &Pinned, wheel: &Path, dir: &Path) -> Result<Installed> {
         library_sha256,
     };
     let text = serde_json::to_string_pretty(&manifest).expect("JSON of strings");
-    fs::write(temporary.path().join(MANIFEST), text).map_err(written)?;
-    fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).map_err(written)?;
+    fs::write(staged.path().join(MANIFEST), text).map_err(written)?;
+    Ok(staged)
+}
+
+fn open_wheel(wheel: &Path) -> Result<zip::ZipArchive<File>> {
+    let unusable = |problem: String| PluginError::Wheel { path: wheel.to_owned(), problem };
+    let file = File::open(wheel).map_err(|e| unusable(e.to_string()))?;
+    zip::ZipArchive::new(file).map_err(|e| unusable(format!("it is not a wheel ({e})")))
+}
+
+/// Unpacks a wheel of libraries, without what only compilers read.
+fn unpack_all(wheel: &Path, name: &str, to: &Path) -> Result<()> {
+    let unusable = |problem: String| PluginError::Wheel { path: name.into(), problem };
+    let written = |cause| PluginError::Write { path: to.to_owned(), cause };
+    let mut archive = open_wheel(wheel)?;
+    for i in 0..archive.len() {
+        let mut member = archive.by_index(i).map_err(|e| unusable(e.to_string()))?;
+        let path =
+            member.enclosed_name().ok_or_else(|| unusable(format!("{:?} leaves its directory", member.name())))?;
+        let is_header = path.components().any(|part| part.as_os_str() == "include");
+        if !member.is_file() || is_header || path.extension().is_some_and(|e| e == "a") {
+            continue;
+        }
+        let path = to.join(path);
+        fs::create_dir_all(path.parent().expect("it is in the staging directory")).map_err(written)?;
+        let mut out = File::create(&path).map_err(written)?;
+        io::copy(&mut member, &mut out).map_err(written)?;
+        if let Some(mode) = member.unix_mode() {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode & 0o755 | 0o644)).map_err(written)?;
+        }
+    }
+    Ok(())
+}
+
+/// Renames what was staged to its place: a reader sees all of it or nothing.
+fn put(pinned: &Pinned, staged: tempfile::TempDir, dir: &Path) -> Result<Installed> {
+    let written = |cause| PluginError::Write { path: dir.to_owned(), cause };
+    fs::set_permissions(staged.path(), fs::Permissions::from_mode(0o755)).map_err(written)?;
     let place = target(dir, pinned);
     if place.exists() {
         fs::remove_dir_all(&place).map_err(written)?; // damaged, or from before: we hold the lock
     }
-    fs::rename(temporary.keep(), &place).map_err(written)?;
-    read_installed(pinned.kind, &place).ok_or_else(|| unusable("it could not be read back".into()))
+    fs::rename(staged.keep(), &place).map_err(written)?;
+    read_installed(pinned.kind, &place)
+        .ok_or_else(|| PluginError::Wheel { path: place, problem: "it could not be read back".into() })
 }
 
 /// Copies everything and returns its sha256, in hex.

@@ -179,6 +179,11 @@ impl Machine {
     }
 
     fn cuda(request: &MachineRequest<'_>) -> Result<Self> {
+        if request.devices > 1 && !plugins::System::default().nvidia_driver() {
+            let message = "without a GPU the CUDA plugin compiles for one H100 only: it asks the devices how they are connected. \
+                           Use --mesh 1x1, or run this where the GPUs are";
+            return Err(Error::Invalid(message.into()));
+        }
         let plugin = plugins::locate(Kind::Cuda, request.plugin)?;
         let api = load(Kind::Cuda, &plugin)?;
         let options = vec![
@@ -217,7 +222,11 @@ impl Machine {
     /// Compiles a program.
     pub fn compile(&self, module: &Module) -> Result<Compiled> {
         let started = Instant::now();
-        let (code, options) = (module.encode(), self.options());
+        let (code, mut options) = (module.encode(), self.options());
+        if self.kind == Kind::Cuda {
+            // There is no GPU to try variants of products on.
+            options.flags.insert("xla_gpu_autotune_level".into(), Value::Int(0));
+        }
         let program = Program { code: &code, format: "hlo" };
         let doing = || format!("compiling {} for {}", module.name(), self.name);
         let executable = match &self.compiler {

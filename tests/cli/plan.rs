@@ -24,6 +24,7 @@ fn a_plan_for_this_computer() {
 fn what_cannot_be_planned_is_said() {
     let home = Home::new();
     home.run(&["plan", "--platform", "cpu", "--model", "tiny", "--context", "2048"]).fails(1, &["1024 tokens"]);
+    home.run(&["plan", "--platform", "cuda", "--model", "tiny", "--mesh", "1x2"]).fails(1, &["one H100 only"]);
     home.run(&["plan", "--platform", "cpu", "--model", "nothing"]).fails(1, &["nothing", "gemma-1.1-7b"]);
 }
 
