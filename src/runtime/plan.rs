@@ -247,8 +247,8 @@ pub fn alternatives(machine: &Machine, setup: &Setup, on_try: &mut dyn FnMut(&st
             .map(|(name, _, stored)| (format!("--weights {name}"), None, Setup { stored, ..setup.clone() }))
             .collect(),
     )?;
-    if machine.kind == Kind::Tpu {
-        let generation = machine.name.split(':').next().unwrap_or_default();
+    let generation = machine.name.split(':').next().unwrap_or_default();
+    if ["v5e", "v6e"].contains(&generation) {
         // Of those that Google Cloud lends.
         let shapes = [(2, 2), (2, 4), (4, 4)].into_iter().filter(|(a, b)| a * b > machine.devices);
         let larger = shapes.map(|(a, b)| {
