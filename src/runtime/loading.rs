@@ -28,7 +28,7 @@ use crate::{
     pjrt::{Arg, Buffer, Client, Device, ElementType, HostBytes, TensorType, Upload},
 };
 
-/// Told of bytes that have been placed: how many more, of how many in all.
+/// Told of bytes that are on their way to devices: how many more, of how many in all.
 pub type OnProgress = Box<dyn FnMut(u64, u64) + Send>;
 
 /// Weights on devices, `[device][argument]`, or on their way there.
