@@ -59,16 +59,22 @@ impl Target {
         self == Self::Cpu { kernels: true }
     }
 
-    /// What programs take a tensor as: XLA:CPU has no packed four-bit arrays, so there a byte is two elements of the last
-    /// dimension. In each group of 32, byte i holds element i in its lower half and element i + 16 in its upper half, both
-    /// plus 8.
+    /// What programs take a tensor of these dims as: all but four-bit matrices `[out, in]` as they are.
+    ///
+    /// XLA:CPU has no packed four-bit arrays, so there a byte is two elements, `u8[out, in / 2]`. In each group of 32, byte i holds
+    /// element i in its lower half and element i + 16 in its upper half, both plus 8.
+    ///
+    /// Elsewhere a matrix is `s4[in / 32, 32, out]`: XLA:TPU converts and scales it inside the product that uses it only if no
+    /// reshape stands between, so groups and their elements are dimensions of the product.
     pub fn weight_shape(self, dtype: DType, dims: &[i64]) -> Shape {
-        let mut dims = dims.to_vec();
-        if dtype != DType::S4 || !self.is_cpu() {
-            return Shape::new(dtype, dims);
+        match dims {
+            [layers @ .., out, width] if dtype == DType::S4 => {
+                let packed: &[i64] = if self.is_cpu() { &[*out, width / 2] } else { &[width / GROUP, GROUP, *out] };
+                let dtype = if self.is_cpu() { DType::U8 } else { dtype };
+                Shape::new(dtype, [layers, packed].concat())
+            }
+            _ => Shape::new(dtype, dims),
         }
-        *dims.last_mut().expect("a matrix") /= 2;
-        Shape::new(DType::U8, dims)
     }
 
     /// What programs take a shifted matrix as, see [`StoredTypes::shifted`](super::weights::StoredTypes::shifted): with place for
@@ -185,7 +191,10 @@ impl Target {
             Some(scale) if scale.shape().dims.len() == 1 => {
                 self.product(x, weight.elements, |weight| weight.convert(x.shape().dtype)) * scale
             }
-            Some(scale) => self.product(x, weight.elements, |weight| from_groups(weight, scale, x.shape().dtype)),
+            Some(scale) if self.is_cpu() => {
+                self.product(x, weight.elements, |weight| from_pairs(weight, scale, x.shape().dtype))
+            }
+            Some(scale) => in_groups(x, weight.elements, scale),
         }
     }
 
@@ -253,20 +262,25 @@ fn kernel<'g>(name: &str, x: Op<'g>, weights: &[Matrix<'g>], results: &[Shape]) 
     x.graph().custom_call(name, &operands, results, &[])
 }
 
-/// A four-bit weight, `s4[out, in]` or two elements in a byte as [`Target::weight_shape`] says, times its groups' scales
-/// `[out, in / GROUP]`: `[out, in]`.
-fn from_groups<'g>(elements: Op<'g>, scale: Op<'g>, dtype: DType) -> Op<'g> {
+/// A four-bit weight with two elements in a byte, `u8[out, in / 2]`, times its groups' scales `[out, in / GROUP]`: `[out, in]`.
+fn from_pairs<'g>(pairs: Op<'g>, scale: Op<'g>, dtype: DType) -> Op<'g> {
     let [out, groups] = [scale.dim(0), scale.dim(1)];
-    let steps = if elements.shape().dtype == DType::U8 {
-        let bytes = elements.reshape(&[out, groups, GROUP / 2]);
-        let byte = |value: f64| elements.graph().scalar(DType::U8, value);
-        let halves = [bytes.and(byte(15.0)), bytes.shift_right_logical(byte(4.0))];
-        Op::concatenate(&halves, 2).convert(DType::F32) - 8.0
-    } else {
-        elements.convert(DType::F32).reshape(&[out, groups, GROUP])
-    };
+    let bytes = pairs.reshape(&[out, groups, GROUP / 2]);
+    let byte = |value: f64| pairs.graph().scalar(DType::U8, value);
+    let halves = [bytes.and(byte(15.0)), bytes.shift_right_logical(byte(4.0))];
+    let steps = Op::concatenate(&halves, 2).convert(DType::F32) - 8.0;
     let scale = scale.convert(DType::F32).reshape(&[out, groups, 1]);
     (steps * scale).convert(dtype).reshape(&[out, groups * GROUP])
+}
+
+/// `f32[rows, out]` from `[rows, in]` and a four-bit weight `s4[in / GROUP, GROUP, out]` with its groups' scales
+/// `[out, in / GROUP]`.
+fn in_groups<'g>(x: Op<'g>, weight: Op<'g>, scale: Op<'g>) -> Op<'g> {
+    let [groups, out] = [weight.dim(0), weight.dim(2)];
+    let scale = scale.transpose(&[1, 0]).convert(DType::F32).reshape(&[groups, 1, out]);
+    let weight = (weight.convert(DType::F32) * scale).convert(x.shape().dtype);
+    let over_groups = DotDims { lhs_contract: vec![1, 2], rhs_contract: vec![0, 1], ..DotDims::default() };
+    x.reshape(&[x.dim(0), groups, GROUP]).dot(weight, &over_groups, DType::F32)
 }
 
 /// `[..., width]` as `[rows, width]`, and the dims before the last.

@@ -169,7 +169,11 @@ impl<'g> Matrix<'g> {
 
     /// Number of outputs.
     pub fn rows(&self) -> i64 {
-        self.shift.map_or_else(|| self.elements.dim(0), |shift| shift.dims[0])
+        match self.shift {
+            Some(shift) => shift.dims[0],
+            None if self.elements.shape().dtype == DType::S4 => self.elements.dim(2), // see Target::weight_shape
+            None => self.elements.dim(0),
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 //! the mapped files, all devices at once, while programs are compiled.
 
 use std::{
-    ops::Range,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -12,10 +11,9 @@ use std::{
 };
 
 use super::{
-    bridge::tensor_type,
     error::{Error, Result, While},
     programs::Programs,
-    weights::{Placement, unpack},
+    weights::{Part, Placement},
 };
 use crate::{
     checkpoint::Tensor,
@@ -25,7 +23,7 @@ use crate::{
         zeros,
     },
     hlo::{Mesh, Shape},
-    pjrt::{Arg, Buffer, Client, Device, ElementType, HostBytes, TensorType, Upload},
+    pjrt::{Arg, Buffer, Device, ElementType, HostBytes, TensorType, Upload},
 };
 
 /// Told of bytes that are on their way to devices: how many more, of how many in all.
@@ -184,25 +182,14 @@ impl Job {
     }
 
     /// A device's part of each tensor.
-    fn parts(&self) -> impl Iterator<Item = Part> {
-        let of = |(argument, memory): &(Argument, Vec<HostBytes>)| {
-            let parts = argument.tensors.iter().zip(memory.clone()).map(|(spec, memory)| self.part(spec, memory, 0));
-            parts.collect::<Vec<_>>()
-        };
-        self.arguments.iter().flat_map(of)
+    fn parts(&self) -> impl Iterator<Item = Part<'_>> {
+        let tensors = self.arguments.iter().flat_map(|(argument, memory)| argument.tensors.iter().zip(memory));
+        tensors.map(|(spec, memory)| self.part(spec, memory, 0))
     }
 
-    fn part(&self, spec: &TensorSpec, memory: HostBytes, replica: usize) -> Part {
+    fn part<'t>(&self, spec: &'t TensorSpec, memory: &HostBytes, replica: usize) -> Part<'t> {
         let ranges = spec.shard(&self.config, self.mesh, replica % self.mesh.model);
-        let dtype = self.stored.of(&spec.name);
-        let dims: Vec<i64> = ranges.iter().map(|range| range.end - range.start).collect();
-        Part {
-            ty: tensor_type(&self.target.weight_shape(dtype, &dims)),
-            bits: dtype.bits(),
-            dims: spec.dims.clone(),
-            ranges,
-            memory,
-        }
+        Part::new(spec, &self.stored, memory, &ranges, self.target)
     }
 
     /// Starts the transfers of one tensor of each argument, if `which` names one, on all devices at once: `[device][argument]`.
@@ -211,10 +198,9 @@ impl Job {
             let mut uploads = Vec::new();
             for (argument, memory) in &self.arguments {
                 let Some(i) = which(argument) else { continue };
-                let spec = &argument.tensors[i];
-                let part = self.part(spec, memory[i].clone(), replica);
-                let doing = || format!("placing {} on device {replica}", spec.name);
-                uploads.push(part.upload(&self.programs.client, device).during(doing)?);
+                let part = self.part(&argument.tensors[i], &memory[i], replica);
+                let doing = || format!("placing {} on device {replica}", part.name);
+                uploads.push(part.start_upload(&self.programs.client, device).during(doing)?);
             }
             Ok(uploads)
         };
@@ -223,47 +209,5 @@ impl Job {
             let threads: Vec<_> = self.programs.devices.iter().enumerate().map(start).collect();
             threads.into_iter().map(|thread| thread.join().expect("uploading does not panic")).collect()
         })
-    }
-}
-
-/// A device's part of a tensor.
-struct Part {
-    ty: TensorType,
-    bits: usize,
-    /// Of the whole tensor.
-    dims: Vec<i64>,
-    ranges: Vec<Range<i64>>,
-    memory: HostBytes,
-}
-
-impl Part {
-    fn upload(&self, client: &Client, device: &Device) -> crate::pjrt::Result<Upload> {
-        let byte = |elements: i64| elements as usize * self.bits / 8;
-        let width = self.dims[1..].iter().product::<i64>(); // of a row
-        let row = byte(width);
-        let rows = &self.ranges[0];
-        let columns = self.ranges.get(1).map_or(0..byte(1), |range| byte(range.start)..byte(range.end));
-        let is_whole = self.ranges.get(1).is_none_or(|range| range.end - range.start == width);
-        let rows = rows.start as usize * row..rows.end as usize * row;
-        if self.ty.element_type == ElementType::S4 {
-            let part: Vec<u8> = if is_whole {
-                self.memory.slice(rows).bytes().to_vec()
-            } else {
-                self.memory
-                    .slice(rows)
-                    .bytes()
-                    .chunks_exact(row)
-                    .flat_map(|row| &row[columns.clone()])
-                    .copied()
-                    .collect()
-            };
-            return client.start_upload(unpack(&part).into(), &self.ty, None, device);
-        }
-        if is_whole {
-            return client.start_upload(self.memory.slice(rows), &self.ty, None, device);
-        }
-        // Columns of rows: the plugin gathers them.
-        let part = self.memory.slice(rows.start + columns.start..rows.end - (row - columns.end));
-        client.start_upload(part, &self.ty, Some(&[row as i64, (self.bits / 8) as i64]), device)
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         weights::{GROUP, StoredTypes, TensorSpec, parameters, tensors},
     },
     hlo::{DType, Mesh, Shape},
-    pjrt::{Buffer, Client, Device, ElementType, HostBytes, TensorType},
+    pjrt::{Buffer, Client, Device, ElementType, HostBytes, TensorType, Upload},
 };
 
 /// The model's tensors as this checkpoint stores them, each with its own.
@@ -91,25 +91,33 @@ pub struct Placement {
 }
 
 /// A device's part of a tensor, in the checkpoint's memory.
-struct Part<'t> {
-    name: &'t str,
-    ty: TensorType,
+pub(super) struct Part<'t> {
+    pub name: &'t str,
+    /// What programs take it as.
+    pub ty: TensorType,
     rows: HostBytes,
     row_bytes: usize,
     /// The part's bytes of each row of the tensor; `None` where rows are whole, so that `rows` is the part.
     columns: Option<Range<usize>>,
     is_matrix: bool,
-    /// Bytes of an element, where it is to be placed in a larger array.
-    shifted: Option<usize>,
+    /// Whether it is to be placed in a larger array, see [`StoredTypes::shifted`].
+    is_shifted: bool,
 }
 
 impl<'t> Part<'t> {
-    fn new(spec: &'t TensorSpec, stored: &StoredTypes, tensor: &Tensor, ranges: &[Range<i64>], target: Target) -> Self {
+    /// The part of `memory`, which holds the whole tensor, in these ranges of its dims.
+    pub fn new(
+        spec: &'t TensorSpec,
+        stored: &StoredTypes,
+        memory: &HostBytes,
+        ranges: &[Range<i64>],
+        target: Target,
+    ) -> Self {
         let dtype = stored.of(&spec.name);
         let is_matrix = spec.dims.len() == 2;
         let is_shifted = stored.shifted && is_matrix;
         let dims: Vec<i64> = ranges.iter().map(|r| r.end - r.start).collect();
-        let row_bytes = tensor.bytes.bytes().len() / spec.dims[0] as usize;
+        let row_bytes = memory.bytes().len() / spec.dims[0] as usize;
         let rows = ranges[0].start as usize * row_bytes..ranges[0].end as usize * row_bytes;
         let byte = |column: i64| column as usize * dtype.bits() / 8;
         let whole = ranges[1..].iter().zip(&spec.dims[1..]).all(|(range, &dim)| *range == (0..dim));
@@ -120,11 +128,11 @@ impl<'t> Part<'t> {
             } else {
                 target.weight_shape(dtype, &dims)
             }),
-            rows: tensor.bytes.slice(rows),
+            rows: memory.slice(rows),
             row_bytes,
             columns: (!whole).then(|| byte(ranges[1].start)..byte(ranges[1].end)),
             is_matrix,
-            shifted: is_shifted.then(|| dtype.bits() / 8),
+            is_shifted,
         }
     }
 
@@ -133,35 +141,34 @@ impl<'t> Part<'t> {
         if !target.is_cpu() || self.columns.is_some() {
             return None;
         }
-        match self.shifted {
-            Some(element) => self.rows.aligned_around(ALIGNMENT).filter(|(_, before)| before.is_multiple_of(element)),
-            None => self.rows.is_aligned(ALIGNMENT).then(|| (self.rows.clone(), 0)),
+        if self.is_shifted {
+            return self
+                .rows
+                .aligned_around(ALIGNMENT)
+                .filter(|(_, before)| before.is_multiple_of(self.element_bytes()));
         }
+        self.rows.is_aligned(ALIGNMENT).then(|| (self.rows.clone(), 0))
     }
 
-    /// As the plugin takes them: four-bit elements one to a byte, all others as they are.
-    fn unpacked<'b>(&self, bytes: &'b [u8]) -> Cow<'b, [u8]> {
-        if self.ty.element_type == ElementType::S4 { unpack(bytes).into() } else { bytes.into() }
+    fn element_bytes(&self) -> usize {
+        self.ty.element_type.host_bits() / 8
     }
 
     /// Puts it on a device: its elements, and where it is shifted the first one's index.
     fn place(&self, client: &Client, target: Target, device: &Device) -> crate::pjrt::Result<(Vec<Buffer>, Placement)> {
         let bytes = self.ty.host_bytes() as u64;
         let shift = |before: usize| {
-            let first = self.shifted.map(|element| (before / element) as i32);
+            let first = (before / self.element_bytes()) as i32;
             let scalar = TensorType::new(ElementType::S32, []);
-            first.map(|first| client.upload_slice(&[first], &scalar, device)).transpose()
+            self.is_shifted.then(|| client.upload_slice(&[first], &scalar, device)).transpose()
         };
         let Some((borrowed, before)) = self.borrowable(target) else {
-            let part = match &self.columns {
-                Some(columns) => {
-                    let rows = self.rows.bytes().chunks_exact(self.row_bytes);
-                    rows.flat_map(|row| &row[columns.clone()]).copied().collect::<Vec<u8>>().into()
-                }
-                None => Cow::from(self.rows.bytes()),
+            let mut part = if self.columns.is_some() {
+                Cow::from(self.of_rows().flatten().copied().collect::<Vec<u8>>())
+            } else {
+                Cow::from(self.rows.bytes())
             };
-            let mut part = self.unpacked(&part);
-            if self.shifted.is_some() {
+            if self.is_shifted {
                 part.to_mut().resize(bytes as usize, 0);
             }
             let unaligned = if target.is_cpu() && self.columns.is_none() && self.is_matrix { bytes } else { 0 };
@@ -179,15 +186,50 @@ impl<'t> Part<'t> {
         };
         Ok((std::iter::once(elements).chain(shift(before)?).collect(), placement))
     }
+
+    /// Starts its transfer to an accelerator.
+    pub fn start_upload(&self, client: &Client, device: &Device) -> crate::pjrt::Result<Upload> {
+        if self.ty.element_type == ElementType::S4 {
+            return client.start_upload(unpack(self.of_rows()).into(), &self.ty, None, device);
+        }
+        let Some(columns) = &self.columns else {
+            return client.start_upload(self.rows.clone(), &self.ty, None, device);
+        };
+        // The plugin gathers the columns.
+        let behind = self.row_bytes - columns.end;
+        let part = self.rows.slice(columns.start..self.rows.bytes().len() - behind);
+        let strides = [self.row_bytes as i64, self.element_bytes() as i64];
+        client.start_upload(part, &self.ty, Some(&strides), device)
+    }
+
+    /// Its bytes of each row.
+    fn of_rows(&self) -> impl Iterator<Item = &[u8]> {
+        let columns = self.columns.clone().unwrap_or(0..self.row_bytes);
+        self.rows.bytes().chunks_exact(self.row_bytes).map(move |row| &row[columns.clone()])
+    }
 }
 
-/// Four-bit elements, one to a byte, from pairs as [`Target::weight_shape`] describes them.
-pub(super) fn unpack(pairs: &[u8]) -> Vec<u8> {
+/// Four-bit elements, one to a byte, `[in, out]`: as [`Target::weight_shape`] describes them, from rows of pairs, which it
+/// describes too.
+fn unpack<'b>(rows: impl Iterator<Item = &'b [u8]>) -> Vec<u8> {
+    const HALF: usize = GROUP as usize / 2;
+    let rows: Vec<&[u8]> = rows.collect();
+    let (out, width) = (rows.len(), rows.first().map_or(0, |row| row.len() * 2));
     let step = |half: u8| half.wrapping_sub(8);
-    let group = |bytes: &[u8]| -> Vec<u8> {
-        bytes.iter().map(|byte| step(byte & 15)).chain(bytes.iter().map(|byte| step(byte >> 4))).collect()
-    };
-    pairs.chunks_exact(GROUP as usize / 2).flat_map(group).collect()
+    let mut elements = vec![0; out * width];
+    // Tiles of a cache line's rows by a group: few lines are written at a time.
+    for (block, rows) in rows.chunks(64).enumerate() {
+        for group in 0..width / (2 * HALF) {
+            for (row, pairs) in rows.iter().enumerate() {
+                for (i, byte) in pairs[group * HALF..][..HALF].iter().enumerate() {
+                    let low = (group * 2 * HALF + i) * out + block * 64 + row;
+                    elements[low] = step(byte & 15);
+                    elements[low + HALF * out] = step(byte >> 4);
+                }
+            }
+        }
+    }
+    elements
 }
 
 /// Places every tensor's part on every device: `[device][tensor]`, with the index of the first element after each shifted one.
@@ -202,7 +244,7 @@ pub(super) fn place(
 ) -> Result<(Vec<Vec<Buffer>>, Placement)> {
     let parts = |replica: usize| {
         tensors.iter().map(move |(spec, tensor)| {
-            Part::new(spec, stored, tensor, &spec.shard(config, mesh, replica % mesh.model), target)
+            Part::new(spec, stored, &tensor.bytes, &spec.shard(config, mesh, replica % mesh.model), target)
         })
     };
     let all = (0..devices.len()).flat_map(parts);
@@ -233,10 +275,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn four_bits_are_unpacked_in_order() {
-        let elements: Vec<i8> = (0..64).map(|i| (i * 7 % 16) as i8 - 8).collect();
-        let pair = |group: &[i8], i: usize| (group[i] + 8) as u8 | ((group[i + 16] + 8) as u8) << 4;
-        let pairs: Vec<u8> = elements.chunks(32).flat_map(|group| (0..16).map(|i| pair(group, i))).collect();
-        assert_eq!(bytemuck::cast_slice::<u8, i8>(&unpack(&pairs)), elements);
+    fn four_bits_are_unpacked_by_columns() {
+        let (out, width) = (70, 64);
+        let element = |row: usize, column: usize| ((row * 5 + column * 7) % 16) as u8;
+        let pair =
+            |row: usize, group: usize, i: usize| element(row, group * 32 + i) | element(row, group * 32 + i + 16) << 4;
+        let row = |row| (0..width / 2).map(move |byte| pair(row, byte / 16, byte % 16)).collect::<Vec<u8>>();
+        let rows: Vec<Vec<u8>> = (0..out).map(row).collect();
+        let expected: Vec<i8> =
+            (0..width).flat_map(|column| (0..out).map(move |row| element(row, column) as i8 - 8)).collect();
+        assert_eq!(bytemuck::cast_slice::<u8, i8>(&unpack(rows.iter().map(Vec::as_slice))), expected);
     }
 }

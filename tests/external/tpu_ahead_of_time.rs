@@ -66,6 +66,7 @@ fn the_7b_fits_v5e_with_nothing_copied() {
     for (topology, devices, stored, kv, most_gib) in [
         ("v5e:1x1", 1, int8(), DType::BF16, 11.6),
         ("v5e:1x1", 1, int8(), DType::S8, 9.9),
+        ("v5e:1x1", 1, StoredTypes::int4(DType::BF16), DType::BF16, 8.5),
         ("v5e:2x2", 4, bf16(), DType::BF16, 4.95),
         ("v5e:2x2", 4, int8(), DType::BF16, 3.0),
         ("v5e:2x4", 8, bf16(), DType::BF16, 2.5),
@@ -118,7 +119,7 @@ fn no_copies(spec: &ProgramSpec, optimized: &proto::Module) {
         .unwrap()
         .parameters()
         .iter()
-        .filter(|(_, shape)| matches!(shape.dtype, DType::S8) && shape.dims.len() < 4)
+        .filter(|(_, shape)| [DType::S8, DType::S4].contains(&shape.dtype) && !caches.contains(&essence(&shape.dims)))
         .flat_map(|(_, shape)| [essence(&shape.dims), essence(&shape.dims[1..])])
         .filter(|dims| dims.len() > 1)
         .collect();
