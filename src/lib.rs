@@ -18,6 +18,7 @@
 //! | [`tokenizer`] | tokenizer.json, the chat template, streaming text |
 //! | [`demo`] | the demo model, embedded |
 //! | [`runtime`] | platform, placed weights, program cache, sessions, generation, conversations |
+//! | [`engine`] | many requests at once: slots, continuous batching, prefix cache |
 //! | [`cli`] | the commands |
 
 pub mod cache_dir;
@@ -25,6 +26,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod demo;
 pub mod download;
+pub mod engine;
 pub mod gemma;
 pub mod hlo;
 pub mod hub;

@@ -13,7 +13,7 @@ use super::{
     process::size,
 };
 use crate::{
-    gemma::{Config, Output, Program, ProgramSpec, Target, weights::StoredTypes},
+    gemma::{Config, More, Output, Program, ProgramSpec, Target, weights::StoredTypes},
     hlo::{DType, Mesh, proto, to_text},
     pjrt::{self, CompileOptions, Device},
     runtime::{signature, window_for},
@@ -167,7 +167,13 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
     let (program, end) = match args.program {
         ProgramName::Prefill => (Program::Prefill { bucket: args.bucket, output }, args.bucket),
         ProgramName::Decode => (Program::Decode { output }, args.context),
-        ProgramName::Score => (Program::Score { bucket: args.bucket, logits: output == Output::Logits }, args.bucket),
+        ProgramName::Score => (
+            Program::Score {
+                bucket: args.bucket,
+                more: if output == Output::Logits { More::Logits } else { More::Nothing },
+            },
+            args.bucket,
+        ),
         ProgramName::Trace => (Program::Trace { bucket: args.bucket }, args.bucket),
     };
     let target = match (args.lowering, args.platform.platform) {

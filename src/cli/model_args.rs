@@ -168,6 +168,9 @@ pub struct SamplingArgs {
     /// Draw from the most likely tokens that together have probability P only
     #[arg(long, value_name = "P", default_value = "1")]
     top_p: f32,
+    /// Draw only tokens that are at least P times as probable as the most probable one
+    #[arg(long, value_name = "P", default_value = "0")]
+    min_p: f32,
     /// The same seed draws the same tokens
     #[arg(long, value_name = "SEED", default_value = "0")]
     seed: u64,
@@ -175,7 +178,13 @@ pub struct SamplingArgs {
 
 impl SamplingArgs {
     pub fn params(&self) -> Result<Params> {
-        let params = Params { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed };
+        let params = Params {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+        };
         params.check().map_err(anyhow::Error::msg)?;
         Ok(params)
     }

@@ -108,21 +108,58 @@ impl<'g> Array<'g> {
 
     /// With `new` `[batch, seq, kv_heads, ...]` at this step's positions.
     fn write(self, new: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
-        let put = |array: Op<'g>, new: Op<'g>, slot: Op<'g>, position: Op<'g>| {
-            let new = match self.order {
-                Order::Layer => new.transpose(&[0, 2, 1, 3]),
-                Order::AllLayers(_) => new.reshape(&[&[1], &new.shape().dims[..]].concat()),
-                Order::ScalesOfAllLayers(_) => new.reshape(&[1, new.dim(1), self.kv_heads]),
-            };
-            array.dynamic_update_slice(new, &self.starts(slot, position))
-        };
         match positions.access {
-            CacheAccess::Slot { slot, start } => put(self.op, new, slot, start),
-            CacheAccess::EachRow => (0..new.dim(0)).fold(self.op, |array, row| {
-                let slot = array.graph().scalar(DType::S32, row as f64);
-                let position = positions.tokens.slice(&[row, 0], &[row + 1, 1]).reshape(&[]);
-                put(array, new.slice_in_dim(0, row, row + 1), slot, position)
-            }),
+            CacheAccess::Slot { slot, start, is_real: None } => self.put(new, slot, start),
+            CacheAccess::Slot { slot, start, is_real: Some(is_real) } => {
+                let new = self.ordered(new);
+                let starts = self.starts(slot, start);
+                let old = self.op.dynamic_slice(&starts, &new.shape().dims);
+                self.op.dynamic_update_slice(is_real.select(new, old), &starts)
+            }
+            CacheAccess::EachRow if new.dim(0) <= MAX_UNROLLED => {
+                (0..new.dim(0))
+                    .fold(self, |array, row| {
+                        let slot = array.op.graph().scalar(DType::S32, row as f64);
+                        let position = positions.tokens.slice(&[row, 0], &[row + 1, 1]).reshape(&[]);
+                        Self { op: array.put(new.slice_in_dim(0, row, row + 1), slot, position), ..array }
+                    })
+                    .op
+            }
+            CacheAccess::EachRow => {
+                let layer = match self.order {
+                    Order::AllLayers(layer) | Order::ScalesOfAllLayers(layer) => Some(layer),
+                    Order::Layer => None,
+                };
+                let state: Vec<Op<'g>> = [self.op, new, positions.tokens].into_iter().chain(layer).collect();
+                self.op.graph().repeat(new.dim(0), &state, |row, s| {
+                    let zero = row.graph().scalar(DType::S32, 0.0);
+                    let position = s[2].dynamic_slice(&[row, zero], &[1, 1]).reshape(&[]);
+                    let mut sizes = s[1].shape().dims;
+                    sizes[0] = 1;
+                    let one = s[1].dynamic_slice(&[row, zero, zero, zero], &sizes);
+                    let order = match self.order {
+                        Order::Layer => Order::Layer,
+                        Order::AllLayers(_) => Order::AllLayers(s[3]),
+                        Order::ScalesOfAllLayers(_) => Order::ScalesOfAllLayers(s[3]),
+                    };
+                    let array = Array { op: s[0], kv_heads: self.kv_heads, order }.put(one, row, position);
+                    std::iter::once(array).chain(s[1..].iter().copied()).collect()
+                })[0]
+            }
+        }
+    }
+
+    /// With `new` `[1, seq, kv_heads, ...]` in this slot, from this position on.
+    fn put(self, new: Op<'g>, slot: Op<'g>, position: Op<'g>) -> Op<'g> {
+        self.op.dynamic_update_slice(self.ordered(new), &self.starts(slot, position))
+    }
+
+    /// `[1, seq, kv_heads, ...]` in the order of the array's dimensions.
+    fn ordered(self, new: Op<'g>) -> Op<'g> {
+        match self.order {
+            Order::Layer => new.transpose(&[0, 2, 1, 3]),
+            Order::AllLayers(_) => new.reshape(&[&[1], &new.shape().dims[..]].concat()),
+            Order::ScalesOfAllLayers(_) => new.reshape(&[1, new.dim(1), self.kv_heads]),
         }
     }
 
@@ -152,7 +189,23 @@ impl<'g> Array<'g> {
     }
 }
 
+/// Above so many slots a step's tokens are put into the cache by a loop: as many updates would take minutes to compile.
+const MAX_UNROLLED: i64 = 16;
+
 impl<'g> Cache<'g> {
+    /// An array of [`Self::arrays`] with what one slot holds given to another.
+    pub(super) fn copied(array: Op<'g>, kv_heads: i64, from: Op<'g>, to: Op<'g>) -> Op<'g> {
+        let zero = array.graph().scalar(DType::S32, 0.0);
+        let mut sizes = array.shape().dims;
+        // As `Order` has them: a layer's arrays, those of all layers, and scales of all layers, each slot with its heads.
+        let (dim, one) = [(2, kv_heads), (0, 1), (1, 1)][sizes.len() - 3];
+        sizes[dim] = one;
+        let starts = |slot: Op<'g>| -> Vec<Op<'g>> {
+            (0..sizes.len()).map(|i| if i == dim { slot * one as f64 } else { zero }).collect()
+        };
+        array.dynamic_update_slice(array.dynamic_slice(&starts(from), &sizes), &starts(to))
+    }
+
     /// Names and shapes of a device's arrays, those of a layer in the order of [`Self::to_list`]. `kv` is the type of activations,
     /// or S8; `dims` are slots, key/value heads, positions and `head_dim`.
     pub(super) fn arrays(target: Target, kv: DType, layers: i64, dims: [i64; 4]) -> Vec<(String, Shape)> {

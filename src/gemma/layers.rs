@@ -35,7 +35,9 @@ impl<'g> Positions<'g> {
     /// The ops in it, to pass them to a computation.
     pub(super) fn to_list(self) -> Vec<Op<'g>> {
         match self.access {
-            CacheAccess::Slot { slot, start } => vec![self.tokens, slot, start],
+            CacheAccess::Slot { slot, start, is_real } => {
+                [self.tokens, slot, start].into_iter().chain(is_real).collect()
+            }
             CacheAccess::EachRow => vec![self.tokens],
         }
     }
@@ -43,7 +45,7 @@ impl<'g> Positions<'g> {
     /// From the list that [`Self::to_list`] made.
     pub(super) fn from_list(ops: &[Op<'g>], window: i64) -> Self {
         let access = match *ops {
-            [_, slot, start] => CacheAccess::Slot { slot, start },
+            [_, slot, start, ref is_real @ ..] => CacheAccess::Slot { slot, start, is_real: is_real.first().copied() },
             _ => CacheAccess::EachRow,
         };
         Self { tokens: ops[0], access, window }
@@ -53,8 +55,9 @@ impl<'g> Positions<'g> {
 /// Which part of the cache belongs to a step.
 #[derive(Clone, Copy)]
 pub(super) enum CacheAccess<'g> {
-    /// All of the batch is one slot: `seq` tokens from position `start` on. Both `s32[]`.
-    Slot { slot: Op<'g>, start: Op<'g> },
+    /// All of the batch is one slot: `seq` tokens from position `start` on. Both `s32[]`. Unless `is_real` (`pred[]`), the cache
+    /// stays as it is.
+    Slot { slot: Op<'g>, start: Op<'g>, is_real: Option<Op<'g>> },
     /// Row i of the batch is slot i, with one token.
     EachRow,
 }

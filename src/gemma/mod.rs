@@ -24,6 +24,6 @@ pub mod weights;
 pub use cache::Cache;
 pub use config::{Config, ConfigError};
 pub use cost::{Cost, Extension};
-pub use programs::{Output, Program, ProgramSpec};
+pub use programs::{More, Output, Program, ProgramSpec, STOP_IDS};
 pub use stacking::{put_layer, stacked, zeros};
 pub use target::Target;

@@ -10,16 +10,38 @@ use super::{
 };
 use crate::{
     hlo::{Computation, DType, Graph, HloError, Mesh, Module, Op, Shape},
-    sampling::{self, Candidates, MAX_TOP_K, ParamOps, Sampler},
+    sampling::{self, AdjustOps, Candidates, MAX_TOP_K, ParamOps, Sampler, TOP_LOGPROBS},
 };
 
 /// What a step returns besides the caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Output {
-    /// The next token of each row, `s32[rows]`.
+    /// The next token of each row, and what [`sampling::details`] tells of it if the sampler does: `s32[rows, width]`.
     Token(Sampler),
     /// The logits of each row's last token, `f32[rows, vocab]`.
     Logits,
+    /// Nothing: there is more of the prompt to come.
+    Nothing,
+}
+
+impl Output {
+    /// Numbers for each row.
+    pub fn width(self) -> i64 {
+        if self == Self::Token(Sampler::Detailed) { 2 + 2 * TOP_LOGPROBS } else { 1 }
+    }
+}
+
+/// How many ids may end a slot's text on the device.
+pub const STOP_IDS: i64 = 8;
+
+/// What scoring tells besides likelihoods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum More {
+    Nothing,
+    /// All logits.
+    Logits,
+    /// What [`sampling::top_logprobs`] gives.
+    Top,
 }
 
 /// One of the model's programs.
@@ -27,17 +49,24 @@ pub enum Output {
 pub enum Program {
     /// A chunk of one slot's prompt: `bucket` tokens from position `start` on, of which those after `last` are padding.
     ///
-    /// Inputs: tokens `s32[bucket]`, slot `s32[]`, start `s32[]`, last `s32[]`; then the sampler's.
+    /// Inputs: tokens `s32[bucket]`, slot `s32[]`, start `s32[]`, last `s32[]`; then the sampler's. Where there are several data
+    /// rows, this and all other programs for one slot also take, after start, whether there is a chunk for this row at all, `s32[]`.
     Prefill { bucket: i64, output: Output },
-    /// One token for every slot.
+    /// The next tokens of every slot, up to [`Target::decode_steps`] of them in one dispatch; or one step's logits.
     ///
-    /// Inputs: tokens `s32[slots]`, positions `s32[slots]`; then the sampler's.
+    /// Inputs: tokens `s32[slots]` and their positions `s32[slots]`. For tokens also: how many each slot may still have
+    /// `s32[slots]`, of which 0 lets it rest; the ids that end it `s32[slots, STOP_IDS]`, padded with -1; how many steps to take
+    /// `s32[]`; then the sampler's. Output: `s32[steps, slots, width]`, with -1 as the token where a slot rests; an id that ends it
+    /// is its last.
     Decode { output: Output },
     /// A chunk of one slot's text, for its likelihood: as prefill, with the token that follows each one as a target.
     ///
     /// Inputs: tokens `s32[bucket]`, slot `s32[]`, start `s32[]`, targets `s32[bucket]`. Outputs: the targets' log-probabilities
-    /// `f32[bucket]`, the most likely tokens `s32[bucket]` and, if asked for, all logits `f32[bucket, vocab]`.
-    Score { bucket: i64, logits: bool },
+    /// `f32[bucket]`, the most likely tokens `s32[bucket]` and, if asked for, all logits `f32[bucket, vocab]` or the few most likely
+    /// tokens `s32[bucket, n]` and their log-probabilities `f32[bucket, n]`.
+    Score { bucket: i64, more: More },
+    /// Gives a slot what another one holds. Takes no weights. Inputs: from `s32[]`, to `s32[]`.
+    Copy,
     /// A chunk of one slot's text, for looking inside: inputs tokens `s32[bucket]`, slot `s32[]`, start `s32[]`. Output: what each
     /// layer takes, and what the last one gives, before the final norm, `f32[layers + 1, bucket, hidden]`.
     Trace { bucket: i64 },
@@ -71,13 +100,15 @@ impl ProgramSpec {
         let output = |output: Output| match output {
             Output::Token(sampler) => sampler.name(),
             Output::Logits => "logits",
+            Output::Nothing => "nothing",
         };
         let program = match self.program {
             Program::Prefill { bucket, output: o } => format!("prefill-{}-t{bucket}", output(o)),
             Program::Decode { output: o } => format!("decode-{}", output(o)),
-            Program::Score { bucket, logits } => {
-                format!("score{}-t{bucket}", if logits { "-logits" } else { "" })
-            }
+            Program::Score { bucket, more: More::Nothing } => format!("score-t{bucket}"),
+            Program::Score { bucket, more: More::Logits } => format!("score-logits-t{bucket}"),
+            Program::Score { bucket, more: More::Top } => format!("score-top-t{bucket}"),
+            Program::Copy => "copy".into(),
             Program::Trace { bucket } => format!("trace-t{bucket}"),
         };
         let data = if mesh.data > 1 { format!("dp{}-", mesh.data) } else { String::new() };
@@ -114,9 +145,10 @@ impl ProgramSpec {
         // Inputs of a chunk of one slot, and where its tokens stand.
         let chunk = |bucket: i64| {
             let (tokens, slot, start) = (s32("tokens", &[bucket]), s32("slot", &[]), s32("start", &[]));
+            let is_real = (self.mesh.data > 1).then(|| s32("is_real", &[]).gt(g.scalar(DType::S32, 0.0)));
             let positions = move || {
                 let tokens = g.iota(Shape::new(DType::S32, [1, bucket]), 1) + start;
-                Positions { tokens, access: CacheAccess::Slot { slot, start }, window }
+                Positions { tokens, access: CacheAccess::Slot { slot, start, is_real }, window }
             };
             (tokens.reshape(&[1, bucket]), start, positions)
         };
@@ -124,35 +156,48 @@ impl ProgramSpec {
             Program::Prefill { bucket, output } => {
                 let (tokens, start, positions) = chunk(bucket);
                 let last = s32("last", &[]);
-                let head = Head::declare(g, output, 1);
+                let head = self.declare_head(g, output, 1);
                 let run = self.forward(tokens, g, positions);
                 let zero = g.scalar(DType::S32, 0.0);
                 let row = run.hidden().reshape(&[bucket, hidden]).dynamic_slice(&[last, zero], &[1, hidden]);
-                let out = head.apply(self, row, &run.weights, (start + last + 1.0).reshape(&[1]));
-                run.finish(g, &[out])
+                let out = match (output, head) {
+                    (Output::Nothing, _) => vec![],
+                    (Output::Logits, _) => vec![self.all_logits(row, &run.weights)],
+                    (_, head) => {
+                        vec![head.choose(self, row, &run.weights, (start + last + 1.0).reshape(&[1])).packed()]
+                    }
+                };
+                run.finish(g, &out)
             }
-            Program::Decode { output } => {
+            Program::Decode { output: Output::Logits } => {
                 let (tokens, positions) = (s32("tokens", &[self.slots]), s32("positions", &[self.slots]));
-                let head = Head::declare(g, output, self.slots);
-                let run = self.forward(tokens.reshape(&[self.slots, 1]), g, || {
-                    let tokens = positions.reshape(&[self.slots, 1]);
-                    Positions { tokens, access: CacheAccess::EachRow, window }
-                });
+                let run = self.forward(tokens.reshape(&[self.slots, 1]), g, || self.each_row(positions));
                 let rows = run.hidden().reshape(&[self.slots, hidden]);
-                let out = head.apply(self, rows, &run.weights, positions + 1.0);
-                run.finish(g, &[out])
+                run.finish(g, &[self.all_logits(rows, &run.weights)])
             }
-            Program::Score { bucket, logits: with_logits } => {
+            Program::Decode { output } => self.decode(g, output),
+            Program::Score { bucket, more } => {
                 let (tokens, _, positions) = chunk(bucket);
                 let targets = s32("targets", &[bucket]);
                 let run = self.forward(tokens, g, positions);
                 let logits = logits(self.context(), run.hidden().reshape(&[bucket, hidden]), &run.weights);
                 let likelihood = sampling::log_probability(logits, targets, self.mesh);
                 let mut outputs = vec![likelihood, sampling::greedy(logits, self.mesh)];
-                if with_logits {
-                    outputs.push(self.mesh.gather(logits, 1));
+                match more {
+                    More::Nothing => {}
+                    More::Logits => outputs.push(self.mesh.gather(logits, 1)),
+                    More::Top => outputs.extend(sampling::top_logprobs(logits, self.mesh)),
                 }
                 run.finish(g, &outputs)
+            }
+            Program::Copy => {
+                let (from, to) = (s32("from", &[]), s32("to", &[]));
+                let given = self.declare_caches(g);
+                let kv_heads = self.config.kv_heads_per_device(self.mesh);
+                for (i, &array) in given.iter().enumerate() {
+                    g.alias(array, i);
+                }
+                g.finish(&given.iter().map(|&array| Cache::copied(array, kv_heads, from, to)).collect::<Vec<_>>())
             }
             Program::Trace { bucket } => {
                 let (tokens, _, positions) = chunk(bucket);
@@ -163,6 +208,92 @@ impl ProgramSpec {
         }
     }
 
+    /// Steps of decoding until as many were taken as were asked for, or all slots rest.
+    fn decode(&self, g: &Graph, output: Output) -> Result<Module, HloError> {
+        let s32 = |name: &str, dims: &[i64]| g.parameter(name, Shape::new(DType::S32, dims));
+        let slots = self.slots;
+        let (tokens, positions, left) = (s32("tokens", &[slots]), s32("positions", &[slots]), s32("left", &[slots]));
+        let (stop_ids, steps) = (s32("stop_ids", &[slots, STOP_IDS]), s32("steps", &[]));
+        let head = self.declare_head(g, output, slots);
+        let weights = Weights::declare(g, self.context(), &self.stored);
+        let caches = self.declare_caches(g);
+
+        let most = self.target.decode_steps();
+        let none = g.full(&Shape::new(DType::S32, [most, slots, output.width()]), -1.0);
+        let own = [g.scalar(DType::S32, 0.0), tokens, positions, left, none];
+        let changing = [&own[..], &caches, &head.to_list()].concat();
+        let kept = [&[steps, stop_ids], &weights.to_list()[..]].concat();
+        let state = [&changing[..], &kept].concat();
+        let out = if most == 1 {
+            self.decode_step(&state, &head, &weights)
+        } else {
+            g.repeat_while(
+                &state,
+                |s| {
+                    let (step, left, steps) = (s[0], s[3], s[changing.len()]);
+                    let zero = step.graph().scalar(DType::S32, 0.0);
+                    step.lt(steps).and(left.reduce_max(&[0]).gt(zero))
+                },
+                |s| self.decode_step(s, &head, &weights),
+            )
+        };
+        let run =
+            Forward { hidden: vec![], weights, given: caches, updated: out[5..5 + self.cache_arrays().len()].to_vec() };
+        run.finish(g, &[out[4]])
+    }
+
+    /// One step of decoding, on the state that [`Self::decode`] makes; `head` and `weights` tell which of it is theirs.
+    fn decode_step<'g>(&self, state: &[Op<'g>], head: &Head<'_>, weights: &Weights<'_>) -> Vec<Op<'g>> {
+        let &[step, tokens, positions, left, chosen, ref rest @ ..] = state else { unreachable!("decode made it") };
+        let (caches, rest) = rest.split_at(self.cache_arrays().len());
+        let (head_ops, kept) = rest.split_at(head.to_list().len());
+        let (stop_ids, weight_ops) = (kept[1], &kept[2..]);
+        let (head, weights) = (head.within(head_ops), weights.within(weight_ops));
+        let (g, slots) = (step.graph(), self.slots);
+
+        let (hidden, caches) = self.layers(tokens.reshape(&[slots, 1]), &weights, caches, self.each_row(positions));
+        let rows = hidden.last().expect("the last layer's").reshape(&[slots, self.config.hidden_size]);
+        let chosen_now = head.choose(self, rows, &weights, positions + 1.0);
+        let next = chosen_now.tokens;
+
+        let zero = g.scalar(DType::S32, 0.0);
+        let goes_on = left.gt(zero);
+        let shown = Chosen { tokens: goes_on.select(next, g.scalar(DType::S32, -1.0)), ..chosen_now }.packed();
+        let is_end = next.reshape(&[slots, 1]).eq(stop_ids).convert(DType::S32).reduce_max(&[1]).gt(zero);
+        let changed = [
+            step + 1.0,
+            goes_on.select(next, tokens),
+            positions + goes_on.convert(DType::S32),
+            goes_on.and(is_end.not()).select(left - 1.0, zero),
+            chosen.dynamic_update_slice(shown.reshape(&[1, slots, shown.dim(1)]), &[step, zero, zero]),
+        ];
+        [&changed[..], &caches, &head.after(next, self.mesh).to_list(), kept].concat()
+    }
+
+    fn declare_head<'g>(&self, graph: &'g Graph, output: Output, rows: i64) -> Head<'g> {
+        let params = || ParamOps::declare(graph, rows);
+        let vocab = self.config.vocab_size / self.mesh.model as i64;
+        let adjust = || AdjustOps::declare(graph, rows, self.cache_len, vocab, self.mesh);
+        match output {
+            Output::Logits | Output::Nothing | Output::Token(Sampler::Greedy) => Head::Greedy,
+            Output::Token(Sampler::TopK) => Head::SampleTop(params()),
+            Output::Token(Sampler::Stochastic) => Head::Sample(params()),
+            Output::Token(Sampler::Adjusted) => Head::Adjusted { params: params(), adjust: adjust(), detailed: false },
+            Output::Token(Sampler::Detailed) => Head::Adjusted { params: params(), adjust: adjust(), detailed: true },
+        }
+    }
+
+    /// `f32[rows, vocab]`, whole on every device.
+    fn all_logits<'g>(&self, rows: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
+        self.mesh.gather(logits(self.context(), rows, weights), 1)
+    }
+
+    /// Row i of a step is slot i, with one token at its position.
+    fn each_row<'g>(&self, positions: Op<'g>) -> Positions<'g> {
+        let tokens = positions.reshape(&[self.slots, 1]);
+        Positions { tokens, access: CacheAccess::EachRow, window: self.window }
+    }
+
     fn context(&self) -> Context<'_> {
         Context { target: self.target, config: &self.config, mesh: self.mesh, dtype: self.compute }
     }
@@ -171,15 +302,28 @@ impl ProgramSpec {
     /// compute from those.
     fn forward<'g>(&self, tokens: Op<'g>, graph: &'g Graph, positions: impl FnOnce() -> Positions<'g>) -> Forward<'g> {
         let weights = Weights::declare(graph, self.context(), &self.stored);
-        let given: Vec<Op<'g>> =
-            self.cache_arrays().into_iter().map(|(name, shape)| graph.parameter(&name, shape)).collect();
-        let positions = positions();
-        let x = embed(self.context(), tokens, &weights);
-        let (hidden, updated) = match &weights.layers {
-            Layers::Unrolled(layers) => self.unrolled(x, layers, &given, positions),
-            Layers::Stacked(layers) => self.looped(x, **layers, &given, positions),
-        };
+        let given = self.declare_caches(graph);
+        let (hidden, updated) = self.layers(tokens, &weights, &given, positions());
         Forward { hidden, weights, given, updated }
+    }
+
+    fn declare_caches<'g>(&self, graph: &'g Graph) -> Vec<Op<'g>> {
+        self.cache_arrays().into_iter().map(|(name, shape)| graph.parameter(&name, shape)).collect()
+    }
+
+    /// Embedding and all layers: what [`Self::unrolled`] or [`Self::looped`] give.
+    fn layers<'g>(
+        &self,
+        tokens: Op<'g>,
+        weights: &Weights<'g>,
+        caches: &[Op<'g>],
+        positions: Positions<'g>,
+    ) -> (Vec<Op<'g>>, Vec<Op<'g>>) {
+        let x = embed(self.context(), tokens, weights);
+        match &weights.layers {
+            Layers::Unrolled(layers) => self.unrolled(x, layers, caches, positions),
+            Layers::Stacked(layers) => self.looped(x, **layers, caches, positions),
+        }
     }
 
     /// All layers, each a call of one computation; what each takes, and what the last one gives; the updated caches.
@@ -206,7 +350,8 @@ impl ProgramSpec {
             let cache_names =
                 self.cache_arrays().into_iter().take(arrays).map(|(name, _)| name.replace("cache.0.", ""));
             let names = std::iter::once("x".to_owned()).chain(cache_names).chain(weight_names);
-            let names: Vec<String> = names.chain(["positions", "slot", "start"].map(str::to_owned)).collect();
+            let names: Vec<String> =
+                names.chain(["positions", "slot", "start", "is_real"].map(str::to_owned)).collect();
             let parameters: Vec<(&str, Shape)> = names.iter().map(String::as_str).zip(shapes.iter().cloned()).collect();
             // All layers are calls of one computation, unless a checkpoint stores some in other types.
             let known = computations.iter().position(|(s, _)| *s == shapes).unwrap_or_else(|| {
@@ -293,41 +438,86 @@ impl<'g> Forward<'g> {
     }
 }
 
-/// What is done with the last hidden states.
+/// How tokens are chosen from the last hidden states.
 enum Head<'g> {
     Greedy,
     SampleTop(ParamOps<'g>),
     Sample(ParamOps<'g>),
-    Logits,
+    Adjusted { params: ParamOps<'g>, adjust: AdjustOps<'g>, detailed: bool },
+}
+
+/// Tokens `s32[rows]`, and what is told of them, `s32[rows, n]`.
+#[derive(Clone, Copy)]
+struct Chosen<'g> {
+    tokens: Op<'g>,
+    details: Option<Op<'g>>,
+}
+
+impl<'g> Chosen<'g> {
+    /// All in one array, `s32[rows, 1 + n]`.
+    fn packed(self) -> Op<'g> {
+        let column = self.tokens.reshape(&[self.tokens.dim(0), 1]);
+        self.details.map_or(column, |details| Op::concatenate(&[column, details], 1))
+    }
 }
 
 impl<'g> Head<'g> {
-    /// Declares the inputs that it needs.
-    fn declare(graph: &'g Graph, output: Output, rows: i64) -> Self {
-        match output {
-            Output::Token(Sampler::Greedy) => Self::Greedy,
-            Output::Token(Sampler::TopK) => Self::SampleTop(ParamOps::declare(graph, rows)),
-            Output::Token(Sampler::Stochastic) => Self::Sample(ParamOps::declare(graph, rows)),
-            Output::Logits => Self::Logits,
+    fn to_list(&self) -> Vec<Op<'g>> {
+        match self {
+            Self::Greedy => vec![],
+            Self::SampleTop(params) | Self::Sample(params) => params.to_list().to_vec(),
+            Self::Adjusted { params, adjust, .. } => [&params.to_list()[..], &adjust.to_list()].concat(),
+        }
+    }
+
+    /// The same, with the ops of another computation that [`Self::to_list`] gave to it.
+    fn within<'b>(&self, ops: &[Op<'b>]) -> Head<'b> {
+        let params = || ParamOps::from_list(ops);
+        match *self {
+            Self::Greedy => Head::Greedy,
+            Self::SampleTop(_) => Head::SampleTop(params()),
+            Self::Sample(_) => Head::Sample(params()),
+            Self::Adjusted { params: own, detailed, .. } => {
+                let adjust = AdjustOps::from_list(&ops[own.to_list().len()..]);
+                Head::Adjusted { params: params(), adjust, detailed }
+            }
+        }
+    }
+
+    /// After these tokens `s32[rows]` were chosen.
+    fn after(self, tokens: Op<'g>, mesh: Mesh) -> Self {
+        match self {
+            Self::Adjusted { params, adjust, detailed } => {
+                Self::Adjusted { params, adjust: adjust.after(tokens, mesh), detailed }
+            }
+            other => other,
         }
     }
 
     /// From hidden states `[rows, hidden]`; the tokens will stand at `positions` `s32[rows]`.
-    fn apply(self, spec: &ProgramSpec, rows: Op<'g>, weights: &Weights<'g>, positions: Op<'g>) -> Op<'g> {
-        let logits = || logits(spec.context(), rows, weights);
-        match self {
+    fn choose(&self, spec: &ProgramSpec, rows: Op<'g>, weights: &Weights<'g>, positions: Op<'g>) -> Chosen<'g> {
+        let (cx, mesh) = (spec.context(), spec.mesh);
+        let tokens = match self {
             Self::Greedy => {
-                let [value, index] = largest_logit(spec.context(), rows, weights);
-                sampling::largest(value, index, weights.lm_head.rows(), spec.mesh)
+                let [value, index] = largest_logit(cx, rows, weights);
+                sampling::largest(value, index, weights.lm_head.rows(), mesh)
             }
             Self::SampleTop(params) => {
                 let most = i64::from(MAX_TOP_K);
-                let (logits, tokens) = top_logits(spec.context(), rows, weights, most);
-                let candidates = Candidates { logits, tokens, vocab: weights.lm_head.rows() }.merged(most, spec.mesh);
-                sampling::sample(candidates, &params, positions, Mesh::SINGLE)
+                let (logits, tokens) = top_logits(cx, rows, weights, most);
+                let candidates = Candidates { logits, tokens, vocab: weights.lm_head.rows() }.merged(most, mesh);
+                sampling::sample(candidates, params, positions, Mesh::SINGLE)
             }
-            Self::Sample(params) => sampling::sample(Candidates::all(logits()), &params, positions, spec.mesh),
-            Self::Logits => spec.mesh.gather(logits(), 1),
-        }
+            Self::Sample(params) => {
+                sampling::sample(Candidates::all(logits(cx, rows, weights)), params, positions, mesh)
+            }
+            Self::Adjusted { params, adjust, detailed } => {
+                let logits = logits(cx, rows, weights);
+                let tokens = sampling::sample(Candidates::all(adjust.apply(logits)), params, positions, mesh);
+                let details = detailed.then(|| sampling::details(logits, tokens, mesh));
+                return Chosen { tokens, details };
+            }
+        };
+        Chosen { tokens, details: None }
     }
 }

@@ -261,6 +261,15 @@ pub enum Layers<'g> {
     Stacked(Box<LayerWeights<'g>>),
 }
 
+impl<'g> Layers<'g> {
+    fn all(&self) -> &[LayerWeights<'g>] {
+        match self {
+            Self::Unrolled(layers) => layers,
+            Self::Stacked(layers) => std::slice::from_ref(layers),
+        }
+    }
+}
+
 /// All weights, as ops.
 pub struct Weights<'g> {
     /// `[vocab / devices, hidden]`
@@ -269,6 +278,7 @@ pub struct Weights<'g> {
     pub norm: Op<'g>,
     /// `[vocab / devices, hidden]`: the embedding itself where tied.
     pub lm_head: Matrix<'g>,
+    is_tied: bool,
 }
 
 /// Element type of each tensor as stored.
@@ -421,6 +431,31 @@ pub fn arguments(target: Target, config: &Config, stored: &StoredTypes) -> Vec<A
 }
 
 impl<'g> Weights<'g> {
+    /// Its ops, in the order of [`arguments`].
+    pub(super) fn to_list(&self) -> Vec<Op<'g>> {
+        let matrix = |matrix: Matrix<'g>| {
+            [Some(matrix.elements), matrix.scale, matrix.shift.map(|shift| shift.first)].into_iter().flatten()
+        };
+        let layers: Vec<Op<'g>> =
+            self.layers.all().iter().flat_map(|layer| layer.to_list()).map(|(_, op)| op).collect();
+        let lm_head = (!self.is_tied).then_some(self.lm_head);
+        matrix(self.embed_tokens).chain(layers).chain([self.norm]).chain(lm_head.into_iter().flat_map(matrix)).collect()
+    }
+
+    /// The same weights, as the ops of another computation that [`Self::to_list`] gave to it.
+    pub(super) fn within<'b>(&self, ops: &[Op<'b>]) -> Weights<'b> {
+        let mut ops = ops.iter().copied();
+        let embed_tokens = Matrix::take(&mut ops, self.embed_tokens.form());
+        let mut take = |layer: &LayerWeights<'g>| LayerWeights::take(&mut ops, layer.forms());
+        let layers = match &self.layers {
+            Layers::Unrolled(layers) => Layers::Unrolled(layers.iter().map(take).collect()),
+            Layers::Stacked(layers) => Layers::Stacked(Box::new(take(layers))),
+        };
+        let norm = ops.next().expect("as many ops as to_list gave");
+        let lm_head = if self.is_tied { embed_tokens } else { Matrix::take(&mut ops, self.lm_head.form()) };
+        Weights { embed_tokens, layers, norm, lm_head, is_tied: self.is_tied }
+    }
+
     /// Declares all weights as parameters of the program, in the order of [`arguments`]; a shifted matrix is followed by the index
     /// of its first element.
     pub(super) fn declare(graph: &'g Graph, cx: Context<'_>, stored: &StoredTypes) -> Self {
@@ -450,7 +485,7 @@ impl<'g> Weights<'g> {
         };
         let norm = ops.next().expect("arguments() lists all tensors");
         let lm_head = if config.tie_word_embeddings { embed_tokens } else { Matrix::take(&mut ops, forms[LM_HEAD]) };
-        Self { embed_tokens, layers, norm, lm_head }
+        Self { embed_tokens, layers, norm, lm_head, is_tied: config.tie_word_embeddings }
     }
 }
 

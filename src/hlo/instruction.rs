@@ -67,6 +67,11 @@ pub(super) enum Attributes {
         sizes: Vec<i64>,
     },
     Gather(GatherDims),
+    /// Of single elements: indices are `[elements, rank]`.
+    ScatterElements {
+        rank: i64,
+        apply: usize,
+    },
     Pad {
         low: Vec<i64>,
         high: Vec<i64>,
@@ -86,7 +91,7 @@ pub(super) enum Attributes {
     While {
         condition: usize,
         body: usize,
-        /// How often the body runs.
+        /// How often the body runs; 1 where only the program knows.
         times: i64,
     },
     Conditional {

@@ -172,6 +172,16 @@ impl Module {
                 });
                 out.gather_slice_sizes.clone_from(&dims.slice_sizes);
             }
+            Attributes::ScatterElements { rank, apply } => {
+                let all: Vec<i64> = (0..*rank).collect();
+                out.scatter_dimension_numbers = Some(proto::ScatterDimensionNumbers {
+                    update_window_dims: vec![],
+                    inserted_window_dims: all.clone(),
+                    scatter_dims_to_operand_dims: all,
+                    index_vector_dim: 1,
+                });
+                out.called_computation_ids = vec![id_of(*apply)];
+            }
             Attributes::Pad { low, high, interior } => {
                 let dims = low.iter().zip(high).zip(interior);
                 let dimension = |((&low, &high), &interior)| proto::PaddingDimension {

@@ -99,6 +99,12 @@ impl Printer<'_> {
             list.push(("index_vector_dim", d.index_vector_dim.to_string()));
             list.push(("slice_sizes", format!("{{{}}}", join(&i.gather_slice_sizes))));
         }
+        if let Some(d) = &i.scatter_dimension_numbers {
+            list.push(("update_window_dims", format!("{{{}}}", join(&d.update_window_dims))));
+            list.push(("inserted_window_dims", format!("{{{}}}", join(&d.inserted_window_dims))));
+            list.push(("scatter_dims_to_operand_dims", format!("{{{}}}", join(&d.scatter_dims_to_operand_dims))));
+            list.push(("index_vector_dim", d.index_vector_dim.to_string()));
+        }
         if !i.slice_dimensions.is_empty() {
             let range = |d: &proto::SliceDimensions| match d.stride {
                 1 => format!("[{}:{}]", d.start, d.limit),

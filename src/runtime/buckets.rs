@@ -36,6 +36,16 @@ pub fn chunks(start: i64, len: i64, cache_len: i64, max: i64) -> Vec<Chunk> {
     chunks
 }
 
+/// The bucket for the next chunks of several sequences, each with a start and the tokens that are left, in one step: the smallest
+/// one that holds them whole, up to `max`, or the largest one whose padding stays in every sequence's cache.
+pub fn bucket_for(parts: &[(i64, i64)], cache_len: i64, max: i64) -> i64 {
+    let first =
+        |&(start, left): &(i64, i64)| chunks(start, left, cache_len, max).first().map_or(1, |chunk| chunk.bucket);
+    let wanted = parts.iter().map(first).max().unwrap_or(1);
+    let fits = parts.iter().map(|&(start, _)| power_of_two(cache_len - start + 1) / 2).min().unwrap_or(1);
+    wanted.min(fits)
+}
+
 /// The attention window for sequences that reach up to `end` positions.
 pub fn window_for(end: i64, cache_len: i64) -> i64 {
     power_of_two(end).max(MIN_WINDOW).min(cache_len)

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use super::{
     bridge::tensor_type,
-    buckets::{self, MAX_PREFILL, chunks, window_for},
+    buckets::{self, MAX_PREFILL, bucket_for, chunks, window_for},
     error::{Error, Result, While},
+    inputs::{Choice, Decode, Input},
     model::Model,
 };
 use crate::{
-    gemma::{Output, Program, ProgramSpec, zeros},
+    gemma::{More, Output, Program, ProgramSpec, zeros},
     hlo::Shape,
-    pjrt::{Arg, Buffer, ElementType, Executable, TensorType},
-    sampling::{Params, Sampler},
+    pjrt::{Arg, Buffer, Executable, TensorType},
+    sampling::{Params, Sampler, TOP_LOGPROBS},
 };
 
 /// Likelihood of a text's tokens, given those before them.
@@ -26,30 +27,56 @@ pub struct Scored {
     pub logits: Option<Vec<f32>>,
 }
 
-/// Slots of one cache. Every slot holds one sequence of up to `cache_len` tokens.
+/// Tokens that extend a slot's sequence, in a step of prefill or scoring.
+#[derive(Clone, Copy, Debug)]
+pub struct Extend<'a> {
+    pub slot: i64,
+    /// How many tokens the slot has.
+    pub start: i64,
+    /// At most [`Session::MAX_CHUNK`] of them.
+    pub tokens: &'a [u32],
+}
+
+/// A token that was chosen, or one of a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    pub id: u32,
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Natural log-probabilities, of the model's own distribution (before temperature, penalties and biases).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// The token's.
+    pub own: f32,
+    /// The most likely tokens', largest first; at most [`TOP_LOGPROBS`].
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Slots of a cache, each with one sequence of up to `cache_len` tokens. Each data row of the mesh has as many, numbered one row
+/// after the other.
 pub struct Session {
     model: Arc<Model>,
+    /// Of each data row.
     slots: i64,
     cache_len: i64,
     /// `[device][array]`; empty after a failed step, which takes the caches with it.
     caches: Vec<Vec<Buffer>>,
 }
 
-/// An input of a program, the same on every device.
-enum Input<'a> {
-    S32(&'a [i32], Vec<i64>),
-    F32(&'a [f32], Vec<i64>),
-    U32(&'a [u32], Vec<i64>),
-}
-
 /// Longest chunk that is scored at once: f32 logits of 256k tokens take 1 MiB for each.
 const MAX_SCORE: i64 = 128;
 
 impl Session {
-    /// Allocates caches for `slots` sequences of up to `cache_len` tokens, filled with zeros (attention multiplies what it
-    /// masks by 0, so it must be finite).
+    /// The most tokens that a step of prefill takes of a sequence.
+    pub const MAX_CHUNK: i64 = MAX_PREFILL;
+    /// The most tokens that a step of scoring takes of a sequence.
+    pub const MAX_SCORE: i64 = MAX_SCORE;
+
+    /// Allocates caches for `slots` sequences of up to `cache_len` tokens in each data row, filled with zeros (attention multiplies
+    /// what it masks by 0, so it must be finite).
     pub fn new(model: Arc<Model>, slots: i64, cache_len: i64) -> Result<Self> {
-        let spec = model.spec(Program::Decode { output: Output::Token(Sampler::Greedy) }, slots, cache_len, cache_len);
+        let spec = model.spec(Program::Copy, slots, cache_len, cache_len);
         let types: Vec<TensorType> = spec.cache_arrays().iter().map(|(_, shape)| tensor_type(shape)).collect();
         let doing = || format!("allocating the KV cache of {slots} x {cache_len} tokens");
         let programs = &model.programs;
@@ -71,108 +98,257 @@ impl Session {
         Ok(Self { model, slots, cache_len, caches })
     }
 
+    /// Slots of all data rows.
+    pub fn slots(&self) -> i64 {
+        self.slots * self.data_rows() as i64
+    }
+
+    /// Parts of the mesh that each hold the whole model, and run sequences of their own.
+    pub fn data_rows(&self) -> usize {
+        self.model.mesh().data
+    }
+
+    /// The data row that a slot belongs to.
+    pub fn row_of(&self, slot: i64) -> usize {
+        (slot / self.slots) as usize
+    }
+
     /// Tokens that a slot can hold.
     pub fn cache_len(&self) -> i64 {
         self.cache_len
+    }
+
+    /// The most tokens that one dispatch decodes for a slot.
+    pub fn decode_steps(&self) -> i64 {
+        self.model.options.target.decode_steps()
     }
 
     /// Makes the programs ready that it takes to extend a sequence of `start` tokens by `tokens`, and to begin decoding.
     pub fn prepare(&self, start: i64, tokens: i64, sampler: Sampler) -> Result<()> {
         let output = Output::Token(sampler);
         let chunks = chunks(start, tokens, self.cache_len, MAX_PREFILL);
-        let mut specs: Vec<ProgramSpec> = chunks.into_iter().map(|chunk| self.prefill_spec(chunk, output)).collect();
+        let last = chunks.len().saturating_sub(1);
+        let of_chunk = |(i, chunk): (usize, buckets::Chunk)| {
+            self.prefill_spec(
+                chunk.start + chunk.bucket,
+                chunk.bucket,
+                if i == last { output } else { Output::Nothing },
+            )
+        };
+        let mut specs: Vec<ProgramSpec> = chunks.into_iter().enumerate().map(of_chunk).collect();
         specs.push(self.decode_spec((start + tokens + 1).min(self.cache_len), output));
         self.model.prepare(specs)
     }
 
-    fn prefill_spec(&self, chunk: buckets::Chunk, output: Output) -> ProgramSpec {
-        let window = window_for(chunk.start + chunk.bucket, self.cache_len);
-        self.model.spec(Program::Prefill { bucket: chunk.bucket, output }, self.slots, self.cache_len, window)
+    fn spec(&self, program: Program, end: i64) -> ProgramSpec {
+        self.model.spec(program, self.slots, self.cache_len, window_for(end, self.cache_len))
+    }
+
+    fn prefill_spec(&self, end: i64, bucket: i64, output: Output) -> ProgramSpec {
+        self.spec(Program::Prefill { bucket, output }, end)
     }
 
     fn decode_spec(&self, end: i64, output: Output) -> ProgramSpec {
-        let window = window_for(end, self.cache_len);
-        self.model.spec(Program::Decode { output }, self.slots, self.cache_len, window)
+        self.spec(Program::Decode { output }, end)
     }
 
     /// Extends the sequence of `slot`, which has `start` tokens, by `tokens`; returns the token that follows.
     pub fn prefill(&mut self, slot: i64, start: i64, tokens: &[u32], params: &Params) -> Result<u32> {
-        let out = self.prefill_output(slot, start, tokens, params, Output::Token(params.sampler()))?;
+        let output = Output::Token(params.sampler());
+        let out = self.prefill_all(slot, start, tokens, &Choice::plain(*params), output)?;
         Ok(read::<i32>(&out)?[0] as u32)
     }
 
     /// As [`Self::prefill`], but returns the logits `f32[vocab]` after the last token.
     pub fn prefill_logits(&mut self, slot: i64, start: i64, tokens: &[u32]) -> Result<Vec<f32>> {
-        let out = self.prefill_output(slot, start, tokens, &Params::GREEDY, Output::Logits)?;
-        read(&out)
+        read(&self.prefill_all(slot, start, tokens, &Choice::plain(Params::GREEDY), Output::Logits)?)
     }
 
-    fn prefill_output(
+    fn prefill_all(
         &mut self,
         slot: i64,
         start: i64,
         tokens: &[u32],
-        params: &Params,
+        choice: &Choice<'_>,
         output: Output,
     ) -> Result<Buffer> {
         self.check_room(slot, start, tokens.len() as i64)?;
-        let mut result = None;
-        for chunk in chunks(start, tokens.len() as i64, self.cache_len, MAX_PREFILL) {
-            let program = self.model.program(&self.prefill_spec(chunk, output))?;
+        let chunks = chunks(start, tokens.len() as i64, self.cache_len, MAX_PREFILL);
+        let last = chunks.last().copied();
+        for chunk in &chunks {
             let from = (chunk.start - start) as usize;
-            let ids = padded(&tokens[from..from + chunk.len as usize], chunk.bucket);
-            let (slot, first, last) = ([slot as i32], [chunk.start as i32], [chunk.len as i32 - 1]);
-            let mut inputs = vec![
-                Input::S32(&ids, vec![chunk.bucket]),
-                Input::S32(&slot, vec![]),
-                Input::S32(&first, vec![]),
-                Input::S32(&last, vec![]),
-            ];
-            let sampling = SamplingInputs::new(&[*params]);
-            sampling.push(output, &mut inputs);
-            result = self.run(&program, &inputs)?.into_iter().next();
+            let part = Extend { slot, start: chunk.start, tokens: &tokens[from..from + chunk.len as usize] };
+            let output = if last == Some(*chunk) { output } else { Output::Nothing };
+            let row = self.row_of(slot);
+            if let Some(out) = self.extend(&[(part, *choice)], output)?.swap_remove(row) {
+                return Ok(out);
+            }
         }
-        result.ok_or_else(|| Error::Invalid("there are no tokens to prefill".into()))
+        Err(Error::Invalid("there are no tokens to prefill".into()))
     }
 
-    /// One step for every slot: `tokens[i]` is put at position `positions[i]` of slot i; returns the tokens that follow.
+    /// One step of prefill, with at most one part for each data row; and how the token after it is chosen, if the output is one.
+    /// Returns each row's output, if there is one; that of a row without a part means nothing.
+    fn extend(&mut self, parts: &[(Extend<'_>, Choice<'_>)], output: Output) -> Result<Vec<Option<Buffer>>> {
+        let bucket = self.bucket(parts.iter().map(|(part, _)| part), MAX_PREFILL)?;
+        let end = parts.iter().map(|(part, _)| part.start + bucket).max().unwrap_or(bucket);
+        let program = self.model.program(&self.prefill_spec(end, bucket, output))?;
+        let plain = Choice::plain(Params::GREEDY);
+        let inputs = self.of_rows(
+            parts,
+            |(part, _)| part.slot,
+            |part| {
+                let (extend, choice) = part.map_or((None, &plain), |(extend, choice)| (Some(extend), choice));
+                let mut inputs = self.slot_inputs(extend, bucket);
+                inputs.push(Input::number(extend.map_or(0, |part| part.tokens.len() as i64 - 1)));
+                inputs.extend(Choice::inputs(std::slice::from_ref(choice), output, self.cache_len));
+                inputs
+            },
+        );
+        let outputs = self.run(&program, &inputs, true)?;
+        Ok(outputs.into_iter().map(|list| list.into_iter().next()).collect())
+    }
+
+    /// Extends sequences, at most one in each data row, without asking what follows.
+    pub fn extend_only(&mut self, parts: &[Extend<'_>]) -> Result<()> {
+        let parts: Vec<_> = parts.iter().map(|&part| (part, Choice::plain(Params::GREEDY))).collect();
+        self.extend(&parts, Output::Nothing).map(drop)
+    }
+
+    /// Extends sequences, at most one in each data row; returns the token that follows each.
+    pub fn extend_and_choose(&mut self, parts: &[(Extend<'_>, Choice<'_>)]) -> Result<Vec<Token>> {
+        let sampler = parts.iter().map(|(_, choice)| choice.sampler()).max().unwrap_or(Sampler::Greedy);
+        let output = Output::Token(sampler);
+        let mut outputs = self.extend(parts, output)?;
+        let mut token = |(part, choice): &(Extend<'_>, Choice<'_>)| {
+            let row = self.row_of(part.slot);
+            let out = outputs[row].take().expect("the program has an output, and each row one part");
+            Ok(unpack(&read::<i32>(&out)?, choice.detailed))
+        };
+        parts.iter().map(&mut token).collect()
+    }
+
+    /// Extends sequences, at most one in each data row; returns the logits `f32[vocab]` after each.
+    pub fn extend_and_tell(&mut self, parts: &[Extend<'_>]) -> Result<Vec<Vec<f32>>> {
+        let with_choice: Vec<_> = parts.iter().map(|&part| (part, Choice::plain(Params::GREEDY))).collect();
+        let mut outputs = self.extend(&with_choice, Output::Logits)?;
+        let mut logits = |part: &Extend<'_>| {
+            read(&outputs[self.row_of(part.slot)].take().expect("the program has an output, and each row one part"))
+        };
+        parts.iter().map(&mut logits).collect()
+    }
+
+    /// One dispatch of up to `steps` tokens, with one entry for each slot; the tokens of each, the one that ends it included.
+    pub fn decode_slots(&mut self, slots: &[Decode<'_>], steps: i64) -> Result<Vec<Vec<Token>>> {
+        let steps = steps.min(self.decode_steps());
+        let choices = slots.iter().filter(|slot| slot.left > 0).map(|slot| slot.choice.sampler());
+        let output = Output::Token(choices.max().unwrap_or(Sampler::Greedy));
+        let outputs = self.decode_output(slots, steps, output)?;
+        let (own, width) = (self.slots as usize, output.width() as usize);
+        let rows: Vec<Vec<i32>> = outputs.iter().map(read).collect::<Result<_>>()?;
+        let of_slot = |(i, slot): (usize, &Decode<'_>)| {
+            let packed = &rows[i / own];
+            let entries = packed.chunks_exact(width).skip(i % own).step_by(own).take(steps as usize);
+            entries.take_while(|entry| entry[0] >= 0).map(|entry| unpack(entry, slot.choice.detailed)).collect()
+        };
+        Ok(slots.iter().enumerate().map(of_slot).collect())
+    }
+
+    /// One step of the first slots: `tokens[i]` is put at position `positions[i]` of slot i; returns the tokens that follow.
     pub fn decode(&mut self, tokens: &[u32], positions: &[i64], params: &[Params]) -> Result<Vec<u32>> {
-        let sampler = params.iter().map(Params::sampler).max().unwrap_or(Sampler::Greedy);
-        let out = self.decode_output(tokens, positions, params, Output::Token(sampler))?;
-        Ok(read::<i32>(&out)?.into_iter().map(|id| id as u32).collect())
+        let slots = self.one_step(tokens, positions, params)?;
+        Ok(self.decode_slots(&slots, 1)?[..tokens.len()].iter().map(|tokens| tokens[0].id).collect())
     }
 
-    /// As [`Self::decode`], but returns the logits `f32[slots, vocab]`.
+    /// As [`Self::decode`], but returns the logits `f32[slots of a data row, vocab]` of the first data row.
     pub fn decode_logits(&mut self, tokens: &[u32], positions: &[i64]) -> Result<Vec<f32>> {
-        let params = vec![Params::GREEDY; tokens.len()];
-        read(&self.decode_output(tokens, positions, &params, Output::Logits)?)
+        let slots = self.one_step(tokens, positions, &vec![Params::GREEDY; tokens.len()])?;
+        read(&self.decode_output(&slots, 1, Output::Logits)?.swap_remove(0))
     }
 
-    fn decode_output(
-        &mut self,
-        tokens: &[u32],
-        positions: &[i64],
-        params: &[Params],
-        output: Output,
-    ) -> Result<Buffer> {
-        if [tokens.len(), positions.len(), params.len()] != [self.slots as usize; 3] {
-            let given = tokens.len();
+    fn one_step(&self, tokens: &[u32], positions: &[i64], params: &[Params]) -> Result<Vec<Decode<'static>>> {
+        let given = tokens.len();
+        if [positions.len(), params.len()] != [given; 2] || given as i64 > self.slots() {
+            let slots = self.slots();
             return Err(Error::Invalid(format!(
-                "a decode step takes one token for each of {} slots, not {given}",
-                self.slots
+                "a decode step takes one token for each of {slots} slots, not {given}"
             )));
         }
-        for (slot, &position) in positions.iter().enumerate() {
-            self.check_room(slot as i64, position, 1)?;
+        let given = tokens.iter().zip(positions).zip(params).map(|((&token, &position), &params)| {
+            let choice = Choice::plain(params);
+            Decode { token, position, left: 1, stop_ids: &[], choice }
+        });
+        Ok(given.chain(std::iter::repeat(Decode::resting(0))).take(self.slots() as usize).collect())
+    }
+
+    /// The output of each data row.
+    fn decode_output(&mut self, slots: &[Decode<'_>], steps: i64, output: Output) -> Result<Vec<Buffer>> {
+        if slots.len() as i64 != self.slots() {
+            let message = format!("decoding takes all {} slots, not {}", self.slots(), slots.len());
+            return Err(Error::Invalid(message));
         }
-        let end = positions.iter().max().expect("there is a slot") + 1;
+        for (i, slot) in slots.iter().enumerate() {
+            self.check_room(i as i64, slot.position, slot.left.min(steps))?;
+        }
+        let end = slots.iter().map(|slot| slot.position + slot.left.min(steps)).max().expect("there is a slot");
         let program = self.model.program(&self.decode_spec(end, output))?;
-        let ids = padded(tokens, self.slots);
-        let positions: Vec<i32> = positions.iter().map(|&p| p as i32).collect();
-        let mut inputs = vec![Input::S32(&ids, vec![self.slots]), Input::S32(&positions, vec![self.slots])];
-        let sampling = SamplingInputs::new(params);
-        sampling.push(output, &mut inputs);
-        Ok(self.run(&program, &inputs)?.swap_remove(0))
+        let of_row = |slots: &[Decode<'_>]| Decode::inputs(slots, steps, output, self.cache_len);
+        let inputs: Vec<Vec<Input>> = slots.chunks_exact(self.slots as usize).map(of_row).collect();
+        Ok(self.run(&program, &inputs, true)?.into_iter().map(|mut list| list.swap_remove(0)).collect())
+    }
+
+    /// Gives slot `to` what slot `from` holds, which is of the same data row.
+    pub fn copy(&mut self, from: i64, to: i64) -> Result<()> {
+        self.check_room(from, 0, 0)?;
+        self.check_room(to, 0, 0)?;
+        let (row, own) = (self.row_of(to), self.slots);
+        if self.row_of(from) != row {
+            return Err(Error::Invalid(format!("slots {from} and {to} are on different devices")));
+        }
+        let program = self.model.program(&self.spec(Program::Copy, self.cache_len))?;
+        // Other rows give their first slot what it has.
+        let pair = |i: usize| if i == row { [from % own, to % own] } else { [0, 0] };
+        let inputs: Vec<Vec<Input>> = (0..self.data_rows()).map(|i| pair(i).map(Input::number).into()).collect();
+        self.run(&program, &inputs, false).map(drop)
+    }
+
+    /// Likelihoods of the tokens that follow each of the given ones: `targets[i]` is what follows `parts[i]`, token by token. At most
+    /// one part for each data row, of at most [`Self::MAX_SCORE`] tokens. `top`: whether the most likely tokens are told, too.
+    /// Each target with the most likely token at its place.
+    pub fn score_parts(&mut self, parts: &[(Extend<'_>, &[u32])], top: bool) -> Result<Vec<Vec<(Token, u32)>>> {
+        let bucket = self.bucket(parts.iter().map(|(part, _)| part), MAX_SCORE)?;
+        let outputs = self.score_step(parts, bucket, if top { More::Top } else { More::Nothing })?;
+        let of_part = |(part, targets): &(Extend<'_>, &[u32])| -> Result<Vec<(Token, u32)>> {
+            let out = &outputs[self.row_of(part.slot)];
+            let (own, greedy) = (read::<f32>(&out[0])?, read::<i32>(&out[1])?);
+            let most = if top { Some((read::<i32>(&out[2])?, read::<f32>(&out[3])?)) } else { None };
+            let one = |(i, &id): (usize, &u32)| {
+                let top = most.as_ref().map_or(vec![], |(ids, values)| {
+                    let n = ids.len() / bucket as usize;
+                    let pairs = ids[i * n..][..n].iter().zip(&values[i * n..][..n]);
+                    pairs.map(|(&id, &value)| (id as u32, value)).collect()
+                });
+                (Token { id, logprobs: Some(Logprobs { own: own[i], top }) }, greedy[i] as u32)
+            };
+            Ok(targets.iter().enumerate().map(one).collect())
+        };
+        parts.iter().map(of_part).collect()
+    }
+
+    fn score_step(&mut self, parts: &[(Extend<'_>, &[u32])], bucket: i64, more: More) -> Result<Vec<Vec<Buffer>>> {
+        let end = parts.iter().map(|(part, _)| part.start + bucket).max().unwrap_or(bucket);
+        let program = self.model.program(&self.spec(Program::Score { bucket, more }, end))?;
+        let inputs = self.of_rows(
+            parts,
+            |(part, _)| part.slot,
+            |part| {
+                let (extend, targets) = part.map_or((None, &[][..]), |(extend, targets)| (Some(extend), *targets));
+                let mut inputs = self.slot_inputs(extend, bucket);
+                inputs.push(Input::tokens(targets, bucket));
+                inputs
+            },
+        );
+        self.run(&program, &inputs, true)
     }
 
     /// Likelihood of a whole text, in slot 0, which is overwritten.
@@ -180,22 +356,11 @@ impl Session {
         self.check_room(0, 0, tokens.len() as i64)?;
         let mut scored = Scored { logprobs: vec![], greedy: vec![], logits: with_logits.then(Vec::new) };
         for chunk in chunks(0, tokens.len() as i64, self.cache_len, MAX_SCORE) {
-            let program = Program::Score { bucket: chunk.bucket, logits: with_logits };
-            let window = window_for(chunk.start + chunk.bucket, self.cache_len);
-            let program = self.model.program(&self.model.spec(program, self.slots, self.cache_len, window))?;
             let (from, len) = (chunk.start as usize, chunk.len as usize);
-            let ids = padded(&tokens[from..from + len], chunk.bucket);
-            let next = padded(&tokens[from + 1..tokens.len().min(from + len + 1)], chunk.bucket);
-            let (slot, start) = ([0], [chunk.start as i32]);
-            let outputs = self.run(
-                &program,
-                &[
-                    Input::S32(&ids, vec![chunk.bucket]),
-                    Input::S32(&slot, vec![]),
-                    Input::S32(&start, vec![]),
-                    Input::S32(&next, vec![chunk.bucket]),
-                ],
-            )?;
+            let part = Extend { slot: 0, start: chunk.start, tokens: &tokens[from..from + len] };
+            let targets = &tokens[from + 1..tokens.len().min(from + len + 1)];
+            let more = if with_logits { More::Logits } else { More::Nothing };
+            let outputs = self.score_step(&[(part, targets)], chunk.bucket, more)?.swap_remove(0);
             scored.logprobs.extend(&read::<f32>(&outputs[0])?[..len]);
             scored.greedy.extend(read::<i32>(&outputs[1])?[..len].iter().map(|&id| id as u32));
             if let Some(logits) = &mut scored.logits {
@@ -216,20 +381,60 @@ impl Session {
         let [chunk] = chunks(0, tokens.len() as i64, self.cache_len, MAX_PREFILL)[..] else {
             return Err(Error::Invalid(format!("a trace takes 1 to {MAX_PREFILL} tokens, not {}", tokens.len())));
         };
-        let window = window_for(chunk.bucket, self.cache_len);
-        let program = Program::Trace { bucket: chunk.bucket };
-        let program = self.model.program(&self.model.spec(program, self.slots, self.cache_len, window))?;
-        let ids = padded(tokens, chunk.bucket);
-        let inputs = [Input::S32(&ids, vec![chunk.bucket]), Input::S32(&[0], vec![]), Input::S32(&[0], vec![])];
-        let all = read::<f32>(&self.run(&program, &inputs)?[0])?;
+        let program = self.model.program(&self.spec(Program::Trace { bucket: chunk.bucket }, chunk.bucket))?;
+        let part = Extend { slot: 0, start: 0, tokens };
+        let inputs = self.of_rows(&[part], |part| part.slot, |part| self.slot_inputs(part, chunk.bucket));
+        let all = read::<f32>(&self.run(&program, &inputs, true)?[0][0])?;
         let hidden = self.model.config.hidden_size as usize;
         let layers = all.chunks_exact(chunk.bucket as usize * hidden);
         Ok(layers.flat_map(|layer| &layer[..tokens.len() * hidden]).copied().collect())
     }
 
+    /// How many of `left` tokens a step can take after `start` that are in the cache, next to others in their data rows.
+    pub fn chunk_len(&self, parts: &[(i64, i64)], max: i64) -> i64 {
+        bucket_for(parts, self.cache_len, max)
+    }
+
+    /// The bucket that holds all parts.
+    fn bucket<'p>(&self, parts: impl Iterator<Item = &'p Extend<'p>>, max: i64) -> Result<i64> {
+        let mut lengths = Vec::new();
+        for part in parts {
+            self.check_room(part.slot, part.start, part.tokens.len() as i64)?;
+            lengths.push((part.start, part.tokens.len() as i64));
+        }
+        let bucket = bucket_for(&lengths, self.cache_len, max);
+        let longest = lengths.iter().map(|&(_, len)| len).max().unwrap_or(0);
+        if longest == 0 || longest > bucket {
+            let message = format!("a step takes 1 to {bucket} tokens of each sequence here, not {longest}");
+            return Err(Error::Invalid(message));
+        }
+        Ok(bucket)
+    }
+
+    /// The inputs of each data row: of its part, if there is one among these.
+    fn of_rows<P>(
+        &self,
+        parts: &[P],
+        slot: impl Fn(&P) -> i64,
+        inputs: impl Fn(Option<&P>) -> Vec<Input>,
+    ) -> Vec<Vec<Input>> {
+        let of_row = |row: usize| inputs(parts.iter().find(|part| self.row_of(slot(part)) == row));
+        (0..self.data_rows()).map(of_row).collect()
+    }
+
+    /// The first inputs of a program for one slot.
+    fn slot_inputs(&self, part: Option<&Extend<'_>>, bucket: i64) -> Vec<Input> {
+        let Extend { slot, start, tokens } = part.copied().unwrap_or(Extend { slot: 0, start: 0, tokens: &[] });
+        let mut inputs = vec![Input::tokens(tokens, bucket), Input::number(slot % self.slots), Input::number(start)];
+        if self.data_rows() > 1 {
+            inputs.push(Input::number(i64::from(part.is_some())));
+        }
+        inputs
+    }
+
     fn check_room(&self, slot: i64, start: i64, tokens: i64) -> Result<()> {
-        if slot < 0 || slot >= self.slots {
-            return Err(Error::Invalid(format!("there is no slot {slot}, the session has {}", self.slots)));
+        if slot < 0 || slot >= self.slots() {
+            return Err(Error::Invalid(format!("there is no slot {slot}, the session has {}", self.slots())));
         }
         if start < 0 || start + tokens > self.cache_len {
             let cache_len = self.cache_len;
@@ -245,75 +450,39 @@ impl Session {
         Ok(())
     }
 
-    /// Runs a program with these inputs, all weights, and the caches, which it gives back updated. Returns its own outputs on
-    /// the first device.
-    fn run(&mut self, program: &Executable, inputs: &[Input<'_>]) -> Result<Vec<Buffer>> {
+    /// Runs a program with the inputs of each data row, all weights if it takes them, and the caches, which it gives back updated.
+    /// Returns its own outputs on the first device of each row.
+    fn run(&mut self, program: &Executable, inputs: &[Vec<Input>], weights: bool) -> Result<Vec<Vec<Buffer>>> {
         let doing = || "running a step".to_owned();
-        let mut uploaded: Vec<Vec<Buffer>> = Vec::new();
-        for device in &self.model.programs.devices {
-            let upload = |input: &Input<'_>| {
-                let client = &self.model.programs.client;
-                match input {
-                    Input::S32(v, dims) => {
-                        client.upload_slice(v, &TensorType::new(ElementType::S32, dims.as_slice()), device)
-                    }
-                    Input::F32(v, dims) => {
-                        client.upload_slice(v, &TensorType::new(ElementType::F32, dims.as_slice()), device)
-                    }
-                    Input::U32(v, dims) => {
-                        client.upload_slice(v, &TensorType::new(ElementType::U32, dims.as_slice()), device)
-                    }
-                }
-            };
-            uploaded.push(inputs.iter().map(upload).collect::<crate::pjrt::Result<_>>().during(doing)?);
-        }
-        let weights = &self.model.weights()?.buffers;
+        let (client, devices) = (&self.model.programs.client, &self.model.programs.devices);
+        let of_row = self.model.mesh().model;
+        let uploaded: Vec<Vec<Buffer>> = devices
+            .iter()
+            .enumerate()
+            .map(|(i, device)| inputs[i / of_row].iter().map(|input| input.upload(client, device)).collect())
+            .collect::<Result<_>>()?;
+        let placed = if weights { &self.model.weights()?.buffers[..] } else { &[] };
         let caches = std::mem::take(&mut self.caches);
         let arrays = caches.first().map_or(0, Vec::len);
-        let args = uploaded.iter().zip(weights).zip(caches).map(|((inputs, weights), caches)| {
-            let kept = inputs.iter().chain(weights).map(Arg::Keep);
+        let args = uploaded.iter().zip(caches).enumerate().map(|(i, (inputs, caches))| {
+            let kept = inputs.iter().chain(placed.get(i).into_iter().flatten()).map(Arg::Keep);
             kept.chain(caches.into_iter().map(Arg::Donate)).collect()
         });
         let mut outputs = program.execute(args.collect()).and_then(|execution| execution.wait()).during(doing)?;
         let own = outputs[0].len() - arrays;
         self.caches = outputs.iter_mut().map(|list| list.split_off(own)).collect();
-        Ok(outputs.swap_remove(0))
+        Ok(outputs.into_iter().step_by(of_row).collect())
     }
 }
 
-/// Parameters of all rows, as the sampler's inputs.
-struct SamplingInputs {
-    temperature: Vec<f32>,
-    top_k: Vec<i32>,
-    top_p: Vec<f32>,
-    seed: Vec<u32>,
-}
-
-impl SamplingInputs {
-    fn new(params: &[Params]) -> Self {
-        Self {
-            temperature: params.iter().map(|p| p.temperature).collect(),
-            top_k: params.iter().map(|p| p.top_k).collect(),
-            top_p: params.iter().map(|p| p.top_p).collect(),
-            seed: params.iter().flat_map(|p| [p.seed as u32, (p.seed >> 32) as u32]).collect(),
-        }
-    }
-
-    fn push<'a>(&'a self, output: Output, inputs: &mut Vec<Input<'a>>) {
-        if matches!(output, Output::Token(Sampler::TopK | Sampler::Stochastic)) {
-            let rows = self.top_k.len() as i64;
-            inputs.push(Input::F32(&self.temperature, vec![rows]));
-            inputs.push(Input::S32(&self.top_k, vec![rows]));
-            inputs.push(Input::F32(&self.top_p, vec![rows]));
-            inputs.push(Input::U32(&self.seed, vec![rows, 2]));
-        }
-    }
-}
-
-/// Token ids as a program takes them, padded with `<pad>` (0).
-fn padded(tokens: &[u32], len: i64) -> Vec<i32> {
-    let ids = tokens.iter().map(|&id| id as i32);
-    ids.chain(std::iter::repeat(0)).take(len as usize).collect()
+/// From a program's packed result, see [`crate::sampling::details`].
+fn unpack(packed: &[i32], detailed: bool) -> Token {
+    let id = packed[0] as u32;
+    let Some((&own, top)) = packed[1..].split_first().filter(|_| detailed) else { return Token { id, logprobs: None } };
+    let float = |bits: i32| f32::from_bits(bits as u32);
+    let (ids, values) = top.split_at(TOP_LOGPROBS as usize);
+    let top = ids.iter().zip(values).map(|(&id, &value)| (id as u32, float(value))).collect();
+    Token { id, logprobs: Some(Logprobs { own: float(own), top }) }
 }
 
 fn read<T: bytemuck::Pod>(buffer: &Buffer) -> Result<Vec<T>> {

@@ -5,10 +5,16 @@
 //! over the 2^32 values of an order-preserving integer key (`threshold`); the choice itself is an argmax of logits plus
 //! Gumbel noise. Of a vocabulary that is split over devices, top-k up to [`MAX_TOP_K`] gathers each device's largest logits;
 //! without top-k, each step of the bisection costs one all-reduce of a scalar per row.
+//!
+//! The order of what changes the distribution is that of transformers: penalties and biases, temperature, top-k, top-p, min-p.
 
+mod adjust;
+mod logprobs;
 mod random;
 mod threshold;
 
+pub use adjust::{Adjust, AdjustOps, MAX_BIAS};
+pub use logprobs::{TOP_LOGPROBS, details, log_probability, top_logprobs};
 pub use random::{gumbel, threefry2x32};
 
 use crate::hlo::{DType, Graph, Mesh, Op, Shape};
@@ -22,6 +28,10 @@ pub enum Sampler {
     TopK,
     /// By each row's parameters; rows with temperature 0 are greedy.
     Stochastic,
+    /// As that, of logits that penalties and biases have changed.
+    Adjusted,
+    /// As that, and the log-probability of the token, and those of the [`TOP_LOGPROBS`] most likely ones.
+    Detailed,
 }
 
 impl Sampler {
@@ -31,6 +41,8 @@ impl Sampler {
             Self::Greedy => "greedy",
             Self::TopK => "topk",
             Self::Stochastic => "sample",
+            Self::Adjusted => "adjust",
+            Self::Detailed => "detail",
         }
     }
 }
@@ -48,11 +60,13 @@ pub struct Params {
     /// Keep the smallest set of most probable tokens whose probabilities sum to at least this, and those equal to its
     /// last; 1 means all. Applied after top-k, on the renormalised probabilities, as transformers does.
     pub top_p: f32,
+    /// Keep tokens that are at least this share as probable as the most probable one; 0 means all.
+    pub min_p: f32,
     pub seed: u64,
 }
 
 impl Params {
-    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
 
     /// The program variant that this request needs.
     pub fn sampler(&self) -> Sampler {
@@ -74,6 +88,9 @@ impl Params {
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return Err(format!("top-p must be above 0 and at most 1, not {}", self.top_p));
         }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return Err(format!("min-p must be from 0 to 1, not {}", self.min_p));
+        }
         Ok(())
     }
 }
@@ -87,6 +104,8 @@ pub struct ParamOps<'g> {
     pub top_k: Op<'g>,
     /// `f32[rows]`
     pub top_p: Op<'g>,
+    /// `f32[rows]`
+    pub min_p: Op<'g>,
     /// `u32[rows, 2]`: low and high word.
     pub seed: Op<'g>,
 }
@@ -98,8 +117,19 @@ impl<'g> ParamOps<'g> {
             temperature: graph.parameter("temperature", Shape::new(DType::F32, [rows])),
             top_k: graph.parameter("top_k", Shape::new(DType::S32, [rows])),
             top_p: graph.parameter("top_p", Shape::new(DType::F32, [rows])),
+            min_p: graph.parameter("min_p", Shape::new(DType::F32, [rows])),
             seed: graph.parameter("seed", Shape::new(DType::U32, [rows, 2])),
         }
+    }
+
+    /// The ops in it, to pass them to a computation.
+    pub fn to_list(self) -> [Op<'g>; 5] {
+        [self.temperature, self.top_k, self.top_p, self.min_p, self.seed]
+    }
+
+    /// From the list that [`Self::to_list`] made.
+    pub fn from_list(ops: &[Op<'g>]) -> Self {
+        Self { temperature: ops[0], top_k: ops[1], top_p: ops[2], min_p: ops[3], seed: ops[4] }
     }
 }
 
@@ -169,7 +199,9 @@ pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: 
 
     let by_top_k = threshold::top_k(scaled, column(params.top_k), mesh);
     let by_top_p = threshold::top_p(scaled, by_top_k, column(params.top_p), mesh);
-    let kept = threshold::key(scaled).ge(by_top_p);
+    let most_likely = column(mesh.max(scaled.reduce_max(&[1])));
+    let by_min_p = scaled.ge(most_likely + column(params.min_p).log());
+    let kept = threshold::key(scaled).ge(by_top_p).and(by_min_p);
 
     // The noise of a token depends on its id, not on where its shard starts.
     let numbers = graph.iota(logits.shape().with_dtype(DType::S32), 1);
@@ -192,18 +224,4 @@ fn token_offset(graph: &Graph, vocab: i64, mesh: Mesh) -> Op<'_> {
         return graph.scalar(DType::S32, 0.0);
     }
     mesh.model_rank(graph) * vocab as f64
-}
-
-/// Log-probability of each row's target: `f32[rows]` from `f32[rows, vocab / mesh.model]` and `s32[rows]`.
-pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, mesh: Mesh) -> Op<'g> {
-    let graph = logits.graph();
-    let _scope = graph.scope("log_probability");
-    let rows = logits.dim(0);
-    let column = |x: Op<'g>| x.reshape(&[rows, 1]);
-    let largest = mesh.max(logits.reduce_max(&[1]));
-    let total = mesh.sum((logits - column(largest)).exp().reduce_sum(&[1])); // [rows]
-    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(graph, logits.dim(1), mesh);
-    let zero = graph.scalar(DType::F32, 0.0);
-    let target = mesh.sum(ids.eq(column(targets)).select(logits, zero).reduce_sum(&[1]));
-    target - largest - total.log()
 }

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use gemma_pjrt::{
-    gemma::{Config, Output, Program, ProgramSpec, Target, weights::StoredTypes},
+    gemma::{Config, More, Output, Program, ProgramSpec, Target, weights::StoredTypes},
     hlo::{DType, Mesh, proto},
     pjrt::{self, CompileOptions},
     runtime::signature,
@@ -38,7 +38,7 @@ fn goldens() -> Vec<(String, ProgramSpec)> {
         Program::Decode { output: GREEDY },
         Program::Decode { output: Output::Token(Sampler::TopK) },
         Program::Decode { output: Output::Token(Sampler::Stochastic) },
-        Program::Score { bucket: 128, logits: false },
+        Program::Score { bucket: 128, more: More::Nothing },
     ];
     let mut all = Vec::new();
     // Programs with quantised weights, as each target has them.
@@ -53,6 +53,15 @@ fn goldens() -> Vec<(String, ProgramSpec)> {
     let mut spec_of_shifted = spec(KERNELS, "tiny", Program::Decode { output: GREEDY }, 4);
     spec_of_shifted.stored.shifted = true;
     all.push((format!("tiny/{}.hlo.txt", spec_of_shifted.name()), spec_of_shifted));
+    // What engines need besides.
+    for target in [KERNELS, Target::Tpu] {
+        let detailed = spec(target, "tiny", Program::Decode { output: Output::Token(Sampler::Detailed) }, 4);
+        let copy = spec(target, "tiny", Program::Copy, 1);
+        let many = ProgramSpec { slots: 64, ..spec(target, "tiny", Program::Decode { output: GREEDY }, 1) };
+        let part = Program::Prefill { bucket: 128, output: Output::Nothing };
+        let rows = ProgramSpec { mesh: Mesh { data: 2, model: 2 }, ..spec(target, "tiny", part, 1) };
+        all.extend([detailed, copy, many, rows].map(|spec| (format!("tiny/{}.hlo.txt", spec.name()), spec)));
+    }
     // And one with keys and values in eight bits.
     for target in [KERNELS, NATIVE, Target::Tpu] {
         let mut spec = spec(target, "tiny", Program::Decode { output: GREEDY }, 1);

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod common;
 mod demo;
+mod engine;
 mod golden_hlo;
 mod hlo_ops;
 mod kernels;

@@ -214,8 +214,8 @@ fn slots_do_not_see_each_other(target: Target) {
     let prompts = [&all[..40], &all[100..109], &all[7..70]];
     let params = [
         Params::GREEDY,
-        Params { temperature: 1.0, top_k: 50, top_p: 0.9, seed: 7 },
-        Params { temperature: 0.7, top_k: 0, top_p: 1.0, seed: u64::MAX },
+        Params { temperature: 1.0, top_k: 50, top_p: 0.9, min_p: 0.0, seed: 7 },
+        Params { temperature: 0.7, top_k: 0, top_p: 1.0, min_p: 0.0, seed: u64::MAX },
     ];
     let alone: Vec<Vec<u32>> = prompts
         .iter()
@@ -253,7 +253,7 @@ fn the_same_seed_draws_the_same_tokens_on_any_mesh(target: Target) {
     let prompt = Golden::read("mqa").ids("prompt")[..30].to_vec();
     let draw = |devices: usize, seed: u64| {
         let mut session = Session::new(golden_model("mqa", mesh(devices), DType::F32, target), 1, 256).unwrap();
-        let params = Params { temperature: 1.3, top_k: 100, top_p: 0.95, seed };
+        let params = Params { temperature: 1.3, top_k: 100, top_p: 0.95, min_p: 0.0, seed };
         let request = Request { prompt: &prompt, cached: 0, max_tokens: 32, params, stop_ids: &[] };
         generate(&mut session, &request, |_| None).unwrap().tokens
     };

@@ -2,10 +2,13 @@
 
 use gemma_pjrt::{
     hlo::{DType, Graph, Literal, Mesh, Op, Shape},
-    sampling::{Candidates, ParamOps, Params, greedy, log_probability, sample, threefry2x32},
+    sampling::{
+        Adjust, AdjustOps, Candidates, MAX_BIAS, ParamOps, Params, TOP_LOGPROBS, greedy, log_probability, sample,
+        threefry2x32, top_logprobs,
+    },
 };
 
-use crate::common::{numbers, run_graph, run_on_devices, run_s32, several_devices, u32s};
+use crate::common::{assert_close, numbers, run_graph, run_on_devices, run_s32, several_devices, u32s};
 
 /// The known answers of the Random123 distribution (threefry2x32, 20 rounds).
 #[test]
@@ -29,6 +32,7 @@ fn parameters(params: &[Params]) -> Vec<Literal> {
         Literal::f32s([rows], &params.iter().map(|p| p.temperature).collect::<Vec<_>>()),
         Literal::s32s([rows], &params.iter().map(|p| p.top_k).collect::<Vec<_>>()),
         Literal::f32s([rows], &params.iter().map(|p| p.top_p).collect::<Vec<_>>()),
+        Literal::f32s([rows], &params.iter().map(|p| p.min_p).collect::<Vec<_>>()),
         u32s(&[rows, 2], &seeds),
     ]
 }
@@ -39,7 +43,7 @@ fn draw(logits: &[f32], vocab: i64, params: &[Params], positions: &[i32]) -> Vec
     let mut inputs = vec![Literal::f32s([rows, vocab], logits), Literal::s32s([rows], positions)];
     inputs.extend(parameters(params));
     run_s32(&inputs, |_, p| {
-        let params = ParamOps { temperature: p[2], top_k: p[3], top_p: p[4], seed: p[5] };
+        let params = ParamOps::from_list(&p[2..]);
         sample(Candidates::all(p[0]), &params, p[1], Mesh::SINGLE)
     })
 }
@@ -63,19 +67,31 @@ fn probabilities(logits: &[f32], params: &Params) -> Vec<f64> {
         }
         mass += weights[i];
     }
+    let least = f64::from(params.min_p) * weights[order[0]];
+    weights.iter_mut().filter(|w| **w < least).for_each(|w| *w = 0.0);
     let total: f64 = weights.iter().sum();
     weights.iter().map(|w| w / total).collect()
 }
 
 /// 4096 draws of each setting follow the reference's distribution, and never leave its support.
 #[test]
-fn draws_follow_temperature_top_k_and_top_p() {
+fn draws_follow_temperature_top_k_top_p_and_min_p() {
     let logits = [2.0, 1.5, 1.0, 0.2, 0.0, -0.5, -1.0, -3.0, -3.5, -9.0_f32];
-    let settings = [(1.0, 0, 1.0), (0.7, 4, 1.0), (1.5, 0, 0.8), (2.0, 6, 0.9), (1.0, 1, 1.0), (1.0, 0, 1e-6)];
+    let settings = [
+        (1.0, 0, 1.0, 0.0),
+        (0.7, 4, 1.0, 0.0),
+        (1.5, 0, 0.8, 0.0),
+        (2.0, 6, 0.9, 0.0),
+        (1.0, 1, 1.0, 0.0),
+        (1.0, 0, 1e-6, 0.0),
+        (1.5, 0, 1.0, 0.2),
+        (1.5, 4, 1.0, 0.4),
+        (1.0, 0, 1.0, 1.0),
+    ];
     const DRAWS: usize = 4096;
-    for (temperature, top_k, top_p) in settings {
+    for (temperature, top_k, top_p, min_p) in settings {
         let params: Vec<Params> =
-            (0..DRAWS).map(|i| Params { temperature, top_k, top_p, seed: 1_000_000_007 * i as u64 }).collect();
+            (0..DRAWS).map(|i| Params { temperature, top_k, top_p, min_p, seed: 1_000_000_007 * i as u64 }).collect();
         let rows = logits.repeat(DRAWS);
         let tokens = draw(&rows, logits.len() as i64, &params, &vec![3; DRAWS]);
         let expected = probabilities(&logits, &params[0]);
@@ -97,10 +113,10 @@ fn rows_are_independent_of_the_batch() {
     let vocab = 300;
     let logits: Vec<f32> = (0..4 * vocab).map(|i| ((i * 7919) % 1009) as f32 / 100.0).collect();
     let params = [
-        Params { temperature: 0.0, top_k: 3, top_p: 0.1, seed: 5 },
-        Params { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 5 },
-        Params { temperature: 3.0, top_k: 20, top_p: 0.5, seed: u64::MAX - 1 },
-        Params { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 5 << 32 },
+        Params { temperature: 0.0, top_k: 3, top_p: 0.1, min_p: 0.0, seed: 5 },
+        Params { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 5 },
+        Params { temperature: 3.0, top_k: 20, top_p: 0.5, min_p: 0.0, seed: u64::MAX - 1 },
+        Params { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 5 << 32 },
     ];
     let positions = [0, 10, 20, 10];
     let together = draw(&logits, vocab, &params, &positions);
@@ -126,6 +142,7 @@ fn a_few_candidates_give_the_same_tokens() {
             temperature: [0.0, 0.3, 1.0, 2.5][i % 4],
             top_k: [1, 7, 25][i % 3],
             top_p: [1.0, 0.6][i % 2],
+            min_p: [0.0, 0.0, 0.05][i % 3],
             seed: 77 * i as u64,
         })
         .collect();
@@ -141,7 +158,7 @@ fn a_few_candidates_give_the_same_tokens() {
     let mut inputs = vec![Literal::f32s(dims, &largest), Literal::s32s([64], &positions), Literal::s32s(dims, &tokens)];
     inputs.extend(parameters(&params));
     let found = run_s32(&inputs, |_, p| {
-        let params = ParamOps { temperature: p[3], top_k: p[4], top_p: p[5], seed: p[6] };
+        let params = ParamOps::from_list(&p[3..]);
         let candidates = Candidates { logits: p[0], tokens: Some(p[2]), vocab: vocab as i64 };
         sample(candidates, &params, p[1], Mesh::SINGLE)
     });
@@ -155,9 +172,9 @@ fn a_split_vocabulary_gives_the_same_result() {
     let (rows, vocab) = (3_i64, 64_i64);
     let logits: Vec<f32> = (0..rows * vocab).map(|i| ((i * 31) % 47) as f32 / 5.0).collect(); // with many equal ones
     let params = [
-        Params { temperature: 0.9, top_k: 12, top_p: 0.8, seed: 1 },
-        Params { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 2 },
-        Params { temperature: 1.2, top_k: 0, top_p: 0.7, seed: 3 },
+        Params { temperature: 0.9, top_k: 12, top_p: 0.8, min_p: 0.0, seed: 1 },
+        Params { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 2 },
+        Params { temperature: 1.2, top_k: 0, top_p: 0.7, min_p: 0.0, seed: 3 },
     ];
     let targets = Literal::s32s([rows], &[0, 63, 17]);
     let run = |devices: i64| -> Vec<Vec<u8>> {
@@ -200,7 +217,7 @@ fn a_split_vocabulary_gives_the_same_result() {
 
 #[test]
 fn wrong_parameters_are_explained() {
-    let good = Params { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0 };
+    let good = Params { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
     assert_eq!(good.check(), Ok(()));
     for (bad, word) in [
         (Params { temperature: -1.0, ..good }, "temperature"),
@@ -208,7 +225,102 @@ fn wrong_parameters_are_explained() {
         (Params { top_k: -1, ..good }, "top-k"),
         (Params { top_p: 0.0, ..good }, "top-p"),
         (Params { top_p: 1.5, ..good }, "top-p"),
+        (Params { min_p: 1.5, ..good }, "min-p"),
+        (Params { min_p: f32::NAN, ..good }, "min-p"),
     ] {
         assert!(bad.check().unwrap_err().contains(word));
+    }
+}
+
+/// Penalties and biases as transformers and OpenAI define them, on a vocabulary that is whole and one that is split.
+#[test]
+fn penalties_and_biases_change_logits_as_defined() {
+    let _alone = several_devices();
+    let (rows, vocab, length) = (2_usize, 32_usize, 12_usize);
+    let logits: Vec<f32> = (0..rows * vocab).map(|i| ((i * 37) % 19) as f32 / 4.0 - 2.0).collect();
+    let adjust =
+        [Adjust { repetition: 1.3, presence: 0.5, frequency: 0.25 }, Adjust { repetition: 0.8, ..Adjust::NONE }];
+    // Of each row's tokens the first few are the prompt; the rest of the array is empty.
+    let tokens: [&[i32]; 2] = [&[3, 3, 31, 5, 5, 5, 7], &[0, 1]];
+    let prompt = [3, 2];
+    let bias: [&[(i32, f32)]; 2] = [&[(9, 5.0), (31, -100.0)], &[]];
+    let adjusted = |tokens: &[Vec<i32>]| -> Vec<f32> {
+        let one = |i: usize| {
+            let (row, token) = (i / vocab, i % vocab);
+            let Adjust { repetition, presence, frequency } = adjust[row];
+            let times = |tokens: &[i32]| tokens.iter().filter(|&&t| t as usize == token).count() as f32;
+            let mut x = logits[i];
+            if times(&tokens[row]) > 0.0 {
+                x = if x > 0.0 { x / repetition } else { x * repetition };
+            }
+            let generated = times(&tokens[row][prompt[row]..]);
+            let bias: f32 = bias[row].iter().filter(|b| b.0 as usize == token).map(|b| b.1).sum();
+            x - presence * generated.min(1.0) - frequency * generated + bias
+        };
+        (0..rows * vocab).map(one).collect()
+    };
+    let next = [9, 0];
+    let before: Vec<Vec<i32>> = tokens.iter().map(|t| t.to_vec()).collect();
+    let after: Vec<Vec<i32>> = before.iter().zip(next).map(|(t, next)| [&t[..], &[next]].concat()).collect();
+
+    let padded = |tokens: &[i32], n: usize| [tokens, &vec![-1; n - tokens.len()]].concat();
+    let of = |f: fn(&Adjust) -> f32| Literal::f32s([2], &adjust.iter().map(f).collect::<Vec<_>>());
+    let ids = |row: usize| padded(&bias[row].iter().map(|b| b.0).collect::<Vec<_>>(), MAX_BIAS);
+    let mut values = vec![0.0; rows * MAX_BIAS];
+    (0..rows).for_each(|row| bias[row].iter().enumerate().for_each(|(i, b)| values[row * MAX_BIAS + i] = b.1));
+    let inputs = vec![
+        of(|a| a.repetition),
+        of(|a| a.presence),
+        of(|a| a.frequency),
+        Literal::s32s([2, length as i64], &[padded(tokens[0], length), padded(tokens[1], length)].concat()),
+        Literal::s32s([2], &prompt.map(|n| n as i32)),
+        Literal::s32s([2, MAX_BIAS as i64], &[ids(0), ids(1)].concat()),
+        Literal::f32s([2, MAX_BIAS as i64], &values),
+    ];
+    for devices in [1, 4] {
+        let (mesh, local) = (Mesh { data: 1, model: devices }, vocab / devices);
+        let graph = Graph::new("adjust");
+        let x = graph.parameter("logits", Shape::new(DType::F32, [2, local as i64]));
+        let chosen = graph.parameter("next", Shape::new(DType::S32, [2]));
+        let ops = AdjustOps::declare(&graph, 2, length as i64, local as i64, mesh);
+        let outputs = [ops, ops.after(chosen, mesh)].map(|ops| mesh.gather(ops.apply(x), 1));
+        let module = graph.finish(&outputs).unwrap();
+        let of_device = |d: usize| {
+            let part: Vec<f32> = (0..rows).flat_map(|r| logits[r * vocab + d * local..][..local].to_vec()).collect();
+            let own = [Literal::f32s([2, local as i64], &part), Literal::s32s([2], &next)];
+            own.into_iter().chain(inputs.clone()).collect::<Vec<_>>()
+        };
+        let out = run_on_devices(&module, &(0..devices).map(of_device).collect::<Vec<_>>()).swap_remove(0);
+        assert_close(&numbers::<f32>(&out[0]), &adjusted(&before), 1e-6);
+        assert_close(&numbers::<f32>(&out[1]), &adjusted(&after), 1e-6);
+    }
+}
+
+/// The most likely tokens in order, the first of equal ones first; also where a device has fewer tokens than are told.
+#[test]
+fn the_most_likely_tokens_are_told_in_order() {
+    let _alone = several_devices();
+    let (rows, vocab, most) = (2_usize, 64_usize, TOP_LOGPROBS as usize);
+    let logits: Vec<f32> = (0..rows * vocab).map(|i| ((i * 31) % 47) as f32 / 5.0).collect();
+    let (mut tokens, mut logprobs): (Vec<i32>, Vec<f32>) = (vec![], vec![]);
+    for row in logits.chunks(vocab) {
+        let total = row.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+        let mut order: Vec<usize> = (0..vocab).collect();
+        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+        tokens.extend(order[..most].iter().map(|&i| i as i32));
+        logprobs.extend(order[..most].iter().map(|&i| (f64::from(row[i]) - total) as f32));
+    }
+    for devices in [1, 2, 8] {
+        let (mesh, local) = (Mesh { data: 1, model: devices }, vocab / devices);
+        let graph = Graph::new("top");
+        let x = graph.parameter("logits", Shape::new(DType::F32, [2, local as i64]));
+        let module = graph.finish(&top_logprobs(x, mesh)).unwrap();
+        let of_device = |d: usize| {
+            let part: Vec<f32> = (0..rows).flat_map(|r| logits[r * vocab + d * local..][..local].to_vec()).collect();
+            vec![Literal::f32s([2, local as i64], &part)]
+        };
+        let out = run_on_devices(&module, &(0..devices).map(of_device).collect::<Vec<_>>()).swap_remove(0);
+        assert_eq!(numbers::<i32>(&out[0]), tokens, "on {devices}");
+        assert_close(&numbers::<f32>(&out[1]), &logprobs, 1e-6);
     }
 }

@@ -12,26 +12,44 @@ impl Graph {
         body: impl for<'a> FnOnce(Op<'a>, &[Op<'a>]) -> Vec<Op<'a>>,
     ) -> Vec<Op<'g>> {
         let carried: Vec<Op<'g>> = std::iter::once(self.scalar(DType::S32, 0.0)).chain(state.iter().copied()).collect();
-        let shapes: Vec<Shape> = carried.iter().map(|op| op.shape()).collect();
-        let condition = self.tuple_computation(
-            "condition",
-            &shapes,
-            |g, s| vec![s[0].lt(g.scalar(DType::S32, times as f64))],
-            false,
-        );
-        let body = self.tuple_computation(
-            "body",
-            &shapes,
-            |_, s| std::iter::once(s[0] + 1.0).chain(body(s[0], &s[1..])).collect(),
-            true,
-        );
-        if body.results != shapes {
-            self.fail("while", "the body must return the state's shapes".into(), state);
+        self.turns(
+            times,
+            &carried,
+            |s| s[0].lt(s[0].graph().scalar(DType::S32, times as f64)),
+            |s| std::iter::once(s[0] + 1.0).chain(body(s[0], &s[1..])).collect(),
+        )
+        .split_off(1)
+    }
+
+    /// Runs `body` on the state for as long as `condition` (`pred[]`) holds of it.
+    #[track_caller]
+    pub fn repeat_while<'g>(
+        &'g self,
+        state: &[Op<'g>],
+        condition: impl for<'a> FnOnce(&[Op<'a>]) -> Op<'a>,
+        body: impl for<'a> FnOnce(&[Op<'a>]) -> Vec<Op<'a>>,
+    ) -> Vec<Op<'g>> {
+        self.turns(1, state, condition, body)
+    }
+
+    #[track_caller]
+    fn turns<'g>(
+        &'g self,
+        times: i64,
+        state: &[Op<'g>],
+        condition: impl for<'a> FnOnce(&[Op<'a>]) -> Op<'a>,
+        body: impl for<'a> FnOnce(&[Op<'a>]) -> Vec<Op<'a>>,
+    ) -> Vec<Op<'g>> {
+        let shapes: Vec<Shape> = state.iter().map(|op| op.shape()).collect();
+        let condition = self.tuple_computation("condition", &shapes, |_, s| vec![condition(s)], false);
+        let body = self.tuple_computation("body", &shapes, |_, s| body(s), true);
+        if body.results != shapes || condition.results != [Shape::new(DType::Pred, [])] {
+            self.fail("while", "the condition must return pred[], the body the state's shapes".into(), state);
             return state.to_vec();
         }
-        let tuple = self.tuple(&carried);
+        let tuple = self.tuple(state);
         let attributes = Attributes::While { condition: condition.index, body: body.index, times };
-        self.push("while", Type::Tuple(shapes), &[tuple], attributes).elements().split_off(1)
+        self.push("while", Type::Tuple(shapes), &[tuple], attributes).elements()
     }
 
     /// The branch of number `index` (`s32[]`; the last one if it is out of range), each with its own operands.

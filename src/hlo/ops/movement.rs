@@ -174,6 +174,20 @@ impl<'g> Op<'g> {
         )
     }
 
+    /// With `updates` `[n]` added to the elements at `indices` `[n, rank]`. Those outside the array are left out.
+    #[track_caller]
+    pub fn scatter_add(self, indices: Self, updates: Self) -> Self {
+        let (shape, index, update) = (self.shape(), indices.shape(), updates.shape());
+        let rank = shape.rank() as i64;
+        if index.dims != [update.elements(), rank] || update.rank() != 1 || update.dtype != shape.dtype {
+            let message = "takes indices [n, rank] and n updates of the array's type".into();
+            return self.graph.reject("scatter", message, &[self, indices, updates], shape);
+        }
+        let apply = self.graph.scalar_function("sum", &[shape.dtype; 2], |p| vec![p[0] + p[1]]);
+        let attributes = Attributes::ScatterElements { rank, apply };
+        self.graph.push("scatter", Type::Array(shape), &[self, indices, updates], attributes)
+    }
+
     /// Parts of an array `[elements]`, `width` elements from integer `starts` `[...]` on: `[..., width]`. Starts are clamped so that
     /// parts lie inside.
     #[track_caller]

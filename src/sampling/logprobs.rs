@@ -1,0 +1,81 @@
+//! Log-probabilities of tokens, from logits that may be split over devices.
+
+use super::token_offset;
+use crate::hlo::{DType, Mesh, Op, Shape};
+
+/// How many of the most likely tokens are told.
+pub const TOP_LOGPROBS: i64 = 20;
+
+/// Log-probability of each row's target: `f32[rows]` from `f32[rows, vocab / mesh.model]` and `s32[rows]`.
+pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, mesh: Mesh) -> Op<'g> {
+    let graph = logits.graph();
+    let _scope = graph.scope("log_probability");
+    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(graph, logits.dim(1), mesh);
+    let zero = graph.scalar(DType::F32, 0.0);
+    let is_target = ids.eq(targets.reshape(&[logits.dim(0), 1]));
+    mesh.sum(is_target.select(logits, zero).reduce_sum(&[1])) - log_total(logits, mesh)
+}
+
+/// The [`TOP_LOGPROBS`] most likely tokens of each row, `s32[rows, n]`, and their log-probabilities, `f32[rows, n]`; of equal ones
+/// the first comes first.
+pub fn top_logprobs<'g>(logits: Op<'g>, mesh: Mesh) -> [Op<'g>; 2] {
+    let _scope = logits.graph().scope("top_logprobs");
+    let (rows, vocab) = (logits.dim(0), logits.dim(1));
+    let [tokens, values] = largest(logits, TOP_LOGPROBS.min(vocab));
+    let [tokens, values] = if mesh.model == 1 {
+        [tokens, values]
+    } else {
+        let tokens = mesh.gather(tokens + token_offset(logits.graph(), vocab, mesh), 1);
+        let [at, values] = largest(mesh.gather(values, 1), TOP_LOGPROBS.min(vocab * mesh.model as i64));
+        let [n, all] = [at.dim(1), tokens.dim(1)];
+        let is_there = at.reshape(&[rows, n, 1]).eq(logits.graph().iota(Shape::new(DType::S32, [rows, n, all]), 2));
+        let zero = logits.graph().scalar(DType::S32, 0.0);
+        [is_there.select(tokens.reshape(&[rows, 1, all]), zero).reduce_sum(&[2]), values]
+    };
+    [tokens, values - log_total(logits, mesh).reshape(&[rows, 1])]
+}
+
+/// What is told of each chosen token `s32[rows]`: its log-probability, then the most likely tokens, then theirs; floats as their
+/// bits: `s32[rows, 1 + 2 TOP_LOGPROBS]`. A vocabulary of fewer tokens leaves the rest 0.
+pub fn details<'g>(logits: Op<'g>, chosen: Op<'g>, mesh: Mesh) -> Op<'g> {
+    let rows = logits.dim(0);
+    let own = log_probability(logits, chosen, mesh).reshape(&[rows, 1]).bitcast_convert(DType::S32);
+    let [tokens, values] = top_logprobs(logits, mesh);
+    Op::concatenate(&[own, filled(tokens), filled(values.bitcast_convert(DType::S32))], 1)
+}
+
+/// `s32[rows, n]` to `s32[rows, TOP_LOGPROBS]`.
+fn filled(x: Op<'_>) -> Op<'_> {
+    let missing = TOP_LOGPROBS - x.dim(1);
+    let none = x.graph().full(&Shape::new(DType::S32, [x.dim(0), missing]), 0.0);
+    if missing == 0 { x } else { Op::concatenate(&[x, none], 1) }
+}
+
+/// The `n` largest elements of each row, largest first: their indices and themselves. As many passes over the row are faster than
+/// sorting a vocabulary.
+fn largest(x: Op<'_>, n: i64) -> [Op<'_>; 2] {
+    let graph = x.graph();
+    let rows = x.dim(0);
+    let indices = graph.full(&Shape::new(DType::S32, [rows, n]), 0.0);
+    let values = graph.full(&Shape::new(DType::F32, [rows, n]), 0.0);
+    let out = graph.repeat(n, &[x, indices, values], |turn, s| {
+        let (g, x) = (turn.graph(), s[0]);
+        let [value, index] = x.max_with_index();
+        let is_taken = g.iota(x.shape().with_dtype(DType::S32), 1).eq(index.reshape(&[rows, 1]));
+        let at = [g.scalar(DType::S32, 0.0), turn];
+        let [index, value] = [index, value].map(|one| one.reshape(&[rows, 1]));
+        vec![
+            is_taken.select(g.scalar(DType::F32, f64::NEG_INFINITY), x),
+            s[1].dynamic_update_slice(index, &at),
+            s[2].dynamic_update_slice(value, &at),
+        ]
+    });
+    [out[1], out[2]]
+}
+
+/// log Σ exp of each row's logits: `f32[rows]`.
+fn log_total(logits: Op<'_>, mesh: Mesh) -> Op<'_> {
+    let largest = mesh.max(logits.reduce_max(&[1]));
+    let total = mesh.sum((logits - largest.reshape(&[logits.dim(0), 1])).exp().reduce_sum(&[1]));
+    largest + total.log()
+}
