@@ -71,6 +71,8 @@ enum Command {
 pub(crate) enum Outcome {
     Done,
     Interrupted,
+    /// Something could not be done; all else was, and what is missing was told.
+    Incomplete,
     /// What was planned has no place on the machine.
     DoesNotFit,
     /// The doctor found something that will not work.
@@ -100,7 +102,7 @@ pub fn main(started: Instant) -> ExitCode {
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Unwell) => ExitCode::FAILURE,
+        Ok(Outcome::Unwell | Outcome::Incomplete) => ExitCode::FAILURE,
         Ok(Outcome::DoesNotFit) => ExitCode::from(3),
         Ok(Outcome::Interrupted) => ExitCode::from(130),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS, // the reader has enough

@@ -25,7 +25,7 @@ use crate::{
     kernels,
     plugins::Kind,
     runtime::{Bundle, Manifest, Model, ModelOptions, Platform, PlatformRequest, cache_len_for, target},
-    sampling::Params,
+    sampling::{Adjust, Params},
     tokenizer::{Tokenizer, check_ids},
 };
 
@@ -176,6 +176,32 @@ pub struct SamplingArgs {
     seed: u64,
 }
 
+/// What makes tokens less likely that were there before.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PenaltyArgs {
+    /// Divides the logits of tokens in prompt and answer (1: none)
+    #[arg(long, value_name = "R", default_value = "1")]
+    repetition_penalty: f32,
+    /// Taken from the logits of tokens in the answer
+    #[arg(long, value_name = "P", default_value = "0", allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Taken from the logits of tokens in the answer for each time they are there
+    #[arg(long, value_name = "F", default_value = "0", allow_negative_numbers = true)]
+    frequency_penalty: f32,
+}
+
+impl PenaltyArgs {
+    pub fn adjust(&self) -> Result<Adjust> {
+        let adjust = Adjust {
+            repetition: self.repetition_penalty,
+            presence: self.presence_penalty,
+            frequency: self.frequency_penalty,
+        };
+        adjust.check().map_err(anyhow::Error::msg)?;
+        Ok(adjust)
+    }
+}
+
 impl SamplingArgs {
     pub fn params(&self) -> Result<Params> {
         let params = Params {
@@ -233,6 +259,11 @@ pub struct Loaded {
 }
 
 impl ModelArgs {
+    /// What tells whether two runs give the same answers.
+    pub fn identity(&self) -> impl std::fmt::Debug {
+        (&self.model, self.dtype, self.kv, self.weights)
+    }
+
     /// Reads and checks everything but the weights. Gemma's tokenizer takes a second: a thread of its own reads it.
     pub fn open(&self) -> Result<Opened> {
         let mut files = ModelFiles::locate(&self.model, self.platform.offline)?;
@@ -296,9 +327,6 @@ impl ModelArgs {
             ModelOptions { target, mesh: self.mesh, compute: self.dtype.dtype(), kv, bundle: opened.bundle.clone() };
         let config = opened.config.clone();
         let model = Model::load(platform, &opened.checkpoint, config, options, note, loading_progress())?;
-        if self.mesh.data > 1 {
-            note("note: one request uses one data row of the mesh; the others repeat its work");
-        }
         let is_cpu = platform.kind == Kind::Cpu;
         Ok(Loaded {
             model: Arc::new(model),

@@ -142,6 +142,13 @@ impl<'t> Engine<'t> {
         self.load() == (0, 0)
     }
 
+    /// Makes the programs ready that this request takes alone, side by side.
+    pub fn prepare(&self, request: &Request) -> Result<()> {
+        let choice = Choice { bias: &request.logit_bias, adjust: request.adjust, ..Choice::plain(request.params) };
+        let choice = Choice { detailed: request.logprobs.is_some(), ..choice };
+        self.session.prepare(0, request.prompt.len() as i64, choice.sampler())
+    }
+
     /// Queues a request. An answer is cut where its slot ends.
     ///
     /// # Errors

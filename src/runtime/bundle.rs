@@ -189,6 +189,10 @@ fn modules(setup: &Setup, samplers: &[Sampler]) -> Result<Vec<Module>> {
             names.extend(windows.map(|window| (Program::Prefill { bucket, output }, window)));
         }
     }
+    // All but the last chunk of a long prompt.
+    let part = Program::Prefill { bucket: MAX_PREFILL, output: Output::Nothing };
+    let windows = windows(*context).filter(|&window| window >= MAX_PREFILL && *context > MAX_PREFILL);
+    names.extend(windows.map(|window| (part, window)));
     for (program, window) in names {
         let window = if target.has_windows() { window } else { *context };
         let spec = ProgramSpec { window, ..setup.spec(program) };

@@ -1,6 +1,7 @@
 //! The program, driven as a user drives it.
 
 mod bad_input;
+mod batch;
 mod bench;
 mod chat;
 mod commands;

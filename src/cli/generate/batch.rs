@@ -1,0 +1,321 @@
+//! `generate --input`: many prompts from a file, answers to a file.
+//!
+//! While it runs, finished lines go to `OUTPUT.partial` in the order in which they finish, so that nothing that is finished is lost
+//! when the process is killed; at the end they are put in order and become OUTPUT.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io::{BufRead, BufReader, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use indicatif::HumanDuration;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::Args;
+use crate::{
+    cli::{Outcome, interrupt, note, progress::Counter},
+    engine::{Answer, Engine, Event, Request, RequestId},
+    runtime::Token,
+    tokenizer::{Message, Tokenizer},
+};
+
+/// One line of the input. What it does not say is as on the command line.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    /// Anything; it is repeated in the output.
+    #[serde(default)]
+    id: Value,
+    prompt: Option<String>,
+    messages: Option<Vec<Message>>,
+    /// Ids, taken as they are.
+    tokens: Option<Vec<u32>>,
+    /// Whether the prompt is to be continued as it is, without the chat format.
+    raw: Option<bool>,
+    max_tokens: Option<usize>,
+    temperature: Option<f32>,
+    top_k: Option<i32>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    seed: Option<u64>,
+    repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    #[serde(default)]
+    logit_bias: BTreeMap<String, f32>,
+    stop: Option<Vec<String>>,
+    #[serde(default)]
+    stop_token_ids: Vec<u32>,
+    n: Option<usize>,
+    logprobs: Option<usize>,
+    #[serde(default)]
+    echo: bool,
+}
+
+impl Line {
+    fn request(self, args: &Args, tokenizer: &Tokenizer) -> Result<Request> {
+        let prompt = match (self.prompt, self.messages, self.tokens) {
+            (Some(text), None, None) if self.raw.unwrap_or(args.raw) => tokenizer.encode(&text)?,
+            (Some(text), None, None) => tokenizer.encode_chat(&[Message::user(text)])?,
+            (None, Some(messages), None) => tokenizer.encode_chat(&messages)?,
+            (None, None, Some(tokens)) => tokens,
+            _ => bail!("give one of \"prompt\", \"messages\" and \"tokens\""),
+        };
+        let mut request = args.request(prompt, tokenizer)?;
+        let set = |target: &mut f32, given: Option<f32>| *target = given.unwrap_or(*target);
+        set(&mut request.params.temperature, self.temperature);
+        set(&mut request.params.top_p, self.top_p);
+        set(&mut request.params.min_p, self.min_p);
+        set(&mut request.adjust.repetition, self.repetition_penalty);
+        set(&mut request.adjust.presence, self.presence_penalty);
+        set(&mut request.adjust.frequency, self.frequency_penalty);
+        request.params.top_k = self.top_k.unwrap_or(request.params.top_k);
+        request.params.seed = self.seed.unwrap_or(request.params.seed);
+        request.max_tokens = self.max_tokens.unwrap_or(request.max_tokens);
+        request.n = self.n.unwrap_or(1);
+        request.logprobs = self.logprobs;
+        request.echo = self.echo;
+        request.stop_ids.extend(self.stop_token_ids);
+        request.stop = self.stop.unwrap_or(request.stop);
+        for (id, bias) in self.logit_bias {
+            let id = id.parse().with_context(|| format!("logit_bias names {id:?}, which is no token id"))?;
+            request.logit_bias.push((id, bias));
+        }
+        Ok(request)
+    }
+}
+
+/// The lines of the input, with what each asks for.
+pub struct Batch {
+    digest: String,
+    lines: Vec<(Value, Result<Request, String>)>,
+}
+
+impl Batch {
+    /// Reads all of it. A line that cannot be understood is an answer of its own, not the end of all others.
+    pub fn read(path: &Path, args: &Args, tokenizer: &Tokenizer) -> Result<Self> {
+        let reading = || format!("cannot read {}", path.display());
+        let bytes = fs::read(path).with_context(reading)?;
+        let text = std::str::from_utf8(&bytes).with_context(reading)?;
+        let one = |line: &str| match serde_json::from_str::<Line>(line) {
+            Ok(line) => (line.id.clone(), line.request(args, tokenizer).map_err(|e| format!("{e:#}"))),
+            Err(e) => (Value::Null, Err(format!("this is no valid request: {e}"))),
+        };
+        let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).map(one).collect();
+        if lines.is_empty() {
+            bail!("{} has no lines; give one JSON object a line, such as {{\"prompt\": \"...\"}}", path.display());
+        }
+        // Answers made in another way are not taken for these.
+        let settings = format!(
+            "{:?}",
+            (args.model.identity(), args.max_tokens, &args.sampling, &args.penalties, &args.stop, args.raw)
+        );
+        let digest = Sha256::new().chain_update(&bytes).chain_update(settings).finalize();
+        Ok(Self { digest: format!("{digest:x}"), lines })
+    }
+
+    /// The longest prompt with its answer, in tokens.
+    pub fn longest(&self) -> usize {
+        let requests = self.lines.iter().filter_map(|(_, request)| request.as_ref().ok());
+        requests.map(|request| request.prompt.len() + request.max_tokens).max().unwrap_or(1)
+    }
+
+    /// Runs what is not finished yet.
+    pub fn run(self, engine: &mut Engine<'_>, output: &Path) -> Result<Outcome> {
+        let mut journal = Journal::open(output, &self.digest, self.lines.len())?;
+        let total = self.lines.len();
+        let kept = journal.finished.len();
+        if kept > 0 {
+            note(&format!("{kept} of {total} lines were finished before"));
+        }
+        let todo: Vec<_> =
+            self.lines.into_iter().enumerate().filter(|(i, _)| !journal.finished.contains_key(i)).collect();
+        let counter = Counter::new("lines", todo.len() as u64);
+        let mut todo = todo.into_iter();
+        let mut running: HashMap<RequestId, Running> = HashMap::new();
+        loop {
+            while engine.load().0 < 2 * engine.slots() {
+                let Some((index, (id, request))) = todo.next() else { break };
+                match request.and_then(|r| Ok((r.clone(), engine.submit(r).map_err(|e| e.to_string())?))) {
+                    Ok((request, name)) => {
+                        running.insert(name, Running { index, id, request, answers: BTreeMap::new() });
+                    }
+                    Err(error) => {
+                        journal.write(index, &json!({"index": index, "id": id, "error": error}))?;
+                        counter.advance(1, 0);
+                    }
+                }
+            }
+            if engine.is_idle() {
+                break;
+            }
+            for event in engine.step()? {
+                let Event::Finished { id, index, answer } = event else { continue };
+                let tokens = answer.tokens.len() as u64;
+                let one = running.get_mut(&id).expect("it was submitted");
+                one.answers.insert(index, answer);
+                if one.answers.len() < one.request.n {
+                    counter.advance(0, tokens);
+                    continue;
+                }
+                let done = running.remove(&id).expect("it was there");
+                journal.write(done.index, &done.json())?;
+                counter.advance(1, tokens);
+            }
+            if interrupt::asked() {
+                counter.finish();
+                let path = journal.path.display();
+                note(&format!("interrupted; finished lines are in {path}: the same command goes on from there"));
+                return Ok(Outcome::Interrupted);
+            }
+        }
+        let (tokens, time) = counter.finish();
+        let failed = journal.complete(output)?;
+        let rate = tokens as f64 / time.as_secs_f64().max(1e-9);
+        note(&format!("{total} lines; {tokens} tokens in {}, {rate:.1} tok/s", HumanDuration(time)));
+        if failed > 0 {
+            note(&format!("{failed} lines could not be run: {} says why under \"error\"", output.display()));
+            return Ok(Outcome::Incomplete);
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+/// A request under way.
+struct Running {
+    index: usize,
+    id: Value,
+    request: Request,
+    answers: BTreeMap<usize, Answer>,
+}
+
+impl Running {
+    fn json(&self) -> Value {
+        let first = &self.answers[&0];
+        let choice = |(index, answer): (&usize, &Answer)| {
+            let mut choice = json!({
+                "index": index,
+                "text": answer.text,
+                "tokens": answer.tokens.iter().map(|token| token.id).collect::<Vec<_>>(),
+                "finish_reason": answer.finish_reason.name(),
+            });
+            if self.request.logprobs.is_some() {
+                choice["logprobs"] = answer.tokens.iter().map(logprobs).collect();
+            }
+            choice
+        };
+        let mut object = json!({
+            "index": self.index,
+            "id": self.id,
+            "choices": self.answers.iter().map(choice).collect::<Vec<_>>(),
+            "usage": {
+                "prompt_tokens": self.request.prompt.len(),
+                "cached_tokens": first.cached,
+                "completion_tokens": self.answers.values().map(|answer| answer.tokens.len()).sum::<usize>(),
+            },
+        });
+        if let Some(prompt) = &first.prompt {
+            object["prompt_logprobs"] = prompt.iter().map(logprobs).collect();
+        }
+        object
+    }
+}
+
+fn logprobs(token: &Token) -> Value {
+    let told = token.logprobs.as_ref();
+    let top = told.map_or(&[][..], |told| &told.top);
+    let top: Vec<Value> = top.iter().map(|(id, logprob)| json!({"token": id, "logprob": logprob})).collect();
+    json!({"token": token.id, "logprob": told.map(|told| told.own), "top": top})
+}
+
+/// Finished lines on disk.
+struct Journal {
+    path: PathBuf,
+    file: File,
+    /// By index.
+    finished: BTreeMap<usize, String>,
+}
+
+impl Journal {
+    /// Goes on with what an earlier run of the same input and settings left.
+    fn open(output: &Path, digest: &str, lines: usize) -> Result<Self> {
+        let mut name = output.as_os_str().to_owned();
+        name.push(".partial");
+        let path = PathBuf::from(name);
+        let header = json!({"gemma-pjrt batch": digest}).to_string();
+        if output.exists() {
+            bail!("{} is there already; remove it, or choose another --output", output.display());
+        }
+        let mut finished = BTreeMap::new();
+        let mut whole = 0;
+        if let Ok(file) = File::open(&path) {
+            let mut reader = BufReader::new(file);
+            let mut line = String::new();
+            // A line that was being written when the process was killed has no end.
+            while reader.read_line(&mut line).is_ok_and(|n| n > 0) && line.ends_with('\n') {
+                let text = line.trim_end();
+                if whole == 0 && text != header {
+                    bail!(
+                        "{} holds answers to another input, or made with other settings; remove it, or choose another --output",
+                        path.display()
+                    );
+                }
+                if whole > 0 {
+                    let index = serde_json::from_str::<Value>(text).ok().and_then(|json| json["index"].as_u64());
+                    let index = index.filter(|&i| i < lines as u64);
+                    let index = index.with_context(|| format!("{} is damaged; remove it", path.display()))?;
+                    finished.insert(index as usize, text.to_owned());
+                }
+                whole += line.len() as u64;
+                line.clear();
+            }
+        }
+        let writing = || format!("cannot write {}", path.display());
+        let mut file = File::options().create(true).append(true).open(&path).with_context(writing)?;
+        file.set_len(whole).with_context(writing)?;
+        if whole == 0 {
+            file.write_all(format!("{header}\n").as_bytes()).with_context(writing)?;
+        }
+        Ok(Self { path, file, finished })
+    }
+
+    /// In one write, so that what another process sees is whole lines.
+    fn write(&mut self, index: usize, line: &Value) -> Result<()> {
+        let line = line.to_string();
+        self.file.write_all(format!("{line}\n").as_bytes()).with_context(|| {
+            format!(
+                "cannot write {}; what is finished is kept in it, and the same command goes on from there",
+                self.path.display()
+            )
+        })?;
+        self.finished.insert(index, line);
+        Ok(())
+    }
+
+    /// Writes the output, in the input's order. Returns how many lines hold an error.
+    fn complete(self, output: &Path) -> Result<usize> {
+        let writing = || format!("cannot write {}; all answers are in {}", output.display(), self.path.display());
+        let mut name = output.as_os_str().to_owned();
+        name.push(".tmp");
+        let temporary = PathBuf::from(name);
+        let mut writer = BufWriter::new(File::create(&temporary).with_context(writing)?);
+        for line in self.finished.values() {
+            writeln!(writer, "{line}").with_context(writing)?;
+        }
+        writer
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)
+            .and_then(|f| f.sync_all())
+            .with_context(writing)?;
+        fs::rename(&temporary, output).with_context(writing)?;
+        fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
+        let is_error =
+            |line: &&String| serde_json::from_str::<Value>(line).is_ok_and(|json| json.get("error").is_some());
+        Ok(self.finished.values().filter(is_error).count())
+    }
+}

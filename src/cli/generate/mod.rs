@@ -1,0 +1,263 @@
+//! `generate`: one prompt in, text out as it comes; or many prompts from a file.
+
+mod batch;
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use serde_json::json;
+
+use batch::Batch;
+
+use super::{
+    Outcome, interrupt,
+    model_args::{Loaded, ModelArgs, Opened, PenaltyArgs, SamplingArgs, parse_tokens, read_text},
+    process::{Memory, size},
+};
+use crate::{
+    engine::{Engine, Event, Request},
+    runtime::FinishReason,
+    tokenizer::{Message, Tokenizer},
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The prompt; without it, standard input is read
+    #[arg(conflicts_with_all = ["prompt_file", "prompt_tokens", "input"])]
+    prompt: Option<String>,
+    /// Read the prompt from a file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_tokens", "input"])]
+    prompt_file: Option<PathBuf>,
+    /// The prompt as token ids, taken as they are: 2,106,1645
+    #[arg(long, value_name = "IDS", value_parser = parse_tokens, conflicts_with = "input")]
+    // The full path keeps clap from taking the list for a repeated option.
+    prompt_tokens: Option<std::vec::Vec<u32>>,
+    /// Many prompts, one JSON object a line: {"prompt": "..."}, or "messages", or "tokens"; and what differs from this command line,
+    /// such as "max_tokens", "temperature", "seed", "n", "logprobs". A run that was interrupted goes on where it was
+    #[arg(long, value_name = "FILE", requires = "output", conflicts_with = "json")]
+    input: Option<PathBuf>,
+    /// Where the answers to --input go, in the same order
+    #[arg(long, value_name = "FILE", requires = "input")]
+    output: Option<PathBuf>,
+    /// How many of them run at a time on each data row of the mesh
+    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..), requires = "input")]
+    slots: u16,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Continue the text as it is, without the chat format
+    #[arg(long)]
+    raw: bool,
+    /// Most tokens to generate
+    #[arg(long, short = 'n', value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    penalties: PenaltyArgs,
+    /// End the text before this string (may be repeated)
+    #[arg(long, value_name = "STR")]
+    stop: Vec<String>,
+    /// Print one JSON object instead of streaming text
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    /// What the command line asks of this prompt.
+    fn request(&self, prompt: Vec<u32>, tokenizer: &Tokenizer) -> Result<Request> {
+        Ok(Request {
+            params: self.sampling.params()?,
+            adjust: self.penalties.adjust()?,
+            stop_ids: tokenizer.stop_ids(),
+            stop: self.stop.clone(),
+            ..Request::greedy(prompt, self.max_tokens as usize)
+        })
+    }
+}
+
+pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
+    interrupt::install();
+    args.sampling.params()?;
+    args.penalties.adjust()?;
+    let opened = args.model.open()?;
+    if let (Some(input), Some(output)) = (&args.input, &args.output) {
+        return run_batch(args, &opened, input, output);
+    }
+    let text = prompt_text(args)?;
+    let platform = args.model.platform(&opened)?;
+    let prompt = prompt_tokens(args, &text, &opened)?;
+    opened.check_prompt(&prompt, 1)?;
+
+    let loaded = args.model.load(&opened, &platform)?;
+    let tokenizer = opened.tokenizer()?;
+    let request = args.request(prompt.clone(), tokenizer)?;
+    let cache_len = opened.cache_len(prompt.len() as i64 + i64::from(args.max_tokens));
+    let mut engine = Engine::new(loaded.model.clone(), tokenizer, 1, cache_len)?;
+    engine.prepare(&request)?;
+
+    interrupt::begin_writing();
+    let begun = Instant::now();
+    let mut written = Written::default();
+    engine.submit(request)?;
+    while !engine.is_idle() && !interrupt::asked() {
+        for event in engine.step()? {
+            match event {
+                Event::Tokens { tokens, text, .. } => {
+                    written.first_token.get_or_insert((started.elapsed(), begun.elapsed()));
+                    written.tokens.extend(tokens.iter().map(|token| token.id));
+                    written.push(&text, !args.json)?;
+                }
+                Event::Finished { answer, .. } => written.finish_reason = Some(answer.finish_reason),
+            }
+        }
+    }
+    written.time = begun.elapsed();
+    if !args.json {
+        writeln!(std::io::stdout())?;
+    }
+    let finish_reason = written.finish_reason.unwrap_or(FinishReason::Interrupted);
+    let stats = Stats { prompt: prompt.len(), written: &written, finish_reason, loaded: &loaded };
+    if args.json {
+        let object = json!({
+            "prompt_tokens": prompt,
+            "tokens": written.tokens,
+            "text": written.text,
+            "finish_reason": finish_reason.name(),
+            "timings": stats.json(),
+        });
+        writeln!(std::io::stdout(), "{object}")?;
+    } else {
+        eprintln!("{}", stats.line());
+    }
+    Ok(match finish_reason {
+        FinishReason::Interrupted => Outcome::Interrupted,
+        _ => Outcome::Done,
+    })
+}
+
+fn run_batch(args: &Args, opened: &Opened, input: &Path, output: &Path) -> Result<Outcome> {
+    let tokenizer = opened.tokenizer()?;
+    let batch = Batch::read(input, args, tokenizer)?;
+    let platform = args.model.platform(opened)?;
+    let loaded = args.model.load(opened, &platform)?;
+    let cache_len = opened.cache_len(batch.longest() as i64);
+    let mut engine = Engine::new(loaded.model, tokenizer, args.slots.into(), cache_len)?;
+    interrupt::begin_writing();
+    batch.run(&mut engine, output)
+}
+
+/// An answer as it was written.
+#[derive(Default)]
+struct Written {
+    tokens: Vec<u32>,
+    text: String,
+    finish_reason: Option<FinishReason>,
+    /// Since the process began, and since the request did.
+    first_token: Option<(Duration, Duration)>,
+    /// Of the whole request.
+    time: Duration,
+}
+
+impl Written {
+    fn push(&mut self, piece: &str, stream: bool) -> Result<()> {
+        self.text.push_str(piece);
+        if stream && !piece.is_empty() {
+            let mut out = std::io::stdout().lock();
+            out.write_all(piece.as_bytes())?;
+            out.flush()?;
+        }
+        Ok(())
+    }
+
+    fn prefill(&self) -> Duration {
+        self.first_token.map_or(self.time, |(_, since_begun)| since_begun)
+    }
+}
+
+/// The prompt, empty where its tokens are given.
+fn prompt_text(args: &Args) -> Result<String> {
+    if args.prompt_tokens.is_some() {
+        return Ok(String::new());
+    }
+    read_text(args.prompt.as_deref(), args.prompt_file.as_deref())
+}
+
+fn prompt_tokens(args: &Args, text: &str, opened: &Opened) -> Result<Vec<u32>> {
+    Ok(match &args.prompt_tokens {
+        Some(tokens) => tokens.clone(),
+        None if args.raw => opened.tokenizer()?.encode(text)?,
+        None => opened.tokenizer()?.encode_chat(&[Message::user(text)])?,
+    })
+}
+
+struct Stats<'a> {
+    prompt: usize,
+    written: &'a Written,
+    finish_reason: FinishReason,
+    loaded: &'a Loaded,
+}
+
+impl Stats<'_> {
+    /// Tokens after the first, which prefill gives, per second.
+    fn decode_rate(&self) -> f64 {
+        let decoded = self.written.tokens.len().saturating_sub(1);
+        decoded as f64 / self.decode_seconds().max(1e-9)
+    }
+
+    fn decode_seconds(&self) -> f64 {
+        (self.written.time - self.written.prefill()).as_secs_f64()
+    }
+
+    fn prefill_rate(&self) -> f64 {
+        self.prompt as f64 / self.written.prefill().as_secs_f64().max(1e-9)
+    }
+
+    /// Since the process began.
+    fn first_token(&self) -> Option<f64> {
+        self.written.first_token.map(|(since_start, _)| since_start.as_secs_f64())
+    }
+
+    fn line(&self) -> String {
+        let (compile, memory) = (self.loaded.model.compile_report(), Memory::now());
+        format!(
+            "[prompt {} tokens, {:.1} tok/s; new {} tokens, {:.1} tok/s ({}); first token after {:.2} s; load {:.2} s; \
+             compile {:.2} s ({} new, {} cached); peak memory {}, of ours {}]",
+            self.prompt,
+            self.prefill_rate(),
+            self.written.tokens.len(),
+            self.decode_rate(),
+            self.finish_reason.name(),
+            self.first_token().unwrap_or_default(),
+            self.loaded.time.as_secs_f64(),
+            compile.time.as_secs_f64(),
+            compile.compiled,
+            compile.cached,
+            size(memory.peak),
+            size(memory.anonymous),
+        )
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let (compile, memory) = (self.loaded.model.compile_report(), Memory::now());
+        let placement = self.loaded.model.placement().unwrap_or_default(); // tokens were computed: it is there
+        json!({
+            "prefill_seconds": self.written.prefill().as_secs_f64(),
+            "prefill_tokens_per_second": self.prefill_rate(),
+            "decode_seconds": self.decode_seconds(),
+            "decode_tokens_per_second": self.decode_rate(),
+            "first_token_seconds": self.first_token(),
+            "load_seconds": self.loaded.time.as_secs_f64(),
+            "compile_seconds": compile.time.as_secs_f64(),
+            "programs_compiled": compile.compiled,
+            "programs_cached": compile.cached,
+            "peak_rss_bytes": memory.peak,
+            "anonymous_rss_bytes": memory.anonymous,
+            "weights_mapped_bytes": placement.borrowed,
+            "weights_copied_bytes": placement.copied,
+        })
+    }
+}

@@ -1,0 +1,94 @@
+//! `generate --input`: many prompts, answered in order, whatever interrupts it.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::Home;
+
+fn lines(path: &std::path::Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn write(home: &Home, lines: &[Value]) -> (String, String) {
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    fs::write(home.path("in.jsonl"), text).unwrap();
+    let path = |name: &str| home.path(name).to_str().unwrap().to_owned();
+    (path("in.jsonl"), path("out.jsonl"))
+}
+
+#[test]
+fn answers_come_in_order_and_errors_do_not_stop_the_rest() {
+    let home = Home::new();
+    let ask = |country: &str| format!("What is the capital of {country}?");
+    let (input, output) = write(
+        &home,
+        &[
+            json!({"id": {"my": 1}, "prompt": ask("France")}),
+            json!({"prompt": "x", "temperature": -1}),
+            json!({"messages": [{"role": "user", "content": ask("Italy")}], "n": 2, "logprobs": 2}),
+            json!({"prompt": "a", "tokens": [2]}),
+            json!({"promt": "a"}),
+            json!({"tokens": [2, 1_000_000]}),
+            json!({"prompt": ask("Spain"), "stop": ["Madrid"], "echo": true, "logprobs": 1}),
+        ],
+    );
+    home.run(&["generate", "--input", &input, "--output", &output]).fails(1, &["7 lines", "4 lines could not be run"]);
+    let found = lines(&home.path("out.jsonl"));
+    let text = |i: usize, choice: usize| found[i]["choices"][choice]["text"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(found.iter().map(|line| line["index"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!((text(0, 0), &found[0]["id"]), ("The capital of France is Paris.".into(), &json!({"my": 1})));
+    assert_eq!(
+        (text(2, 0), text(2, 1)),
+        ("The capital of Italy is Rome.".into(), "The capital of Italy is Rome.".into())
+    );
+    assert_eq!(found[2]["choices"][0]["logprobs"][0]["top"].as_array().unwrap().len(), 2);
+    assert_eq!(text(6, 0), "The capital of Spain is ");
+    let prompt = found[6]["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(found[6]["prompt_logprobs"].as_array().unwrap().len() as u64, prompt - 1);
+    for (i, word) in [(1, "temperature"), (3, "give one of"), (4, "promt"), (5, "1000000")] {
+        assert!(found[i]["error"].as_str().unwrap().contains(word), "{}", found[i]);
+    }
+    assert!(!home.path("out.jsonl.partial").exists());
+    // What is there is not overwritten.
+    home.run(&["generate", "--input", &input, "--output", &output]).fails(1, &["is there already", "--output"]);
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_where_it_was() {
+    let home = Home::new();
+    let prompts: Vec<Value> = (0..60)
+        .map(|i| json!({"prompt": format!("What is {i} + {}?", i * 7 % 50), "temperature": 1.0, "seed": i}))
+        .collect();
+    let (input, output) = write(&home, &prompts);
+    let whole = home.path("whole.jsonl");
+    fn args<'a>(input: &'a str, output: &'a str) -> [&'a str; 7] {
+        ["generate", "--input", input, "--output", output, "--slots", "2"]
+    }
+    home.run(&args(&input, whole.to_str().unwrap())).ok();
+
+    let partial = home.path("out.jsonl.partial");
+    let mut child = home.command(&args(&input, &output)).spawn().unwrap();
+    let started = Instant::now();
+    while fs::read_to_string(&partial).map_or(0, |text| text.lines().count()) < 10 {
+        assert!(started.elapsed() < Duration::from_secs(120), "nothing is written");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let kept = fs::read_to_string(&partial).unwrap();
+    assert!(kept.lines().count() >= 10 && !home.path("out.jsonl").exists());
+    // As if it had been killed while it wrote a line.
+    fs::write(&partial, format!("{kept}{{\"index\": 59, \"cho")).unwrap();
+    // Not with other settings, or for another input.
+    let other = [&args(&input, &output)[..], &["--max-tokens", "3"]].concat();
+    home.run(&other).fails(1, &["other settings", "--output"]);
+    let ran = home.run(&args(&input, &output)).ok();
+    assert!(ran.stderr.contains("of 60 lines were finished before"), "{}", ran.stderr);
+    assert_eq!(lines(&home.path("out.jsonl")).len(), 60);
+    let answers = |path| lines(path).into_iter().map(|line| line["choices"].clone()).collect::<Vec<_>>();
+    assert_eq!(answers(&home.path("out.jsonl")), answers(&whole));
+}
