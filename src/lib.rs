@@ -19,6 +19,7 @@
 //! | [`demo`] | the demo model, embedded |
 //! | [`runtime`] | platform, placed weights, program cache, sessions, generation, conversations |
 //! | [`engine`] | many requests at once: slots, continuous batching, prefix cache |
+//! | [`eval`] | benchmarks: tasks, datasets, likelihoods, metrics |
 //! | [`cli`] | the commands |
 
 pub mod cache_dir;
@@ -27,6 +28,7 @@ pub mod cli;
 pub mod demo;
 pub mod download;
 pub mod engine;
+pub mod eval;
 pub mod gemma;
 pub mod hlo;
 pub mod hub;

@@ -8,11 +8,13 @@ mod chat;
 mod compile;
 mod devices;
 mod doctor;
+mod eval;
 mod generate;
 mod hlo;
 mod init;
 mod inspect;
 mod interrupt;
+mod journal;
 mod model_args;
 mod model_files;
 mod plan;
@@ -45,6 +47,8 @@ enum Command {
     Chat(chat::Args),
     /// Compute the log-likelihood of a text, token by token
     Score(score::Args),
+    /// Score benchmarks as lm-evaluation-harness does
+    Eval(eval::Args),
     /// Measure speed, beside what this machine could do
     Bench(bench::Args),
     /// Tell what a model needs of a machine that need not be here: memory, and the least time of a step
@@ -89,6 +93,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Generate(args) => generate::run(&args, started),
         Command::Chat(args) => chat::run(&args, started),
         Command::Score(args) => score::run(&args, started),
+        Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Compile(args) => compile::run(&args),

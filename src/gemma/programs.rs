@@ -52,7 +52,7 @@ pub enum Program {
     /// Inputs: tokens `s32[bucket]`, slot `s32[]`, start `s32[]`, last `s32[]`; then the sampler's. Where there are several data
     /// rows, this and all other programs for one slot also take, after start, whether there is a chunk for this row at all, `s32[]`.
     Prefill { bucket: i64, output: Output },
-    /// The next tokens of every slot, up to [`Target::decode_steps`] of them in one dispatch; or one step's logits.
+    /// The next tokens of every slot, up to [`ProgramSpec::decode_steps`] of them in one dispatch; or one step's logits.
     ///
     /// Inputs: tokens `s32[slots]` and their positions `s32[slots]`. For tokens also: how many each slot may still have
     /// `s32[slots]`, of which 0 lets it rest; the ids that end it `s32[slots, STOP_IDS]`, padded with -1; how many steps to take
@@ -127,6 +127,14 @@ impl ProgramSpec {
             "{program}-b{slots}-w{window}-c{cache_len}-{data}tp{}-{}{stored}{shifted}{kv}-{target}",
             mesh.model, self.compute
         )
+    }
+
+    /// The most tokens of each slot that one dispatch decodes.
+    ///
+    /// On CPU a dispatch costs little beside a step, and in a loop XLA:CPU would convert the whole embedding table to f32 before it
+    /// looks up a row. XLA:TPU copies four-bit weights before a loop, all of them (3.8 GiB for the 7B).
+    pub fn decode_steps(&self) -> i64 {
+        if self.target.is_cpu() || self.stored.matrices == DType::S4 { 1 } else { 8 }
     }
 
     /// Names and shapes of the cache's arrays on one device.
@@ -218,7 +226,7 @@ impl ProgramSpec {
         let weights = Weights::declare(g, self.context(), &self.stored);
         let caches = self.declare_caches(g);
 
-        let most = self.target.decode_steps();
+        let most = self.decode_steps();
         let none = g.full(&Shape::new(DType::S32, [most, slots, output.width()]), -1.0);
         let own = [g.scalar(DType::S32, 0.0), tokens, positions, left, none];
         let changing = [&own[..], &caches, &head.to_list()].concat();

@@ -50,12 +50,6 @@ impl Target {
         !self.is_cpu()
     }
 
-    /// The most tokens of each slot that one dispatch decodes. On CPU a dispatch costs little beside a step, and in a loop XLA:CPU
-    /// would convert the whole embedding table to f32 before it looks up a row.
-    pub fn decode_steps(self) -> i64 {
-        if self.is_cpu() { 1 } else { 8 }
-    }
-
     /// Whether programs can take shifted matrices: only kernels find them in their arrays.
     pub fn takes_shifted(self) -> bool {
         self.calls_kernels()

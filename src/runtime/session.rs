@@ -60,6 +60,7 @@ pub struct Session {
     /// Of each data row.
     slots: i64,
     cache_len: i64,
+    decode_steps: i64,
     /// `[device][array]`; empty after a failed step, which takes the caches with it.
     caches: Vec<Vec<Buffer>>,
 }
@@ -95,7 +96,7 @@ impl Session {
             };
             programs.devices.iter().map(allocate).collect::<Result<_>>()?
         };
-        Ok(Self { model, slots, cache_len, caches })
+        Ok(Self { model, slots, cache_len, decode_steps: spec.decode_steps(), caches })
     }
 
     /// Slots of all data rows.
@@ -120,7 +121,7 @@ impl Session {
 
     /// The most tokens that one dispatch decodes for a slot.
     pub fn decode_steps(&self) -> i64 {
-        self.model.options.target.decode_steps()
+        self.decode_steps
     }
 
     /// Makes the programs ready that it takes to extend a sequence of `start` tokens by `tokens`, and to begin decoding.

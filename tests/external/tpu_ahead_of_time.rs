@@ -6,7 +6,7 @@ use std::{
 };
 
 use gemma_pjrt::{
-    gemma::{Config, Output, Program, ProgramSpec, Target, put_layer, weights::StoredTypes},
+    gemma::{Config, More, Output, Program, ProgramSpec, Target, put_layer, weights::StoredTypes},
     hlo::{DType, Mesh, proto},
     plugins::Kind,
     runtime::{Compiled, Machine, MachineRequest},
@@ -162,7 +162,10 @@ fn everything_compiles_for_v5e() {
         let machine = slice(topology, mesh.devices());
         for (program, stored, kv) in [
             (Program::Decode { output: sampled }, bf16(), DType::BF16),
-            (Program::Score { bucket: 64, logits: true }, bf16(), DType::BF16),
+            (Program::Decode { output: Output::Token(Sampler::Detailed) }, bf16(), DType::BF16),
+            (Program::Prefill { bucket: 64, output: Output::Nothing }, bf16(), DType::BF16),
+            (Program::Copy, bf16(), DType::S8),
+            (Program::Score { bucket: 64, more: More::Logits }, bf16(), DType::BF16),
             (Program::Trace { bucket: 64 }, bf16(), DType::BF16),
             (DECODE, StoredTypes::int4(DType::BF16), DType::S8),
             (Program::Prefill { bucket: 64, output: TOP_K }, StoredTypes::int4(DType::BF16), DType::BF16),

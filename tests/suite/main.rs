@@ -4,6 +4,7 @@ mod checkpoint;
 mod common;
 mod demo;
 mod engine;
+mod eval;
 mod golden_hlo;
 mod hlo_ops;
 mod kernels;

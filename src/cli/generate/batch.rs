@@ -5,9 +5,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
-    io::{BufRead, BufReader, BufWriter, Write},
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
 };
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +17,12 @@ use sha2::{Digest, Sha256};
 
 use super::Args;
 use crate::{
-    cli::{Outcome, interrupt, note, progress::Counter},
+    cli::{
+        Outcome, interrupt,
+        journal::{Journal, beside, write_whole},
+        note,
+        progress::Counter,
+    },
     engine::{Answer, Engine, Event, Request, RequestId},
     runtime::Token,
     tokenizer::{Message, Tokenizer},
@@ -127,14 +131,14 @@ impl Batch {
 
     /// Runs what is not finished yet.
     pub fn run(self, engine: &mut Engine<'_>, output: &Path) -> Result<Outcome> {
-        let mut journal = Journal::open(output, &self.digest, self.lines.len())?;
+        let mut finished = Finished::open(output, &self.digest, self.lines.len())?;
         let total = self.lines.len();
-        let kept = journal.finished.len();
+        let kept = finished.lines.len();
         if kept > 0 {
             note(&format!("{kept} of {total} lines were finished before"));
         }
         let todo: Vec<_> =
-            self.lines.into_iter().enumerate().filter(|(i, _)| !journal.finished.contains_key(i)).collect();
+            self.lines.into_iter().enumerate().filter(|(i, _)| !finished.lines.contains_key(i)).collect();
         let counter = Counter::new("lines", todo.len() as u64);
         let mut todo = todo.into_iter();
         let mut running: HashMap<RequestId, Running> = HashMap::new();
@@ -146,7 +150,7 @@ impl Batch {
                         running.insert(name, Running { index, id, request, answers: BTreeMap::new() });
                     }
                     Err(error) => {
-                        journal.write(index, &json!({"index": index, "id": id, "error": error}))?;
+                        finished.write(index, json!({"index": index, "id": id, "error": error}))?;
                         counter.advance(1, 0);
                     }
                 }
@@ -164,18 +168,18 @@ impl Batch {
                     continue;
                 }
                 let done = running.remove(&id).expect("it was there");
-                journal.write(done.index, &done.json())?;
+                finished.write(done.index, done.json())?;
                 counter.advance(1, tokens);
             }
             if interrupt::asked() {
                 counter.finish();
-                let path = journal.path.display();
+                let path = finished.journal.path.display();
                 note(&format!("interrupted; finished lines are in {path}: the same command goes on from there"));
                 return Ok(Outcome::Interrupted);
             }
         }
         let (tokens, time) = counter.finish();
-        let failed = journal.complete(output)?;
+        let failed = finished.complete(output)?;
         let rate = tokens as f64 / time.as_secs_f64().max(1e-9);
         note(&format!("{total} lines; {tokens} tokens in {}, {rate:.1} tok/s", HumanDuration(time)));
         if failed > 0 {
@@ -233,89 +237,42 @@ fn logprobs(token: &Token) -> Value {
     json!({"token": token.id, "logprob": told.map(|told| told.own), "top": top})
 }
 
-/// Finished lines on disk.
-struct Journal {
-    path: PathBuf,
-    file: File,
-    /// By index.
-    finished: BTreeMap<usize, String>,
+/// Finished lines, by index.
+struct Finished {
+    journal: Journal,
+    lines: BTreeMap<usize, Value>,
 }
 
-impl Journal {
+impl Finished {
     /// Goes on with what an earlier run of the same input and settings left.
-    fn open(output: &Path, digest: &str, lines: usize) -> Result<Self> {
-        let mut name = output.as_os_str().to_owned();
-        name.push(".partial");
-        let path = PathBuf::from(name);
-        let header = json!({"gemma-pjrt batch": digest}).to_string();
+    fn open(output: &Path, digest: &str, count: usize) -> Result<Self> {
         if output.exists() {
             bail!("{} is there already; remove it, or choose another --output", output.display());
         }
-        let mut finished = BTreeMap::new();
-        let mut whole = 0;
-        if let Ok(file) = File::open(&path) {
-            let mut reader = BufReader::new(file);
-            let mut line = String::new();
-            // A line that was being written when the process was killed has no end.
-            while reader.read_line(&mut line).is_ok_and(|n| n > 0) && line.ends_with('\n') {
-                let text = line.trim_end();
-                if whole == 0 && text != header {
-                    bail!(
-                        "{} holds answers to another input, or made with other settings; remove it, or choose another --output",
-                        path.display()
-                    );
-                }
-                if whole > 0 {
-                    let index = serde_json::from_str::<Value>(text).ok().and_then(|json| json["index"].as_u64());
-                    let index = index.filter(|&i| i < lines as u64);
-                    let index = index.with_context(|| format!("{} is damaged; remove it", path.display()))?;
-                    finished.insert(index as usize, text.to_owned());
-                }
-                whole += line.len() as u64;
-                line.clear();
-            }
+        let (journal, kept) = Journal::open(&beside(output, ".partial"), digest)?;
+        let mut lines = BTreeMap::new();
+        for line in kept {
+            let index = line["index"].as_u64().filter(|&i| i < count as u64);
+            lines.insert(
+                index.with_context(|| format!("{} is damaged; remove it", journal.path.display()))? as usize,
+                line,
+            );
         }
-        let writing = || format!("cannot write {}", path.display());
-        let mut file = File::options().create(true).append(true).open(&path).with_context(writing)?;
-        file.set_len(whole).with_context(writing)?;
-        if whole == 0 {
-            file.write_all(format!("{header}\n").as_bytes()).with_context(writing)?;
-        }
-        Ok(Self { path, file, finished })
+        Ok(Self { journal, lines })
     }
 
-    /// In one write, so that what another process sees is whole lines.
-    fn write(&mut self, index: usize, line: &Value) -> Result<()> {
-        let line = line.to_string();
-        self.file.write_all(format!("{line}\n").as_bytes()).with_context(|| {
-            format!(
-                "cannot write {}; what is finished is kept in it, and the same command goes on from there",
-                self.path.display()
-            )
-        })?;
-        self.finished.insert(index, line);
+    fn write(&mut self, index: usize, line: Value) -> Result<()> {
+        self.journal.write(&line)?;
+        self.lines.insert(index, line);
         Ok(())
     }
 
     /// Writes the output, in the input's order. Returns how many lines hold an error.
     fn complete(self, output: &Path) -> Result<usize> {
-        let writing = || format!("cannot write {}; all answers are in {}", output.display(), self.path.display());
-        let mut name = output.as_os_str().to_owned();
-        name.push(".tmp");
-        let temporary = PathBuf::from(name);
-        let mut writer = BufWriter::new(File::create(&temporary).with_context(writing)?);
-        for line in self.finished.values() {
-            writeln!(writer, "{line}").with_context(writing)?;
-        }
-        writer
-            .into_inner()
-            .map_err(std::io::IntoInnerError::into_error)
-            .and_then(|f| f.sync_all())
-            .with_context(writing)?;
-        fs::rename(&temporary, output).with_context(writing)?;
-        fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))?;
-        let is_error =
-            |line: &&String| serde_json::from_str::<Value>(line).is_ok_and(|json| json.get("error").is_some());
-        Ok(self.finished.values().filter(is_error).count())
+        let path = &self.journal.path;
+        write_whole(output, |out| self.lines.values().try_for_each(|line| writeln!(out, "{line}")))
+            .with_context(|| format!("all answers are in {}", path.display()))?;
+        fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+        Ok(self.lines.values().filter(|line| line.get("error").is_some()).count())
     }
 }

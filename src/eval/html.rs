@@ -1,0 +1,128 @@
+//! Results as one page that needs nothing else: a chart of tasks beside the model card's figures, one of each group's subjects.
+
+use std::fmt::Write;
+
+use super::{Evaluation, Metric, Summary, group_of};
+
+const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222;background:#fff}\
+h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;\
+border-bottom:1px solid #ddd}td:first-child,th:first-child,td.text{text-align:left}svg text{font:12px system-ui,sans-serif;fill:#222}\
+svg .axis{stroke:#ddd}svg .bar{fill:#4a7fb5}svg .error{stroke:#222;stroke-width:1.5}svg .two{stroke:#c4661f;stroke-width:3}\
+svg .seven{stroke:#7a3f98;stroke-width:3}";
+
+/// A line of a chart.
+struct Bar {
+    name: String,
+    summary: Summary,
+    /// The card's figures for 2B and 7B, in percent.
+    card: Option<[f64; 2]>,
+}
+
+/// The page. `about` are lines on how the run was made: names and values.
+pub fn html(evaluations: &[Evaluation], about: &[(String, String)]) -> String {
+    let groups = group_of(evaluations);
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <title>gemma-pjrt eval</title><style>{STYLE}</style>\n<h1>Evaluation by gemma-pjrt</h1>\n<table>\n"
+    );
+    for (name, value) in about {
+        let _ = writeln!(page, "<tr><td>{}</td><td class=\"text\">{}</td></tr>", escaped(name), escaped(value));
+    }
+    page += "</table>\n<h2>Tasks</h2>\n<p>Bars are this run's scores in percent, with one standard error on either side; marks are the model \
+             card's figures for the pretrained <span style=\"color:#c4661f\">2B</span> and \
+             <span style=\"color:#7a3f98\">7B</span>.</p>\n";
+    let mut bars = Vec::new();
+    for group in groups.iter().filter(|group| group.members[0].task.groups[0] == group.name) {
+        bars.extend(bar(group.name.clone(), group.members[0], &group.summaries, true));
+    }
+    for evaluation in evaluations.iter().filter(|evaluation| evaluation.task.groups.is_empty()) {
+        bars.extend(bar(evaluation.task.name.clone(), evaluation, &evaluation.summaries(), true));
+    }
+    page += &chart(&bars);
+    for group in groups.iter().filter(|group| group.members[0].task.groups[0] != group.name) {
+        let bars: Vec<Bar> = group
+            .members
+            .iter()
+            .filter_map(|member| {
+                bar(member.task.config.clone().unwrap_or_default(), member, &member.summaries(), false)
+            })
+            .collect();
+        let _ = write!(page, "<h2>{}</h2>\n{}", escaped(&group.name), chart(&bars));
+    }
+    page += "<h2>Figures</h2>\n<table>\n<tr><th>task</th><th>shots</th><th>metric</th><th>score</th><th>standard error</th>\
+             <th>documents</th></tr>\n";
+    let mut rows = |name: &str, shots: usize, summaries: &[(Metric, Summary)]| {
+        for (metric, summary) in summaries {
+            let stderr = summary.stderr.map_or(String::new(), |stderr| format!("{stderr:.4}"));
+            let (metric, mean, n) = (metric.name(), summary.mean, summary.documents);
+            let _ = writeln!(
+                page,
+                "<tr><td>{}</td><td>{shots}</td><td>{metric}</td><td>{mean:.4}</td><td>{stderr}</td><td>{n}</td></tr>",
+                escaped(name)
+            );
+        }
+    };
+    for group in &groups {
+        rows(&group.name, group.members[0].num_fewshot, &group.summaries);
+    }
+    for evaluation in evaluations {
+        rows(&evaluation.task.name, evaluation.num_fewshot, &evaluation.summaries());
+    }
+    page + "</table>\n</html>\n"
+}
+
+/// The metric that the card has, or the first one that is a share.
+fn bar(name: String, evaluation: &Evaluation, summaries: &[(Metric, Summary)], with_card: bool) -> Option<Bar> {
+    let card = evaluation.task.card.as_ref();
+    let is_share = |metric: Metric| metric != Metric::LikelihoodDiff;
+    let wanted = |metric: Metric| card.map_or(is_share(metric), |card| card.metric == metric);
+    let (_, summary) = summaries.iter().find(|(metric, _)| wanted(*metric))?;
+    Some(Bar { name, summary: *summary, card: card.filter(|_| with_card).map(|card| [card.two_b, card.seven_b]) })
+}
+
+fn chart(bars: &[Bar]) -> String {
+    const LEFT: f64 = 230.0;
+    const WIDTH: f64 = 560.0;
+    const LINE: f64 = 24.0;
+    let height = bars.len() as f64 * LINE + 24.0;
+    let x = |percent: f64| LEFT + WIDTH * percent.clamp(0.0, 100.0) / 100.0;
+    let mut svg = format!("<svg viewBox=\"0 0 {} {height}\" role=\"img\">\n", LEFT + WIDTH + 60.0);
+    for percent in [0.0, 25.0, 50.0, 75.0, 100.0] {
+        let at = x(percent);
+        let end = height - 20.0;
+        let _ = writeln!(svg, "<line class=\"axis\" x1=\"{at}\" x2=\"{at}\" y1=\"0\" y2=\"{end}\"/>");
+        let _ = writeln!(svg, "<text x=\"{at}\" y=\"{}\" text-anchor=\"middle\">{percent}</text>", height - 6.0);
+    }
+    for (i, bar) in bars.iter().enumerate() {
+        let (top, mean) = (i as f64 * LINE, 100.0 * bar.summary.mean);
+        let middle = top + LINE / 2.0;
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
+            LEFT - 8.0,
+            middle + 4.0,
+            escaped(&bar.name)
+        );
+        let width = x(mean) - LEFT;
+        let _ =
+            writeln!(svg, "<rect class=\"bar\" x=\"{LEFT}\" y=\"{}\" width=\"{width:.1}\" height=\"14\"/>", top + 5.0);
+        if let Some(stderr) = bar.summary.stderr.map(|stderr| 100.0 * stderr) {
+            let (from, to) = (x(mean - stderr), x(mean + stderr));
+            let _ = writeln!(
+                svg,
+                "<line class=\"error\" x1=\"{from:.1}\" x2=\"{to:.1}\" y1=\"{middle}\" y2=\"{middle}\"/>"
+            );
+        }
+        for (class, figure) in bar.card.iter().flat_map(|card| ["two", "seven"].into_iter().zip(card)) {
+            let at = x(*figure);
+            let (y1, y2) = (top + 2.0, top + LINE - 2.0);
+            let _ = writeln!(svg, "<line class=\"{class}\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{y1}\" y2=\"{y2}\"/>");
+        }
+        let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\">{mean:.1}</text>", LEFT + WIDTH + 12.0, middle + 4.0);
+    }
+    svg + "</svg>\n"
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,112 @@
+//! Templates and expressions over documents: Jinja, with the methods and filters of Python that tasks use.
+
+use minijinja::{Environment, Error as JinjaError, ErrorKind, State, UndefinedBehavior, Value, value::Serde};
+use regex::Regex;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Renders templates and evaluates expressions.
+pub struct Templates(Environment<'static>);
+
+impl Default for Templates {
+    fn default() -> Self {
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        let syntax = minijinja::syntax::SyntaxConfig::builder().keep_trailing_newline(true).build();
+        environment.set_syntax(syntax.expect("the delimiters are the usual ones"));
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_unknown_method_callback(method);
+        environment.add_filter("strip", |text: &str| strip(text).to_owned());
+        environment.add_filter("regex_replace", |text: &str, pattern: &str, with: &str| {
+            let regex = Regex::new(pattern).map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e.to_string()))?;
+            Ok::<_, JinjaError>(regex.replace_all(text, with).into_owned())
+        });
+        Self(environment)
+    }
+}
+
+impl Templates {
+    /// The text that a template makes.
+    pub fn render(&self, template: &str, context: &impl Serialize) -> Result<String, String> {
+        self.0.render_str(template, Serde(context)).map_err(explain)
+    }
+
+    /// The value of an expression.
+    pub fn evaluate<T: DeserializeOwned>(&self, expression: &str, context: &impl Serialize) -> Result<T, String> {
+        let value = self.0.compile_expression(expression).and_then(|e| e.eval(Serde(context))).map_err(explain)?;
+        T::deserialize(value).map_err(|e| format!("{expression} has a wrong value: {e}"))
+    }
+}
+
+fn explain(error: JinjaError) -> String {
+    format!("{error:#}").lines().next().unwrap_or_default().to_owned()
+}
+
+/// Python's methods of strings and lists.
+fn method(_: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, JinjaError> {
+    let unknown = || JinjaError::new(ErrorKind::UnknownMethod, format!("{name} of {}", value.kind()));
+    if name == "index" {
+        let [wanted] = args else { return Err(unknown()) };
+        let found = value.try_iter()?.position(|item| item == *wanted);
+        let missing = || JinjaError::new(ErrorKind::InvalidOperation, format!("{wanted} is not in {value}"));
+        return found.map(Value::from).ok_or_else(missing);
+    }
+    let text = value.as_str().ok_or_else(unknown)?;
+    let argument = |i: usize| args.get(i).and_then(Value::as_str);
+    Ok(match (name, args.len()) {
+        ("strip", 0) => strip(text).into(),
+        ("lstrip", 0) => text.trim_start_matches(is_space).into(),
+        ("rstrip", 0) => text.trim_end_matches(is_space).into(),
+        ("lower", 0) => text.to_lowercase().into(),
+        ("upper", 0) => text.to_uppercase().into(),
+        ("capitalize", 0) => capitalize(text).into(),
+        ("replace", 2) => text.replace(argument(0).ok_or_else(unknown)?, argument(1).ok_or_else(unknown)?).into(),
+        ("startswith", 1) => text.starts_with(argument(0).ok_or_else(unknown)?).into(),
+        ("split", 1) => text.split(argument(0).ok_or_else(unknown)?).map(Value::from).collect(),
+        ("split", 2) => {
+            let most = args[1].as_usize().ok_or_else(unknown)?;
+            text.splitn(most + 1, argument(0).ok_or_else(unknown)?).map(Value::from).collect()
+        }
+        _ => return Err(unknown()),
+    })
+}
+
+/// What Python's `str.isspace` says: Unicode's white space, and four separators of ASCII.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}
+
+/// The trailing white space that Python's `rstrip` would take.
+pub(super) fn trailing_space(text: &str) -> &str {
+    &text[text.trim_end_matches(is_space).len()..]
+}
+
+fn capitalize(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|c| c.to_uppercase().collect::<String>()).unwrap_or_default();
+    first + &chars.as_str().to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn python_in_jinja() {
+        let templates = Templates::default();
+        let doc = json!({"a": " hEllo World ", "list": ["x", "y"], "deep": {"label": ["A", "B"]}, "s": "a_b_c"});
+        let render = |template: &str| templates.render(template, &doc);
+        assert_eq!(render("{{a.strip().capitalize()}}\n").unwrap(), "Hello world\n");
+        assert_eq!(render("{{'x [t] y [u]' | regex_replace('\\\\[.*?\\\\]', '')}}").unwrap(), "x  y ");
+        assert_eq!(templates.evaluate::<usize>("deep.label.index('B')", &doc).unwrap(), 1);
+        assert_eq!(templates.evaluate::<Vec<String>>("list | map('upper')", &doc).unwrap(), ["X", "Y"]);
+        assert_eq!(templates.evaluate::<String>("s.split('_', 1)[1]", &doc).unwrap(), "b_c");
+        assert!(render("{{missing}}").unwrap_err().contains("undefined"));
+        assert!(templates.evaluate::<usize>("deep.label.index('C')", &doc).unwrap_err().contains("is not in"));
+    }
+}

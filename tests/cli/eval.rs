@@ -1,0 +1,145 @@
+//! `eval`, as a user runs it: on one machine, split over several, interrupted, with what is wrong with data.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::Home;
+
+fn data() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/eval/data").to_str().unwrap().to_owned()
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn path(home: &Home, name: &str) -> String {
+    home.path(name).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn results_are_written_and_shards_join_to_the_same() {
+    let home = Home::new();
+    let data = data();
+    let eval = |more: &[&str]| {
+        let args = ["eval", "--tasks", "piqa,mmlu_astronomy", "--data", &data, "--num-fewshot", "2", "--limit", "13"];
+        home.run(&[&args[..], more].concat())
+    };
+    let whole = path(&home, "whole.json");
+    let ran = eval(&["--output", &whole]).ok();
+    for words in ["| piqa | 2 | acc | ", "| mmlu | 2 | acc | ", "| 42.3 | 64.3 | 13 |", "| mmlu_stem |"] {
+        assert!(ran.stdout.contains(words), "{words:?} is not in:\n{}", ran.stdout);
+    }
+    let results = json(&home.path("whole.json"));
+    assert_eq!(results["n-samples"]["piqa"], serde_json::json!({"original": 50, "effective": 13}));
+    assert_eq!(results["results"]["mmlu"]["acc,none"], results["results"]["mmlu_astronomy"]["acc,none"]);
+    let samples = fs::read_to_string(home.path("whole.json.samples.jsonl")).unwrap();
+    assert_eq!(samples.lines().count(), 26);
+    let first: Value = serde_json::from_str(samples.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["task"], first["filtered_resps"].as_array().unwrap().len()), (&"piqa".into(), 2));
+    assert!(!home.path("whole.json.partial").exists());
+    let page = fs::read_to_string(home.path("whole.json.html")).unwrap();
+    for words in ["<svg", ">mmlu<", ">astronomy<", "class=\"seven\"", "</html>"] {
+        assert!(page.contains(words), "{words} is not in the page");
+    }
+    assert!(!page.contains("http") && !page.contains("NaN"), "it needs nothing else");
+
+    let shards: Vec<String> = (0..3).map(|i| path(&home, &format!("shard-{i}.json"))).collect();
+    for (i, output) in shards.iter().enumerate() {
+        // Machines need not be alike.
+        let mesh = ["1x1", "2x1", "1x2"][i];
+        eval(&["--output", output, "--shard", &format!("{i}/3"), "--mesh", mesh]).ok();
+    }
+    let merged = path(&home, "merged.json");
+    let merge = |results: &[&str]| home.run(&[&["eval", "merge", "--output", &merged][..], results].concat());
+    let ran_merge = merge(&[&shards[2], &shards[0], &shards[1]]).ok();
+    assert_eq!(ran_merge.stdout, ran.stdout);
+    assert_eq!(json(&home.path("merged.json"))["results"], results["results"]);
+    let ids = |name: &str| -> Vec<(String, u64)> {
+        let text = fs::read_to_string(home.path(name)).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.map(|s| (s["task"].as_str().unwrap().to_owned(), s["doc_id"].as_u64().unwrap())).collect()
+    };
+    assert_eq!(ids("merged.json.samples.jsonl"), ids("whole.json.samples.jsonl"));
+
+    // What does not belong together is refused.
+    merge(&[&shards[0], &shards[1]]).fails(1, &["shard 2/3 is missing"]);
+    merge(&[&shards[0], &shards[0], &shards[1], &shards[2]]).fails(1, &["the same shard"]);
+    merge(&[&whole]).fails(1, &["no result of `eval --shard`"]);
+    let other = path(&home, "other.json");
+    let limit = ["eval", "--tasks", "piqa", "--data", &data, "--limit", "13", "--output", &other, "--shard", "0/3"];
+    home.run(&limit).ok();
+    merge(&[&other, &shards[1], &shards[2]]).fails(1, &["not of one run", "tasks or settings"]);
+    let lost = fs::read_to_string(home.path("shard-1.json.samples.jsonl")).unwrap();
+    fs::write(home.path("shard-1.json.samples.jsonl"), lost.lines().next().unwrap()).unwrap();
+    merge(&[&shards[0], &shards[1], &shards[2]]).fails(1, &["documents in all shards together"]);
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_where_it_was() {
+    let home = Home::new();
+    let data = data();
+    let output = path(&home, "out.json");
+    let args = ["eval", "--tasks", "hellaswag,boolq", "--data", &data, "--num-fewshot", "1", "--output", &output];
+    let partial = home.path("out.json.partial");
+    let mut child = home.command(&args).spawn().unwrap();
+    let started = Instant::now();
+    while fs::read_to_string(&partial).map_or(0, |text| text.lines().count()) < 5 {
+        assert!(started.elapsed() < Duration::from_secs(120), "nothing is written");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut kept = fs::read_to_string(&partial).unwrap();
+    kept.truncate(kept.rfind('\n').unwrap() - 3); // as if it had been killed while it wrote a line
+    fs::write(&partial, &kept).unwrap();
+    let ran = home.run(&args).ok();
+    assert!(ran.stderr.contains("of 100 documents were finished before"), "{}", ran.stderr);
+    let fresh = path(&home, "fresh.json");
+    let again = [&args[..7], &["--output", &fresh]].concat();
+    home.run(&again).ok();
+    assert_eq!(json(&home.path("out.json"))["results"], json(&home.path("fresh.json"))["results"]);
+}
+
+#[test]
+fn wrong_tasks_and_data_are_explained() {
+    let home = Home::new();
+    let data = data();
+    let own = path(&home, "data");
+    let eval = |tasks: &str, data: &str| home.run(&["eval", "--tasks", tasks, "--data", data]);
+    eval("helaswag", &data).fails(1, &["helaswag", "Did you mean hellaswag", "winogrande"]);
+    eval("mmlu", &data).fails(1, &["no files of the split", "of the configuration"]);
+    eval("piqa", &own).fails(1, &["baber/piqa is not in", "hf download"]);
+    home.run(&["eval", "--tasks", "piqa", "--shard", "4/4"]).fails(2, &["0/4"]);
+    fs::create_dir_all(home.path("data/piqa/data")).unwrap();
+    eval("piqa", &own).fails(1, &["no files of the split validation"]);
+    let file = home.path("data/piqa/data/validation-00000-of-00001.parquet");
+    fs::write(&file, b"PAR1 this is no parquet file").unwrap();
+    eval("piqa", &own).fails(1, &["validation-00000-of-00001.parquet cannot be read", "download it again"]);
+    let whole = fs::read(Path::new(&data).join("baber/piqa/data/validation-00000-of-00001.parquet")).unwrap();
+    for length in [whole.len() / 3, whole.len() - 9] {
+        fs::write(&file, &whole[..length]).unwrap();
+        eval("piqa", &own).fails(1, &["cannot be read"]);
+    }
+    let mut damaged = whole.clone();
+    damaged[200..300].fill(0xA5);
+    fs::write(&file, &damaged).unwrap();
+    let ran = eval("piqa", &own);
+    assert!(ran.code == 0 || ran.stderr.contains("cannot be read"), "{}", ran.stderr);
+    fs::remove_file(&file).unwrap();
+    let lines = home.path("data/piqa/data/validation.jsonl");
+    fs::write(&lines, "{\"goal\": \"x\", \"sol1\": \"a\", \"label\": 0}\n").unwrap();
+    eval("piqa", &own).fails(1, &["task piqa, document 0", "undefined"]);
+    fs::write(&lines, "{\"goal\": \"x\",\n").unwrap();
+    eval("piqa", &own).fails(1, &["validation.jsonl cannot be read", "line 1"]);
+    fs::write(&lines, "{\"goal\": \"x\", \"sol1\": \"a\", \"sol2\": \"b\", \"label\": 0}\n").unwrap();
+    home.run(&["eval", "--tasks", "piqa", "--data", &own, "--num-fewshot", "1"]).fails(1, &["split train"]);
+    fs::write(home.path("mine.toml"), "name = \"mine\"\nnonsense = 1\n").unwrap();
+    eval(&path(&home, "mine.toml"), &own).fails(1, &["mine.toml cannot be used", "nonsense"]);
+    assert!(home.run(&["eval", "--tasks", "list"]).ok().stdout.contains("mmlu (cais/mmlu, 57 subjects)"));
+}
