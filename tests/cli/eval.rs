@@ -134,7 +134,7 @@ fn wrong_tasks_and_data_are_explained() {
     fs::remove_file(&file).unwrap();
     let lines = home.path("data/piqa/data/validation.jsonl");
     fs::write(&lines, "{\"goal\": \"x\", \"sol1\": \"a\", \"label\": 0}\n").unwrap();
-    eval("piqa", &own).fails(1, &["task piqa, document 0", "undefined"]);
+    eval("piqa", &own).fails(1, &["task piqa, document 0", "[sol1, sol2] has a wrong value"]);
     fs::write(&lines, "{\"goal\": \"x\",\n").unwrap();
     eval("piqa", &own).fails(1, &["validation.jsonl cannot be read", "line 1"]);
     fs::write(&lines, "{\"goal\": \"x\", \"sol1\": \"a\", \"sol2\": \"b\", \"label\": 0}\n").unwrap();
