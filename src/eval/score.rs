@@ -139,6 +139,10 @@ impl Scorer {
         let max = if matches!(steps[0].1, Step::Score { .. }) { Session::MAX_SCORE } else { Session::MAX_CHUNK };
         let lengths: Vec<(i64, i64)> = ranges.iter().map(|&(from, to)| (from as i64, (to - from) as i64)).collect();
         let bucket = self.session.chunk_len(&lengths, max) as usize;
+        if matches!(steps[0].1, Step::Tell { .. }) && ranges.iter().any(|&(from, to)| to > from + bucket) {
+            // Another row near its cache's end makes the bucket too small for a context's rest, which alone would fit.
+            return self.run(groups, &steps[..1]);
+        }
         let ranges: Vec<(usize, usize)> = ranges.iter().map(|&(from, to)| (from, to.min(from + bucket))).collect();
         let is_last = |i: usize, to: usize| ranges[i].1 == to;
         let parts: Vec<Extend<'_>> = steps
