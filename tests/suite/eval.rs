@@ -8,7 +8,7 @@ use std::{
 
 use gemma_pjrt::{
     demo,
-    eval::{Dataset, Evaluation, Item, Likelihood, Metric, Scorer, Task, groups, items, named, results_json},
+    eval::{Dataset, Evaluation, Group, Item, Likelihood, Metric, Scorer, Task, groups, items, named, results_json},
     gemma::{Config, Target},
     hlo::{DType, Mesh},
     runtime::{Model, ModelOptions},
@@ -201,4 +201,29 @@ fn shared_examples_are_computed_once() {
     let asked: usize = short.iter().map(|item| item.pairs[0].context_tokens.len()).sum();
     assert_eq!(scorer.computed + scorer.reused, asked as u64, "a step for each document, not for each choice");
     assert!(scorer.reused > scorer.computed, "{} of {asked} were computed", scorer.computed);
+}
+
+/// Where one data row is near its cache's end, another one's context is not cut short.
+#[test]
+fn rows_near_the_end_of_their_cache_do_not_cut_others() {
+    let _alone = several_devices();
+    let tokens = |from: u32, n: u32| (0..n).map(|i| 3 + (from + i * 37) % 900).collect::<Vec<u32>>();
+    let group = |context| Group { context, continuations: vec![vec![5], vec![700]], wanted: vec![vec![], vec![]] };
+    let near = tokens(1, 60);
+    let next = [&near[..58], &[11]].concat();
+    let groups = [tokens(100, 10), tokens(200, 40), near, next].map(group);
+    let all = |mesh| {
+        let mut found = vec![vec![]; groups.len()];
+        let mut scorer = Scorer::new(model(KERNELS, mesh), 64).unwrap();
+        let keep = |group: usize, likelihoods: Vec<Likelihood>| {
+            found[group] = likelihoods;
+            Ok(true)
+        };
+        scorer.score(&groups, keep).unwrap();
+        found
+    };
+    let (found, expected) = (all(Mesh { data: 2, model: 1 }), all(Mesh::SINGLE));
+    for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((found.logprob - expected.logprob).abs() < 1e-3, "{found:?} instead of {expected:?}");
+    }
 }
