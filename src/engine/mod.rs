@@ -13,6 +13,7 @@
 //!
 //! Sampling depends on a request's own seed and on positions alone, never on the slot or on the others.
 
+mod conversation;
 mod request;
 mod slots;
 
@@ -21,11 +22,12 @@ use std::{
     sync::Arc,
 };
 
-pub use request::{Answer, Event, Request, RequestId};
+pub use conversation::{Conversation, Turn};
+pub use request::{Answer, Event, FinishReason, Request, RequestId};
 use slots::{Slots, common_prefix};
 
 use crate::{
-    runtime::{Choice, Decode, Error, Extend, FinishReason, Model, Result, Session, Token},
+    runtime::{Choice, Decode, Error, Extend, Model, Result, Session, Token},
     sampling::{Adjust, Params},
     tokenizer::{Detokenizer, StopStrings, Tokenizer},
 };
@@ -131,6 +133,11 @@ impl<'t> Engine<'t> {
         self.session.slots() as usize
     }
 
+    /// Tokens in the cache, of all slots.
+    pub fn held(&self) -> usize {
+        self.slots.iter().map(|(_, slot)| slot.held.len()).sum()
+    }
+
     /// Answers that wait for a slot, and that have one.
     pub fn load(&self) -> (usize, usize) {
         let busy = self.slots.iter().filter(|(_, slot)| slot.sequence.is_some()).count();
@@ -144,9 +151,11 @@ impl<'t> Engine<'t> {
 
     /// Makes the programs ready that this request takes alone, side by side.
     pub fn prepare(&self, request: &Request) -> Result<()> {
+        request.check(self.cache_len(), self.vocab).map_err(Error::Invalid)?;
         let choice = Choice { bias: &request.logit_bias, adjust: request.adjust, ..Choice::plain(request.params) };
         let choice = Choice { detailed: request.logprobs.is_some(), ..choice };
-        self.session.prepare(0, request.prompt.len() as i64, choice.sampler())
+        let cached = self.slots.place(&request.prompt).map_or(0, |place| place.cached);
+        self.session.prepare(cached as i64, (request.prompt.len() - cached) as i64, choice.sampler())
     }
 
     /// Queues a request. An answer is cut where its slot ends.
@@ -243,27 +252,15 @@ impl<'t> Engine<'t> {
         };
         let (slots, sequences): (Vec<usize>, Vec<&Sequence<'t>>) =
             found.into_iter().filter(|(_, s)| s.is_scoring() == is_scoring).unzip();
-        let range = |slot: usize, s: &Sequence<'_>| {
-            let start = self.slots.get(slot).held.len();
-            (start, s.request.prompt.len() - usize::from(s.is_scoring()) - start)
-        };
-        let ranges: Vec<(usize, usize)> = slots.iter().zip(&sequences).map(|(&slot, s)| range(slot, s)).collect();
-        let lengths: Vec<(i64, i64)> = ranges.iter().map(|&(start, left)| (start as i64, left as i64)).collect();
-        let max = if is_scoring { Session::MAX_SCORE } else { Session::MAX_CHUNK };
-        let bucket = self.session.chunk_len(&lengths, max) as usize;
-        let parts: Vec<Extend<'_>> = slots
-            .iter()
-            .zip(&sequences)
-            .zip(&ranges)
-            .map(|((&slot, s), &(start, left))| Extend {
-                slot: slot as i64,
-                start: start as i64,
-                tokens: &s.tokens[start..start + left.min(bucket)],
-            })
-            .collect();
+        let mut rests: Vec<Extend<'_>> = Vec::new();
+        for (&slot, s) in slots.iter().zip(&sequences) {
+            let (start, end) = (self.slots.get(slot).held.len(), s.request.prompt.len() - usize::from(is_scoring));
+            rests.push(Extend { slot: slot as i64, start: start as i64, tokens: &s.tokens[start..end] });
+        }
+        let parts = self.session.cut(&rests, if is_scoring { Session::MAX_SCORE } else { Session::MAX_CHUNK });
         let lengths: Vec<usize> = parts.iter().map(|part| part.tokens.len()).collect();
-        let is_last = |i: usize| ranges[i].0 + lengths[i] == sequences[i].request.prompt.len();
-        let done: Vec<bool> = (0..parts.len()).map(is_last).collect();
+        let done: Vec<bool> =
+            rests.iter().zip(&lengths).map(|(rest, &taken)| !is_scoring && taken == rest.tokens.len()).collect();
 
         self.stats.prefill_steps += 1;
         self.stats.prefilled += lengths.iter().sum::<usize>() as u64;

@@ -1,7 +1,7 @@
 //! What an engine is asked for, and what it answers.
 
 use crate::{
-    runtime::{FinishReason, Token},
+    runtime::Token,
     sampling::{Adjust, MAX_BIAS, Params, TOP_LOGPROBS},
 };
 
@@ -100,6 +100,28 @@ pub enum Event {
     },
     /// An answer is complete.
     Finished { id: RequestId, index: usize, answer: Answer },
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token, or the caller said so (a stop string).
+    Stop,
+    /// As many tokens as were asked for, or as fit the context.
+    Length,
+    /// The user interrupted.
+    Interrupted,
+}
+
+impl FinishReason {
+    /// The reason's name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Interrupted => "interrupted",
+        }
+    }
 }
 
 /// A complete answer.

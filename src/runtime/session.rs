@@ -391,9 +391,11 @@ impl Session {
         Ok(layers.flat_map(|layer| &layer[..tokens.len() * hidden]).copied().collect())
     }
 
-    /// How many of `left` tokens a step can take after `start` that are in the cache, next to others in their data rows.
-    pub fn chunk_len(&self, parts: &[(i64, i64)], max: i64) -> i64 {
-        bucket_for(parts, self.cache_len, max)
+    /// What one step takes of these, at most one for each data row: a common bucket cuts them.
+    pub fn cut<'a>(&self, rests: &[Extend<'a>], max: i64) -> Vec<Extend<'a>> {
+        let lengths: Vec<(i64, i64)> = rests.iter().map(|rest| (rest.start, rest.tokens.len() as i64)).collect();
+        let bucket = bucket_for(&lengths, self.cache_len, max) as usize;
+        rests.iter().map(|rest| Extend { tokens: &rest.tokens[..rest.tokens.len().min(bucket)], ..*rest }).collect()
     }
 
     /// The bucket that holds all parts.

@@ -7,11 +7,13 @@ use std::{
 
 use gemma_pjrt::{
     checkpoint::Checkpoint,
+    demo,
     download::Progress,
     gemma::{Config, Target},
     hlo::{DType, Graph, Literal, Mesh, Module, Op, Shape},
     pjrt::{Arg, CompileOptions, Device, Program, TensorType},
     runtime::{Model, ModelOptions, Platform, PlatformRequest, element_type, signature},
+    tokenizer::Tokenizer,
 };
 
 /// Virtual devices of the tests' client.
@@ -33,6 +35,22 @@ pub fn platform() -> &'static Platform {
         let request = PlatformRequest { kind, plugin: None, devices: DEVICES, offline: false, gpu_memory: None };
         Platform::open(&request, &mut Silent).unwrap()
     })
+}
+
+pub fn demo_tokenizer() -> &'static Tokenizer {
+    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+    TOKENIZER.get_or_init(demo::tokenizer)
+}
+
+/// The demo model in f32.
+pub fn demo_model(target: Target, mesh: Mesh) -> Arc<Model> {
+    load_f32(&demo::checkpoint(), Config::parse(demo::CONFIG).unwrap().0, target, mesh)
+}
+
+/// A model in f32.
+pub fn load_f32(checkpoint: &Checkpoint, config: Config, target: Target, mesh: Mesh) -> Arc<Model> {
+    let options = ModelOptions { target, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
+    Arc::new(Model::load(platform(), checkpoint, config, options, |_| (), Box::new(|_, _| ())).unwrap())
 }
 
 /// Held while programs run on several devices: one controller runs one of them at a time, and so do the tests.

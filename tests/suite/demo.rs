@@ -1,23 +1,21 @@
 //! The embedded demo model on questions that it was not taught (`tests/demo/held-out.jsonl`, made by scripts/demo-model), and
 //! the same answers as transformers, on any mesh, with what was said before kept in the cache or computed again.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use gemma_pjrt::{
     checkpoint::{Checkpoint, Quantization, write_quantized},
     demo,
+    engine::Conversation,
     gemma::{Config, Target},
     hlo::{DType, Mesh},
-    runtime::{Conversation, Model, ModelOptions, Session},
+    runtime::{Model, ModelOptions, Session},
     sampling::Params,
-    tokenizer::{Message, Tokenizer},
+    tokenizer::Message,
 };
 use serde_json::Value;
 
-use crate::common::{KERNELS, platform, several_devices};
+use crate::common::{KERNELS, demo_tokenizer, platform, several_devices};
 
 struct Item {
     skill: String,
@@ -75,11 +73,6 @@ fn load_with(checkpoint: &Checkpoint, options: ModelOptions) -> Arc<Model> {
     Arc::new(Model::load(platform(), checkpoint, config, options, |_| (), Box::new(|_, _| ())).unwrap())
 }
 
-fn tokenizer() -> &'static Tokenizer {
-    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
-    TOKENIZER.get_or_init(demo::tokenizer)
-}
-
 /// Sequences at a time, where it does not matter.
 const MANY: usize = 20;
 const CONTEXT: i64 = 512;
@@ -97,7 +90,7 @@ fn answers_by<const SLOTS: usize>(model: &Arc<Model>, items: &[Item], keep_cache
 }
 
 fn answers_in_slots<const SLOTS: usize>(session: &mut Session, items: &[Item], keep_cache: bool) -> Vec<Answers> {
-    let stop = tokenizer().stop_ids();
+    let stop = demo_tokenizer().stop_ids();
     let mut conversations = vec![vec![2_u32]; items.len()];
     let mut cached = [0_usize; SLOTS];
     let mut answers: Vec<Answers> = vec![vec![]; items.len()];
@@ -107,7 +100,7 @@ fn answers_in_slots<const SLOTS: usize>(session: &mut Session, items: &[Item], k
             let end = if turn > 0 { "<end_of_turn>\n" } else { "" };
             let question =
                 format!("{end}<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n", item.turns[turn].0);
-            conversations[slot].extend(tokenizer().encode_continuation(&question).unwrap());
+            conversations[slot].extend(demo_tokenizer().encode_continuation(&question).unwrap());
             let start = if keep_cache { cached[slot] } else { 0 };
             let new = &conversations[slot][start..];
             next[slot] = Some(session.prefill(slot as i64, start as i64, new, &Params::GREEDY).unwrap());
@@ -146,7 +139,7 @@ fn answers_in_slots<const SLOTS: usize>(session: &mut Session, items: &[Item], k
 fn scores(items: &[Item], answers: &[Answers]) -> (f64, BTreeMap<String, f64>) {
     let mut by_skill: BTreeMap<String, Vec<bool>> = BTreeMap::new();
     for (item, answers) in items.iter().zip(answers) {
-        let text = tokenizer().decode(answers.last().unwrap()).unwrap();
+        let text = demo_tokenizer().decode(answers.last().unwrap()).unwrap();
         by_skill.entry(item.skill.clone()).or_default().push(text == item.turns.last().unwrap().1);
     }
     let share = |right: &[bool]| right.iter().filter(|&&r| r).count() as f64 / right.len() as f64;
@@ -231,19 +224,19 @@ fn a_rebuilt_cache_gives_the_same_answers() {
 #[test]
 fn a_conversation_prefills_only_what_is_new() {
     let model = demo_model(Mesh::SINGLE, DType::F32);
-    let mut kept = Conversation::new(model.clone(), tokenizer(), CONTEXT, None).unwrap();
-    let mut rebuilt = Conversation::new(model, tokenizer(), CONTEXT, None).unwrap();
+    let mut kept = Conversation::new(model.clone(), demo_tokenizer(), CONTEXT, None).unwrap();
+    let mut rebuilt = Conversation::new(model, demo_tokenizer(), CONTEXT, None).unwrap();
     let recall = held_out().into_iter().zip(transformers_answers()).filter(|(item, _)| item.turns.len() > 1);
     for (item, expected) in recall.take(12) {
         kept.replace(vec![], None).unwrap();
         let mut end = 0;
         for (turn, (question, _)) in item.turns.iter().enumerate() {
             let answered = kept.ask(question, MAX_TOKENS, 1, Params::GREEDY, |_| None).unwrap();
-            assert_eq!(answered.generation.tokens, expected[turn], "{question}");
+            assert_eq!(answered.tokens, expected[turn], "{question}");
             if turn > 0 {
                 assert_eq!(answered.kept, end, "all but the new turn is in the cache");
             }
-            end = answered.prompt + answered.generation.tokens.len();
+            end = answered.prompt + answered.tokens.len();
         }
         // The same conversation from its text alone, in a cache that holds another one.
         let mut before = kept.messages().to_vec();
@@ -251,14 +244,14 @@ fn a_conversation_prefills_only_what_is_new() {
         rebuilt.replace(before, None).unwrap();
         let question = &item.turns.last().unwrap().0;
         let again = rebuilt.ask(question, MAX_TOKENS, 1, Params::GREEDY, |_| None).unwrap();
-        assert_eq!(again.generation.tokens, *expected.last().unwrap());
+        assert_eq!(again.tokens, *expected.last().unwrap());
     }
 }
 
 #[test]
 fn turns_can_be_taken_back_and_the_oldest_dropped() {
     let model = demo_model(Mesh::SINGLE, DType::F32);
-    let mut conversation = Conversation::new(model, tokenizer(), 128, Some("Be kind.".into())).unwrap();
+    let mut conversation = Conversation::new(model, demo_tokenizer(), 128, Some("Be kind.".into())).unwrap();
     let ask = |c: &mut Conversation<'_>, question: &str| c.ask(question, 32, 8, Params::GREEDY, |_| None);
     let first = ask(&mut conversation, "My name is Anna.").unwrap();
     let second = ask(&mut conversation, "What is 2 + 3?").unwrap();

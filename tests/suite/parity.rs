@@ -4,7 +4,7 @@
 use gemma_pjrt::{
     gemma::Target,
     hlo::{DType, Mesh},
-    runtime::{FinishReason, Request, Session, generate},
+    runtime::Session,
     sampling::Params,
 };
 
@@ -50,10 +50,17 @@ fn mesh(model: usize) -> Mesh {
 
 fn greedy(model: &str, mesh: Mesh, prompt: &[u32], tokens: usize, target: Target) -> Vec<u32> {
     let mut session = Session::new(golden_model(model, mesh, DType::F32, target), 1, CACHE).unwrap();
-    let request = Request { prompt, cached: 0, max_tokens: tokens, params: Params::GREEDY, stop_ids: &[] };
-    let generation = generate(&mut session, &request, |_| None).unwrap();
-    assert_eq!(generation.finish_reason, FinishReason::Length);
-    generation.tokens
+    continuation(&mut session, prompt, tokens, Params::GREEDY)
+}
+
+/// A prompt's continuation, in slot 0.
+fn continuation(session: &mut Session, prompt: &[u32], tokens: usize, params: Params) -> Vec<u32> {
+    let mut found = vec![session.prefill(0, 0, prompt, &params).unwrap()];
+    while found.len() < tokens {
+        let position = (prompt.len() + found.len() - 1) as i64;
+        found.push(session.decode(&found[found.len() - 1..], &[position], &[params]).unwrap()[0]);
+    }
+    found
 }
 
 fn f32_logits_are_those_of_transformers_at_every_position(target: Target) {
@@ -222,8 +229,7 @@ fn slots_do_not_see_each_other(target: Target) {
         .zip(params)
         .map(|(prompt, params)| {
             let mut session = Session::new(model.clone(), 1, 256).unwrap();
-            let request = Request { prompt, cached: 0, max_tokens: 24, params, stop_ids: &[] };
-            generate(&mut session, &request, |_| None).unwrap().tokens
+            continuation(&mut session, prompt, 24, params)
         })
         .collect();
     // The order of slots is turned around, so that a slot's number cannot matter.
@@ -254,8 +260,7 @@ fn the_same_seed_draws_the_same_tokens_on_any_mesh(target: Target) {
     let draw = |devices: usize, seed: u64| {
         let mut session = Session::new(golden_model("mqa", mesh(devices), DType::F32, target), 1, 256).unwrap();
         let params = Params { temperature: 1.3, top_k: 100, top_p: 0.95, min_p: 0.0, seed };
-        let request = Request { prompt: &prompt, cached: 0, max_tokens: 32, params, stop_ids: &[] };
-        generate(&mut session, &request, |_| None).unwrap().tokens
+        continuation(&mut session, &prompt, 32, params)
     };
     let first = draw(1, 1);
     assert_eq!(draw(1, 1), first);

@@ -24,7 +24,8 @@ use super::{
     process::{Memory, size},
 };
 use crate::{
-    runtime::{Conversation, Error, FinishReason, Turn},
+    engine::{Conversation, FinishReason, Turn},
+    runtime::Error,
     sampling::Params,
     tokenizer::Message,
 };
@@ -252,23 +253,22 @@ impl Chat<'_> {
     }
 
     fn report(&self, turn: &Turn) {
-        let generation = &turn.generation;
-        let decoded = generation.tokens.len().saturating_sub(1);
+        let decoded = turn.tokens.len().saturating_sub(1);
         let line = format!(
             "[{} of {} prompt tokens prefilled in {:.2} s, {} kept; {} tokens, {:.1} tok/s ({}); context {} of {}]",
             turn.prompt - turn.kept,
             turn.prompt,
-            generation.prefill.as_secs_f64(),
+            turn.prefill.as_secs_f64(),
             turn.kept,
-            generation.tokens.len(),
-            rate(decoded, generation.decode),
-            generation.finish_reason.name(),
-            turn.prompt + generation.tokens.len(),
+            turn.tokens.len(),
+            rate(decoded, turn.decode),
+            turn.finish_reason.name(),
+            turn.prompt + turn.tokens.len(),
             self.conversation.context(),
         );
         note(&if colours(&io::stderr()) { format!("\x1b[2m{line}\x1b[0m") } else { line });
-        let used = turn.prompt + generation.tokens.len();
-        if generation.finish_reason == FinishReason::Length && used >= self.conversation.context() as usize {
+        let used = turn.prompt + turn.tokens.len();
+        if turn.finish_reason == FinishReason::Length && used >= self.conversation.context() as usize {
             note("the answer reached the end of the context; /undo takes it back");
         }
     }
@@ -301,9 +301,9 @@ impl Totals {
         self.answers += 1;
         self.prefilled += turn.prompt - turn.kept;
         self.kept += turn.kept;
-        self.generated += turn.generation.tokens.len();
-        self.prefill += turn.generation.prefill;
-        self.decode += turn.generation.decode;
+        self.generated += turn.tokens.len();
+        self.prefill += turn.prefill;
+        self.decode += turn.decode;
     }
 }
 

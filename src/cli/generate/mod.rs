@@ -19,8 +19,7 @@ use super::{
     process::{Memory, size},
 };
 use crate::{
-    engine::{Engine, Event, Request},
-    runtime::FinishReason,
+    engine::{Engine, Event, FinishReason, Request},
     tokenizer::{Message, Tokenizer},
 };
 

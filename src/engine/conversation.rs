@@ -1,31 +1,28 @@
 //! A conversation whose keys and values stay in the cache: each turn prefills only what is new.
 
-use std::sync::Arc;
-
-use super::{
-    error::{Error, Result},
-    generate::{FinishReason, Generation, Request, generate},
-    model::Model,
-    session::Session,
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
 };
+
+use super::{Engine, Event, FinishReason, Request};
 use crate::{
+    runtime::{Error, Model, Result},
     sampling::Params,
     tokenizer::{Message, Role, Tokenizer},
 };
 
-/// A conversation in the only slot of a session.
+/// A conversation in the only slot of an engine.
 pub struct Conversation<'t> {
     tokenizer: &'t Tokenizer,
     model: Arc<Model>,
-    session: Session,
+    engine: Engine<'t>,
     /// Text before the first message: Gemma has no system role.
     system: Option<String>,
     /// Questions and answers in turn.
     messages: Vec<Message>,
     /// The conversation as it stood after each of the last turns.
     written: Vec<Written>,
-    /// Tokens whose keys and values are in the cache.
-    cached: Vec<u32>,
 }
 
 /// A conversation up to the end of an answer, as the chat template writes it. An answer's tokens are those that the model
@@ -44,14 +41,18 @@ pub struct Turn {
     pub prompt: usize,
     /// How many of them were in the cache.
     pub kept: usize,
-    pub generation: Generation,
+    pub tokens: Vec<u32>,
+    pub finish_reason: FinishReason,
+    /// Until the first token, and from then on.
+    pub prefill: Duration,
+    pub decode: Duration,
 }
 
 impl<'t> Conversation<'t> {
     /// An empty conversation of up to `context` tokens. `system` is put before its first message.
     pub fn new(model: Arc<Model>, tokenizer: &'t Tokenizer, context: i64, system: Option<String>) -> Result<Self> {
-        let session = Session::new(model.clone(), 1, context)?;
-        Ok(Self { tokenizer, model, session, system, messages: vec![], written: vec![], cached: vec![] })
+        let engine = Engine::new(model.clone(), tokenizer, 1, context)?;
+        Ok(Self { tokenizer, model, engine, system, messages: vec![], written: vec![] })
     }
 
     /// Questions and answers so far.
@@ -66,12 +67,12 @@ impl<'t> Conversation<'t> {
 
     /// Tokens in the cache.
     pub fn cached(&self) -> usize {
-        self.cached.len()
+        self.engine.held()
     }
 
     /// Most tokens that the conversation can have.
     pub fn context(&self) -> i64 {
-        self.session.cache_len()
+        self.engine.cache_len()
     }
 
     /// Goes on from another conversation: whole turns, beginning with the user. What the cache holds of it stays.
@@ -111,46 +112,57 @@ impl<'t> Conversation<'t> {
         if tokens.len() + room > self.context() as usize {
             return Err(Error::ContextFull { prompt: tokens.len(), room, context: self.context() });
         }
-        // At least one token is computed, for its logits.
-        let same = tokens.iter().zip(&self.cached).take_while(|(a, b)| a == b).count();
-        let kept = same.min(tokens.len() - 1);
-        self.session.prepare(kept as i64, (tokens.len() - kept) as i64, params.sampler())?;
-        let stop_ids = self.tokenizer.stop_ids();
-        let request = Request { prompt: &tokens, cached: kept, max_tokens, params, stop_ids: &stop_ids };
-        let mut stream = self.tokenizer.stream();
-        let (mut answer, mut failed) = (String::new(), None);
-        let generation = generate(&mut self.session, &request, |token| match stream.push(token) {
-            Ok(piece) => {
-                answer.push_str(&piece);
-                on_text(&piece)
-            }
-            Err(error) => {
-                failed = Some(error);
-                Some(FinishReason::Stop)
-            }
+        let request =
+            Request { params, stop_ids: self.tokenizer.stop_ids(), ..Request::greedy(tokens.clone(), max_tokens) };
+        let (cached, started) = (self.engine.stats().cached, Instant::now());
+        let (mut answer, mut new, mut prefill) = (String::new(), vec![], None);
+        let finish_reason = self.run(request, |piece, tokens| {
+            prefill.get_or_insert_with(|| started.elapsed());
+            answer.push_str(piece);
+            new.extend_from_slice(tokens);
+            on_text(piece)
         });
-        let generation = match (generation, failed) {
-            (Ok(generation), None) => generation,
-            (result, failed) => {
+        let finish_reason = match finish_reason {
+            Ok(reason) => reason,
+            Err(error) => {
                 // A failed step takes the caches with it.
-                self.cached.clear();
-                if let Ok(session) = Session::new(self.model.clone(), 1, self.context()) {
-                    self.session = session;
+                if let Ok(engine) = Engine::new(self.model.clone(), self.tokenizer, 1, self.context()) {
+                    self.engine = engine;
                 }
-                result?;
-                return Err(failed.expect("one of the two failed").into());
+                return Err(error);
             }
         };
-        let rest = stream.finish()?;
-        answer.push_str(&rest);
-        on_text(&rest);
-
+        let kept = (self.engine.stats().cached - cached) as usize;
+        let prefill = prefill.unwrap_or_default();
+        let decode = started.elapsed() - prefill;
         let prompt = tokens.len();
-        let tokens = [tokens, generation.tokens.clone()].concat();
-        self.cached = tokens[..generation.cached].to_vec();
         self.messages.extend([Message::user(question), Message::assistant(&answer)]);
-        self.written.push(Written { text: text + &answer, tokens });
-        Ok(Turn { answer, prompt, kept, generation })
+        self.written.push(Written { text: text + &answer, tokens: [tokens, new.clone()].concat() });
+        Ok(Turn { answer, prompt, kept, tokens: new, finish_reason, prefill, decode })
+    }
+
+    /// Runs one request; `on_new` gets text and tokens as they come, and may end it.
+    fn run(
+        &mut self,
+        request: Request,
+        mut on_new: impl FnMut(&str, &[u32]) -> Option<FinishReason>,
+    ) -> Result<FinishReason> {
+        self.engine.prepare(&request)?;
+        let id = self.engine.submit(request)?;
+        loop {
+            for event in self.engine.step()? {
+                match event {
+                    Event::Tokens { tokens, text, .. } => {
+                        let tokens: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+                        if let Some(reason) = on_new(&text, &tokens) {
+                            self.engine.cancel(id);
+                            return Ok(reason);
+                        }
+                    }
+                    Event::Finished { answer, .. } => return Ok(answer.finish_reason),
+                }
+            }
+        }
     }
 
     /// Drops the oldest turns until there are `room` tokens for an answer to this question; returns how many turns that took.
