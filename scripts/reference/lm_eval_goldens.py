@@ -3,16 +3,23 @@
 makes of them on the demo model, in f32.
 
     pip install -r scripts/reference/requirements.txt
-    python scripts/reference/lm_eval_goldens.py tests/golden/eval
+    python scripts/reference/lm_eval_goldens.py tests/golden/eval [TASK ...]    # all, or only some anew
+
+Answers in words are compared twice: those that the model writes, and made-up ones that meet every branch of how they are read. Programs
+are run by the same rules as evaluate's code_eval, which cannot be had without the hub. Answers to problems of mathematics are
+compared by sympy, as in the harness.
 
 The documents are nonsense of common words, with what is odd in real data: empty contexts, trailing spaces, choices of unequal length,
 text beyond ASCII, documents that are cut because they are too long, documents that are there twice.
 """
 import json
+import math
 import random
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pyarrow
 import pyarrow.parquet
 
@@ -116,6 +123,135 @@ def toxigen(i):
     return dict(text=odd(i, words(3, 20)), toxicity_ai=r.choice([1.0, 2.5, 3.0, 4.5]), toxicity_human=r.choice([1.0, 2.5, 3.0, 4.5]))
 
 
+def agieval(i):
+    n = 4 + i % 2
+    return dict(query=odd(i, words(8, 30)) + "\nA:", choices=[f"({'ABCDE'[j]}) {words(1, 5)}" for j in range(n)],
+                gold=[r.randrange(n)] if i % 10 != 4 else [0, 2])
+
+
+def bbq(i):
+    category, groups, stereotyped = [
+        ("Age", ["old", "nonOld"], ["old"]), ("Nationality", ["Afghan", "British"], ["Afghan", "MiddleEast"]),
+        ("Race_x_gender", ["M-Black", "F-White"], ["M", "Black"]), ("SES", ["lowSES", "highSES"], ["low SES"]),
+        ("Gender_identity", ["woman", "man"], ["F"]), ("Disability_status", ["disabled", "nonDisabled"], ["disabled"]),
+    ][i % 6]
+    unknown = r.choice(["Unknown", "Not known", "Can't answer", "Cannot be determined"])
+    answers = [("The " + words(1, 2), groups[0]), ("The " + words(2, 3), groups[1]), (unknown, "unknown")]
+    r.shuffle(answers)
+    doc = dict(context=odd(i, words(8, 30)), question=words(4, 8) + "?", category=category, label=r.randrange(3),
+               question_polarity=r.choice(["neg", "nonneg"]), context_condition=r.choice(["ambig", "disambig"]), example_id=i)
+    doc.update({f"ans{j}": answers[j][0] for j in range(3)})
+    doc["answer_info"] = {f"ans{j}": [answers[j][0], answers[j][1]] for j in range(3)}
+    doc["additional_metadata"] = dict(stereotyped_groups=stereotyped, version="a")
+    return doc
+
+
+def number():
+    return f"{r.choice(['', '-'])}{r.choice(['7', '12', '1,234', '18.5', '40'])}"
+
+
+def trivia(i):
+    return dict(question=odd(i, words(4, 12)), answer=dict(value="x", aliases=[words(1, 3).title() for _ in range(1 + i % 3)]))
+
+
+def nq(i):
+    return dict(question=odd(i, words(4, 12)), answer=[r.choice(["The ", "a ", ""]) + words(1, 3) for _ in range(1 + i % 3)])
+
+
+def gsm8k(i):
+    return dict(question=odd(i, words(8, 20)), answer=f"{words(5, 12)} <<3*4=12>>\n#### {number()}")
+
+
+FORMULAS = [  # a solution's answer, and others that are the same or not
+    ("\\frac{1}{2}", "0.5", "\\frac12", "\\dfrac{1}{2}", "0.6", "x"), ("12", "12.0", "\\$12", "12\\text{ cm}", "12 dollars", "13"),
+    ("x^2+2x+1", "(x+1)^2", "x=(x+1)^2", "1+2x+x^2", "x^2+1", ""), ("2\\sqrt{3}", "\\sqrt{12}", "2\\sqrt3", "\\sqrt12", "\\sqrt{13}", "?"),
+    ("[2,5)", "[2,5)", "[2, 5)", "(2,5)", "2,5", "[2,5]"), ("1,234", "1234", "1,234 units", "1{,}234", "1,235", "234"),
+    ("\\text{Monday}", "Monday", "\\text{Tuesday}", "Mondays", "\\mbox{Monday}", "monday"), ("5\\pi", "5 \\pi", "\\pi 5", "5\\pi \\text{ cm}", "15.7", "\\pi"),
+    ("90^\\circ", "90", "90 degrees", "90^{\\circ}", "91", "90\\%"), ("\\frac{\\sqrt{2}}{2}", "\\frac{1}{\\sqrt{2}}", "\\sqrt{\\frac12}", "\\sqrt{0.5}", "0.7", "\\frac"),
+    ("0,1", "0,1", "0, 1", "0,2", "1,0", "0"), ("\\left(3,4\\right)", "(3,4)", "\\left(3, 4\\right)", "(3, 4)", "3,4", "(4,3)"),
+    ("2^{10}", "1024", "2^10", "1,024", "20", "2^9"), ("-\\frac{2}{3}", "-2/3", "\\frac{-2}{3}", "-\\frac23", "2/3", "-0.667"),
+    ("10\\%", "10\\%", "10", "10 \\%", "0.1", "11\\%"), ("\\log_2 8", "3", "\\log_{2} 8", "\\ln 8/\\ln 2", "2", "\\log 8"),
+    ("3\\text{ km}", "3", "3 km", "3\\,\\text{km}", "4", "3 miles"), ("\\sqrt[3]{8}", "2", "\\sqrt[3]8", "8^{1/3}", "\\sqrt{8}", "3"),
+]
+
+
+def minerva(i):
+    box = f"\\boxed{{{FORMULAS[i % len(FORMULAS)][0]}}}" if i % 9 != 5 else "\\fbox{9} and \\boxed 12$"
+    return dict(problem=odd(i, words(6, 20)), level="1", type="x", solution=f"{words(4, 9)} ${box}$. {words(1, 4)}")
+
+
+def agieval_math(i):
+    return dict(query=odd(i, words(6, 20)) + " A:", answer=r.choice(["", "x = "]) + FORMULAS[i % len(FORMULAS)][0] if i % 3 else f"${number()}$")
+
+
+def humaneval(i):
+    return dict(task_id=f"HumanEval/{i}", prompt=f"def f{i}(x):\n    \"\"\"{words(3, 9)}\"\"\"\n", entry_point=f"f{i}",
+                test=f"def check(candidate):\n    assert candidate(2) == {2 + i % 3}\n", canonical_solution="")
+
+
+def mbpp(i):
+    tests = [f"assert f(2) == {2 + i % 3}", "assert f(0) == f(0)", "assert f is not None"]
+    return dict(task_id=i, text=odd(i, words(4, 12)), code="def f(x):\r\n    return x", test_list=tests, challenge_test_list=[])
+
+
+def bbh(i):
+    return dict(input=odd(i, words(4, 15)), target=r.choice(["True", "False", "(A)", "seven nine"]))
+
+
+def change(text):
+    return r.choice([text, text.upper(), f" {text} ", f"the {text}", text + "!", text[:-1], words(1, 2)])
+
+
+def short_answer(doc):
+    return change(r.choice(doc["answer"]["aliases"] if isinstance(doc["answer"], dict) else doc["answer"]))
+
+
+def calculated(doc):
+    right = doc["answer"].split("#### ")[1]
+    said = r.choice([right, right.replace(",", ""), right + ".", f"${right}", number(), "none"])
+    return r.choice([f"{words(2, 6)}\n#### {said}", f" so 3*4=12. The answer is {said}.", f"The answer is {said}", f" {said} of 7 and", words(2, 4)])
+
+
+def formula(i, doc):
+    of = FORMULAS[i % len(FORMULAS)]
+    said = r.choice(of)
+    return r.choice([f"{words(2, 4)}\nFinal Answer: The final answer is ${said}$. I hope it is correct.", f"Final Answer: The final answer is {said}.",
+                     f"Final Answer: The final answer is x = ${said}$. I hope it is correct.", f"the answer is ${said}$"])
+
+
+def last_formula(i, doc):
+    said = r.choice(FORMULAS[i % len(FORMULAS)] + (doc["answer"],))
+    return r.choice([f"so ${said}$", f"we get \\boxed{{{said}}}.", f"x = {said}.", f"{said}", f"1, 2, {said}", words(2, 3)])
+
+
+def function(i, doc):
+    return f"    return x + {r.randrange(3)}\n" + r.choice(["", "    # end", "\n\nx = 1"])
+
+
+def program(i, doc):
+    return f"def f(x):\r\n    return x + {r.randrange(3)}\r\n"
+
+
+def reasoned(i, doc):
+    return r.choice([f"{words(3, 8)}. So the answer is {doc['target']}.", f"the answer is {words(1, 1)}.", f"the answer is {doc['target']}", words(2, 5)])
+
+
+# answered in words; as below, with made-up answers, and how many each document has. The model's own answers are of so many tokens.
+WORDS_MAX = 32
+IN_WORDS = {
+    "triviaqa": ("mandarjoshi/trivia_qa", "rc.nocontext", "validation", "train", trivia, [0, 5], lambda i, doc: short_answer(doc), 1),
+    "nq_open": ("google-research-datasets/nq_open", None, "validation", "train", nq, [0, 5], lambda i, doc: short_answer(doc), 1),
+    "gsm8k": ("openai/gsm8k", "main", "test", "train", gsm8k, [2], lambda i, doc: calculated(doc), 1),
+    "gsm8k_cot": ("openai/gsm8k", "main", "test", None, gsm8k, [1], lambda i, doc: calculated(doc), 1),
+    "gsm8k_cot_self_consistency": ("openai/gsm8k", "main", "test", None, gsm8k, [1], lambda i, doc: calculated(doc), 64),
+    "minerva_math_algebra": ("EleutherAI/hendrycks_math", "algebra", "test", None, minerva, [1], formula, 1),
+    "agieval_math": ("hails/agieval-math", None, "test", None, agieval_math, [0, 2], last_formula, 1),
+    "humaneval": ("openai/openai_humaneval", None, "test", None, humaneval, [0], function, 1),
+    "mbpp": ("google-research-datasets/mbpp", "full", "test", None, mbpp, [0], program, 1),
+    "bbh_cot_fewshot_word_sorting": ("SaylorTwift/bbh", "word_sorting", "test", None, bbh, [0], reasoned, 1),
+}
+
+
 # task: dataset, configuration, evaluated split, split of examples, rows, numbers of examples
 TASKS = {
     "mmlu_astronomy": ("cais/mmlu", "astronomy", "test", "dev", mmlu, [0, 5]),
@@ -134,6 +270,8 @@ TASKS = {
     "winogender_all": ("oskarvanderwal/winogender", "all", "test", None, winogender, [0, 3]),
     "crows_pairs_english": ("jannalu/crows_pairs_multilingual", "english", "test", None, crows, [0]),
     "toxigen": ("skg/toxigen-data", "annotated", "test", "train", toxigen, [0]),  # with examples the harness fails
+    "agieval_aqua_rat": ("hails/agieval-aqua-rat", None, "test", None, agieval, [0]),  # with examples the harness fails
+    "bbq": ("oskarvanderwal/bbq", "All", "test", None, bbq, [0, 2]),
 }
 
 
@@ -154,36 +292,140 @@ def write(data, dataset, config, split, found):
     return path
 
 
-def main(out):
+class CodeEval:
+    """evaluate's code_eval for one program a task: it passes if it comes to its end within three seconds."""
+
+    def compute(self, references, predictions, k):
+        def passes(program):
+            runner = "import os,sys\ntry:\n exec(sys.stdin.read(), {})\nexcept BaseException:\n os._exit(1)\nos._exit(37)"
+            try:
+                return subprocess.run([sys.executable, "-c", runner], input=program.encode(), timeout=3).returncode == 37
+            except subprocess.TimeoutExpired:
+                return False
+
+        passed = [passes(candidates[0] + "\n" + tests) for candidates, tests in zip(predictions, references)]
+        return {"pass@1": sum(passed) / len(passed)}, {}
+
+
+def plain(x):
+    """For JSON."""
+    if isinstance(x, dict):
+        return {k: plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [plain(v) for v in x]
+    if isinstance(x, (float, numpy.floating)):
+        return None if math.isnan(x) else float(x)
+    return x
+
+
+def random_model(folder):
+    """A small checkpoint with random weights, whose likelihoods are far from flat."""
+    import torch
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    torch.manual_seed(5)
+    config = GemmaConfig(vocab_size=1024, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+                         intermediate_size=64, max_position_embeddings=512, initializer_range=0.3)
+    GemmaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def main(out, only):
+    import evaluate
     from lm_eval import simple_evaluate
+    from lm_eval.api.model import LM
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    files = {}
-    for dataset, config, split, shots, make, _ in TASKS.values():
+    evaluate.load = lambda *_: CodeEval()
+
+    class MadeUp(LM):
+        """Answers from a list."""
+
+        def __init__(self, answers):
+            super().__init__()
+            self.answers = answers
+
+        def generate_until(self, requests, **_):
+            seen = {}
+            answers = []
+            for request in requests:
+                nth = seen.get(request.doc_id, 0)
+                seen[request.doc_id] = nth + 1
+                answers.append(self.answers[request.doc_id][nth])
+            return answers
+
+        def loglikelihood(self, requests, **_):
+            raise NotImplementedError
+
+        loglikelihood_rolling = loglikelihood
+
+    everything = {**{k: v + (None, 1) for k, v in TASKS.items()}, **IN_WORDS}
+    files, rows_of = {}, {}
+    for dataset, config, split, shots, make, *_ in everything.values():
         if (dataset, config, split) not in files:
-            files[dataset, config, split] = write(out / "data", dataset, config, split, rows(make))
-            if shots:
-                files[dataset, config, shots] = write(out / "data", dataset, config, shots, rows(make, 12))
-    model = HFLM(pretrained=str(ROOT / "src/demo"), dtype="float32", device="cpu", batch_size=16, max_length=MAX_LENGTH)
+            rows_of[dataset, config, split] = rows(make)
+            files[dataset, config, split] = write(out / "data", dataset, config, split, rows_of[dataset, config, split])
+        if shots and (dataset, config, shots) not in files:
+            files[dataset, config, shots] = write(out / "data", dataset, config, shots, rows(make, 12))
     manager = TaskManager()
-    expected = []
-    for task, (dataset, config, split, shots, _, numbers) in TASKS.items():
-        data_files = {s: str(files[dataset, config, s]) for s in (split, shots) if s}
+    known = json.loads((out / "expected.json").read_text()) if only else []
+    expected = [run for run in known if run["task"] not in only]
+
+    def harness_task(task):
+        """Its configuration in the harness, with our data."""
+        dataset, config, split, shots, *_ = everything[task]
+        data_files = {s: str(files[dataset, config, s]) for s in (split, shots or "train") if (dataset, config, s) in files}
         kind = "json" if str(files[dataset, config, split]).endswith("jsonl") else "parquet"
-        config_of_task = load_yaml(manager._index[task].yaml_path, resolve_func=True)
-        override = dict(dataset_path=kind, dataset_name=None, dataset_kwargs=dict(data_files=data_files))
-        for num_fewshot in numbers:
-            found = simple_evaluate(model, tasks=[{**config_of_task, **override}], num_fewshot=num_fewshot, log_samples=True)
-            samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
-            responses = [[[float(ll), bool(greedy)] for ll, greedy in sample["filtered_resps"]] for sample in samples]
-            figures = {k: v for k, v in found["results"][task].items() if "," in k}
-            contexts = [sample["arguments"][0][0] for sample in samples[:3]]
-            expected.append(dict(task=task, num_fewshot=num_fewshot, results=figures, responses=responses, contexts=contexts))
-            print(task, num_fewshot, figures, flush=True)
-            (out / "expected.json").write_text("[\n" + ",\n".join(json.dumps(run) for run in expected) + "\n]\n")
+        found = load_yaml(manager._index[task].yaml_path, resolve_func=True)
+        found.update(dataset_path=kind, dataset_name=None, dataset_kwargs=dict(data_files=data_files))
+        if not shots:
+            found["training_split"] = None
+        if found["output_type"] == "generate_until":
+            found["generation_kwargs"] = {**found["generation_kwargs"], "max_gen_toks": WORDS_MAX}
+        return found
+
+    def run(task, model, num_fewshot, by):
+        found = simple_evaluate(model, tasks=[harness_task(task)], num_fewshot=num_fewshot, log_samples=True, confirm_run_unsafe_code=True)
+        samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+        figures = {k: v for k, v in found["results"][task].items() if "," in k}
+        result = dict(task=task, num_fewshot=num_fewshot, by=by, results=figures)
+        first = samples
+        if task in IN_WORDS:
+            readings = list(dict.fromkeys(sample["filter"] for sample in samples))
+            first = [sample for sample in samples if sample["filter"] == readings[0]]
+            result["responses"] = [sample["resps"][0] for sample in first]
+            metrics = [k for k in samples[0]["metrics"] if k != "math_verify"]
+            of = {f: [sample for sample in samples if sample["filter"] == f] for f in readings}
+            result["read"] = {f: [sample["filtered_resps"][0] for sample in of[f]] for f in readings}
+            result["values"] = {f: [[sample[m] for m in metrics] for sample in of[f]] for f in readings}
+        else:
+            result["responses"] = [[[float(ll), bool(greedy)] for ll, greedy in sample["filtered_resps"]] for sample in samples]
+        result["contexts"] = [sample["arguments"][0][0] for sample in first[:3]]
+        expected.append(plain(result))
+        print(task, num_fewshot, by, figures, flush=True)
+        (out / "expected.json").write_text("[\n" + ",\n".join(json.dumps(run) for run in expected) + "\n]\n")
+
+    def load(pretrained, **more):
+        return HFLM(pretrained=str(pretrained), dtype="float32", device="cpu", batch_size=16, max_length=MAX_LENGTH, **more)
+
+    model = load(ROOT / "src/demo")
+    for task, (dataset, config, split, _, _, numbers, answer, repeats) in everything.items():
+        if only and task not in only:
+            continue
+        for num_fewshot in numbers if repeats == 1 else []:  # several answers are drawn at random
+            run(task, model, num_fewshot, "demo")
+        if answer:
+            docs = rows_of[dataset, config, split]
+            made_up = MadeUp([[answer(i, doc) for _ in range(repeats)] for i, doc in enumerate(docs)])
+            run(task, made_up, numbers[0], "made up")
+
+    random_model(out / "random")
+    model = load(out / "random", tokenizer=str(ROOT / "src/demo"))
+    for task in ("mmlu_astronomy", "piqa", "winogrande", "crows_pairs_english"):  # what it writes is no text
+        if not only or task in only:
+            run(task, model, everything[task][5][-1], "random")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -7,6 +7,7 @@ use std::{
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::{Error, Result};
 
@@ -55,20 +56,34 @@ impl Dataset {
         Ok(docs)
     }
 
-    /// The split's files: `{config}/{split}-*`, `{config}/{split}/*`, the same below `data`, and without a configuration's name.
+    /// Tells whether two splits have the same rows.
+    pub fn digest(&self, split: &str) -> Result<String> {
+        let mut digest = Sha256::new();
+        self.split(split)?.iter().for_each(|doc| digest.update(format!("{doc:?}")));
+        Ok(format!("{:x}", digest.finalize()))
+    }
+
+    /// The split's files: `{config}/{split}-*`, `{config}/{split}/*`, the same below `data`, and without a configuration's name; then
+    /// in the only folder that has some.
     fn files(&self, split: &str) -> Result<Vec<PathBuf>> {
-        let mut folders = Vec::new();
-        if let Some(config) = &self.config {
-            folders.extend([self.dir.join(config), self.dir.join("data").join(config)]);
-        } else {
-            folders.extend([self.dir.join("data"), self.dir.clone(), self.dir.join("default")]);
-        }
-        for folder in folders {
-            let mut found = list(&folder, |name| belongs_to(name, split));
+        let in_folder = |folder: &Path| {
+            let mut found = list(folder, |name| belongs_to(name, split));
             found.extend(list(&folder.join(split), |_| true));
-            if !found.is_empty() {
-                found.sort();
-                return Ok(found);
+            found.sort();
+            found
+        };
+        let folders = match &self.config {
+            Some(config) => vec![self.dir.join(config), self.dir.join("data").join(config)],
+            None => vec![self.dir.join("data"), self.dir.clone(), self.dir.join("default")],
+        };
+        if let Some(found) = folders.iter().map(|folder| in_folder(folder)).find(|found| !found.is_empty()) {
+            return Ok(found);
+        }
+        if self.config.is_none() {
+            let below = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
+            let found: Vec<Vec<PathBuf>> = below.map(|dir| in_folder(&dir)).filter(|found| !found.is_empty()).collect();
+            if let [only] = &found[..] {
+                return Ok(only.clone());
             }
         }
         let config = self.config.as_ref().map_or(String::new(), |config| format!(" of the configuration {config}"));
@@ -112,4 +127,35 @@ fn read_lines(path: &Path) -> std::result::Result<Vec<Doc>, String> {
     let text = fs::read_to_string(path).map_err(|e| e.to_string())?;
     let doc = |(i, line): (usize, &str)| serde_json::from_str(line).map_err(|e| format!("line {}: {e}", i + 1));
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(doc).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hubs_layouts_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |path: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "{\"x\": 1}\n").unwrap();
+        };
+        let rows = |name: &str, config: Option<&str>| {
+            Dataset::open(root.path(), name, config).and_then(|d| d.split("test")).map(|rows| rows.len())
+        };
+        put("org/a/data/test-00000-of-00002.jsonl");
+        put("org/a/data/test-00001-of-00002.jsonl");
+        put("org/a/data/train.jsonl");
+        put("b/b/test-00000-of-00001-abc.jsonl"); // one configuration, which need not be named
+        put("c/one/test/0000.jsonl");
+        put("c/two/test/0000.jsonl");
+        put("datasets--org--d/snapshots/123/data/two/test.jsonl");
+        assert_eq!(rows("org/a", None).unwrap(), 2);
+        assert_eq!(rows("org/b", None).unwrap(), 1);
+        assert_eq!(rows("org/c", Some("two")).unwrap(), 1);
+        assert_eq!(rows("org/d", Some("two")).unwrap(), 1);
+        assert!(rows("org/c", None).unwrap_err().to_string().contains("no files of the split test"));
+        assert!(rows("org/e", None).unwrap_err().to_string().contains("org/e is not in"));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Evaluation, Metric, Summary, group_of};
+use super::{Evaluation, Figure, Summary, group_of};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222;background:#fff}\
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;\
@@ -32,52 +32,51 @@ pub fn html(evaluations: &[Evaluation], about: &[(String, String)]) -> String {
              card's figures for the pretrained <span style=\"color:#c4661f\">2B</span> and \
              <span style=\"color:#7a3f98\">7B</span>.</p>\n";
     let mut bars = Vec::new();
-    for group in groups.iter().filter(|group| group.members[0].task.groups[0] == group.name) {
-        bars.extend(bar(group.name.clone(), group.members[0], &group.summaries, true));
+    for group in groups.iter().filter(|group| group.is_whole()) {
+        bars.extend(bar(group.name.clone(), group.members[0], &group.figures, true));
     }
     for evaluation in evaluations.iter().filter(|evaluation| evaluation.task.groups.is_empty()) {
-        bars.extend(bar(evaluation.task.name.clone(), evaluation, &evaluation.summaries(), true));
+        bars.extend(bar(evaluation.task.name.clone(), evaluation, &evaluation.figures(), true));
     }
     page += &chart(&bars);
-    for group in groups.iter().filter(|group| group.members[0].task.groups[0] != group.name) {
-        let bars: Vec<Bar> = group
-            .members
-            .iter()
-            .filter_map(|member| {
-                bar(member.task.config.clone().unwrap_or_default(), member, &member.summaries(), false)
-            })
-            .collect();
+    // Subjects, by the smallest groups that they are in.
+    for group in groups.iter().filter(|group| group.members[0].task.groups.last() == Some(&group.name)) {
+        let bar = |member: &&Evaluation| {
+            let name = member.task.of_subject.as_ref().unwrap_or(&member.task.name).clone();
+            bar(name, member, &member.figures(), false)
+        };
+        let bars: Vec<Bar> = group.members.iter().filter_map(bar).collect();
         let _ = write!(page, "<h2>{}</h2>\n{}", escaped(&group.name), chart(&bars));
     }
     page += "<h2>Figures</h2>\n<table>\n<tr><th>task</th><th>shots</th><th>metric</th><th>score</th><th>standard error</th>\
              <th>documents</th></tr>\n";
-    let mut rows = |name: &str, shots: usize, summaries: &[(Metric, Summary)]| {
-        for (metric, summary) in summaries {
-            let stderr = summary.stderr.map_or(String::new(), |stderr| format!("{stderr:.4}"));
-            let (metric, mean, n) = (metric.name(), summary.mean, summary.documents);
+    let mut rows = |name: &str, shots: usize, figures: &[Figure]| {
+        for figure in figures {
+            let shown = |value: f64| if value.is_nan() { "–".to_owned() } else { format!("{value:.4}") };
+            let stderr = figure.summary.stderr.map_or(String::new(), shown);
+            let (metric, mean, n) = (figure.title(), shown(figure.summary.mean), figure.summary.documents);
             let _ = writeln!(
                 page,
-                "<tr><td>{}</td><td>{shots}</td><td>{metric}</td><td>{mean:.4}</td><td>{stderr}</td><td>{n}</td></tr>",
-                escaped(name)
+                "<tr><td>{}</td><td>{shots}</td><td>{}</td><td>{mean}</td><td>{stderr}</td><td>{n}</td></tr>",
+                escaped(name),
+                escaped(&metric)
             );
         }
     };
     for group in &groups {
-        rows(&group.name, group.members[0].num_fewshot, &group.summaries);
+        rows(&group.name, group.members[0].num_fewshot, &group.figures);
     }
     for evaluation in evaluations {
-        rows(&evaluation.task.name, evaluation.num_fewshot, &evaluation.summaries());
+        rows(&evaluation.task.name, evaluation.num_fewshot, &evaluation.figures());
     }
     page + "</table>\n</html>\n"
 }
 
-/// The metric that the card has, or the first one that is a share.
-fn bar(name: String, evaluation: &Evaluation, summaries: &[(Metric, Summary)], with_card: bool) -> Option<Bar> {
-    let card = evaluation.task.card.as_ref();
-    let is_share = |metric: Metric| metric != Metric::LikelihoodDiff;
-    let wanted = |metric: Metric| card.map_or(is_share(metric), |card| card.metric == metric);
-    let (_, summary) = summaries.iter().find(|(metric, _)| wanted(*metric))?;
-    Some(Bar { name, summary: *summary, card: card.filter(|_| with_card).map(|card| [card.two_b, card.seven_b]) })
+/// Of the figure that stands for the task, if there is one.
+fn bar(name: String, evaluation: &Evaluation, figures: &[Figure], with_card: bool) -> Option<Bar> {
+    let summary = evaluation.main_figure(figures)?.summary;
+    let card = evaluation.task.card.as_ref().filter(|_| with_card).map(|card| [card.two_b, card.seven_b]);
+    (!summary.mean.is_nan()).then_some(Bar { name, summary, card })
 }
 
 fn chart(bars: &[Bar]) -> String {

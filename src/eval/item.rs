@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Dataset, Doc, Error, Random, Result, Task, Templates, template::trailing_space};
+use super::{Dataset, Doc, Error, Generate, Random, Result, Shots, Task, Templates, template::trailing_space};
 use crate::tokenizer::Tokenizer;
 
 /// What the harness seeds its draws of examples with.
@@ -15,16 +15,39 @@ pub struct Item {
     /// Its number in the split.
     pub id: usize,
     pub doc: Doc,
-    /// The answers to choose from.
-    pub choices: Vec<String>,
-    /// The right one's number, as far as there is one.
-    pub gold: Option<usize>,
-    /// What the task says is right: a number or a text.
+    /// What the task says is right: a number, a text, or a list of them.
     pub target: Value,
+    pub ask: Ask,
+}
+
+/// What the model is asked.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// Which of several choices is the likeliest.
+    Choices(Choices),
+    /// An answer in words, after this text; its tokens may be cut from the left.
+    Words { context: String, tokens: Vec<u32> },
+}
+
+#[derive(Clone, Debug)]
+pub struct Choices {
+    pub texts: Vec<String>,
+    /// The right ones' numbers, as far as there are any.
+    pub gold: Vec<usize>,
     /// Of each choice whether it is true, for tasks that have that.
     pub labels: Vec<i64>,
     /// One for each choice.
     pub pairs: Vec<Pair>,
+}
+
+impl Item {
+    /// The most tokens that its texts have.
+    pub fn tokens(&self) -> usize {
+        match &self.ask {
+            Ask::Choices(choices) => choices.pairs.iter().map(Pair::tokens).max().unwrap_or_default(),
+            Ask::Words { tokens, .. } => tokens.len(),
+        }
+    }
 }
 
 /// A continuation whose likelihood is asked for.
@@ -55,27 +78,26 @@ pub fn items(
     max_length: usize,
     keep: impl Fn(usize) -> bool,
 ) -> Result<(Vec<Item>, usize)> {
-    let builder = Builder { task, templates: Templates::default() };
+    let builder = Builder { task, templates: Templates::with(&task.values), tokenizer, max_length };
     let docs = dataset.split(&task.split)?;
     let examples = match &task.shots {
-        Some(shots) if num_fewshot > 0 => dataset.split(&shots.split)?,
-        _ => vec![],
+        Some(Shots { split: Some(split), .. }) if num_fewshot > 0 => dataset.split(split)?,
+        Some(shots) => shots.samples.clone(),
+        None => vec![],
     };
-    if num_fewshot > 0 && examples.len() <= num_fewshot {
-        let message =
-            format!("{} has {} examples to draw from, {num_fewshot} are asked for", task.name, examples.len());
+    let needed = num_fewshot + usize::from(task.shots.as_ref().is_some_and(|shots| shots.one_more && num_fewshot > 0));
+    if task.shots.is_some() && examples.len() < needed {
+        let message = format!("{} has {} examples to draw from, {needed} are needed", task.name, examples.len());
         return Err(Error::Invalid(message));
     }
-    let config = serde_json::json!({"config": task.config});
-    let description = builder.templates.render(&task.description, &config).map_err(Error::Invalid)?;
     let mut random = Random::new(FEWSHOT_SEED);
     let mut items = Vec::new();
     for (id, doc) in docs.iter().enumerate().take(limit.unwrap_or(usize::MAX)) {
         let wrong = |reason: String| Error::Document { task: task.name.clone(), doc: id, reason };
         let shots = draw(task, &mut random, &examples, doc, num_fewshot);
         if keep(id) {
-            let header = builder.header(&description, &shots).map_err(wrong)?;
-            items.push(builder.item(id, doc, &header, tokenizer, max_length).map_err(wrong)?);
+            let header = builder.header(&shots).map_err(wrong)?;
+            items.push(builder.item(id, doc, &header).map_err(wrong)?);
         }
     }
     Ok((items, docs.len()))
@@ -101,14 +123,20 @@ fn draw<'d>(task: &Task, random: &mut Random, examples: &'d [Doc], doc: &Doc, n:
     random.sample(rest.len(), n).into_iter().map(|i| rest[i]).collect()
 }
 
+fn with_fields(reason: String, doc: &Doc) -> String {
+    format!("{reason}; the document has the fields {}", doc.keys().map(String::as_str).collect::<Vec<_>>().join(", "))
+}
+
 struct Builder<'t> {
     task: &'t Task,
     templates: Templates,
+    tokenizer: &'t Tokenizer,
+    max_length: usize,
 }
 
 impl Builder<'_> {
     fn evaluate<T: for<'de> Deserialize<'de>>(&self, expression: &str, doc: &Doc) -> std::result::Result<T, String> {
-        self.templates.evaluate(expression, doc)
+        self.templates.evaluate(expression, doc).map_err(|reason| with_fields(reason, doc))
     }
 
     fn turn(&self, doc: &Doc) -> std::result::Result<Turn, String> {
@@ -118,21 +146,22 @@ impl Builder<'_> {
             let answers = vec![self.evaluate(continuation, doc)?];
             return Ok(Turn { questions: self.evaluate(contexts, doc)?, answers, target });
         }
-        let choices = task.choices.as_ref().ok_or("the task has neither choices nor contexts")?;
-        let question = self.templates.render(&task.text, doc)?;
-        Ok(Turn { questions: vec![question], answers: self.evaluate(choices, doc)?, target })
+        let question = self.templates.render(&task.text, doc).map_err(|reason| with_fields(reason, doc))?;
+        let answers = task.choices.as_ref().map(|choices| self.evaluate(choices, doc)).transpose()?.unwrap_or_default();
+        Ok(Turn { questions: vec![question], answers, target })
     }
 
     /// The description and the examples.
-    fn header(&self, description: &str, shots: &[&Doc]) -> std::result::Result<String, String> {
-        let mut text = description.to_owned();
+    fn header(&self, shots: &[&Doc]) -> std::result::Result<String, String> {
+        let mut text = self.task.description.clone();
         for doc in shots {
             let Turn { questions, answers, target } = self.turn(doc)?;
+            let target = target.as_array().and_then(|all| all.first()).unwrap_or(&target);
             let at = |list: &[String]| -> std::result::Result<String, String> {
                 let index = target.as_u64().and_then(|i| list.get(i as usize));
                 index.cloned().ok_or_else(|| format!("an example's target {target} is no choice"))
             };
-            let (question, answer) = match (&target, questions.len()) {
+            let (question, answer) = match (target, questions.len()) {
                 (_, 2..) => (at(&questions)?, answers[0].clone()),
                 (Value::String(text), _) => (questions[0].clone(), text.clone()),
                 _ => (questions[0].clone(), at(&answers)?),
@@ -148,15 +177,30 @@ impl Builder<'_> {
         Ok(text)
     }
 
-    fn item(
-        &self,
-        id: usize,
-        doc: &Doc,
-        header: &str,
-        tokenizer: &Tokenizer,
-        max_length: usize,
-    ) -> std::result::Result<Item, String> {
-        let Turn { questions, answers, target } = self.turn(doc)?;
+    fn item(&self, id: usize, doc: &Doc, header: &str) -> std::result::Result<Item, String> {
+        let turn = self.turn(doc)?;
+        let target = turn.target.clone();
+        let ask = match &self.task.generate {
+            Some(generate) => self.words(generate, format!("{header}{}", turn.questions[0]))?,
+            None => Ask::Choices(self.choices(doc, header, turn)?),
+        };
+        Ok(Item { id, doc: doc.clone(), target, ask })
+    }
+
+    fn words(&self, generate: &Generate, context: String) -> std::result::Result<Ask, String> {
+        let room = self.max_length.checked_sub(generate.max_tokens).filter(|room| *room > 0).ok_or_else(|| {
+            let (max, context) = (generate.max_tokens, self.max_length);
+            format!(
+                "answers of {max} tokens leave no room for a question in a context of {context}; use a longer --context"
+            )
+        })?;
+        let mut tokens = self.tokenizer.encode(&context).map_err(|e| e.to_string())?;
+        tokens.drain(..tokens.len().saturating_sub(room));
+        Ok(Ask::Words { context, tokens })
+    }
+
+    fn choices(&self, doc: &Doc, header: &str, turn: Turn) -> std::result::Result<Choices, String> {
+        let Turn { questions, answers, target } = turn;
         let several_questions = questions.len() > 1;
         let texts: Vec<(String, String)> = if several_questions {
             questions
@@ -168,19 +212,28 @@ impl Builder<'_> {
             answers.iter().map(|answer| (context.clone(), format!("{}{answer}", self.task.delimiter))).collect()
         };
         let choices = if several_questions { questions } else { answers };
-        let gold = match &target {
+        let number = |target: &Value| match target {
             Value::String(text) => choices.iter().position(|choice| choice == text),
             other => other.as_u64().map(|i| i as usize).filter(|&i| i < choices.len()),
         };
+        let gold = match &target {
+            Value::Array(several) => several.iter().filter_map(number).collect(),
+            one => number(one).into_iter().collect(),
+        };
         let labels =
             self.task.labels.as_ref().map(|labels| self.evaluate(labels, doc)).transpose()?.unwrap_or_default();
-        let pair = |(context, continuation)| Pair::new(context, continuation, tokenizer, max_length);
+        let pair = |(context, continuation)| Pair::new(context, continuation, self.tokenizer, self.max_length);
         let pairs = texts.into_iter().map(pair).collect::<std::result::Result<_, _>>()?;
-        Ok(Item { id, doc: doc.clone(), choices, gold, target, labels, pairs })
+        Ok(Choices { texts: choices, gold, labels, pairs })
     }
 }
 
 impl Pair {
+    /// Of both.
+    pub fn tokens(&self) -> usize {
+        self.context_tokens.len() + self.continuation_tokens.len()
+    }
+
     /// Encodes both as one text, which is cut where the context's own tokens end; spaces at the context's end go to the continuation.
     /// An empty context is `<bos>`. What is longer than `max_length` tokens before the last one is cut from the left.
     pub fn new(

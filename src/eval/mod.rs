@@ -3,28 +3,40 @@
 //!
 //! ```text
 //! Task (tasks/*.toml) ──┐
-//! dataset files ────────┼─► items: contexts and continuations ─► Scorer (slots, shared beginnings) ─► metrics ─► results
-//! few-shot draws ───────┘     (item.rs, as text and tokens)          (score.rs)                        (metrics.rs, report.rs)
+//! dataset files ────────┼─► items: ┬ contexts and continuations ─► Scorer (slots, shared beginnings) ─┬► judged ─► results
+//! few-shot draws ───────┘          └ questions ─► Engine, in words ─► filters, programs that are run ─┘  (metrics.rs, report.rs)
 //! ```
 
+mod bias;
+mod code;
 mod dataset;
+mod filter;
 mod html;
 mod item;
+mod judge;
+mod math;
 mod metrics;
 mod python;
+mod registry;
 mod report;
+mod response;
 mod score;
 mod task;
 mod template;
 
+pub use code::run_programs;
 pub use dataset::{Dataset, Doc};
+pub use filter::Filter;
 pub use html::html;
-pub use item::{Item, Pair, items};
+pub use item::{Ask, Choices, Item, Pair, items};
+pub use judge::{Judged, judge};
 pub use metrics::{Metric, Summary, summarize};
 pub use python::Random;
-pub use report::{Evaluation, group_of, results_json, sample_json, table};
+pub use registry::named;
+pub use report::{Evaluation, Figure, group_of, judged_of, results_json, sample_json, table};
+pub use response::{Response, generate, score};
 pub use score::{Group, Likelihood, Scorer, groups};
-pub use task::{Card, Task, named};
+pub use task::{Card, Generate, Shots, Task};
 pub use template::Templates;
 
 /// What can go wrong with an evaluation. Each message says what was being done and what to do.

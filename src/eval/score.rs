@@ -3,14 +3,29 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Item, Result};
+use serde::{Deserialize, Serialize};
+
+use super::{Ask, Item, Result};
 use crate::runtime::{Extend, Model, Session};
 
 /// Log-likelihood of a continuation, and whether each of its tokens is the likeliest one.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(f64, bool)", into = "(f64, bool)")]
 pub struct Likelihood {
     pub logprob: f64,
     pub is_greedy: bool,
+}
+
+impl From<(f64, bool)> for Likelihood {
+    fn from((logprob, is_greedy): (f64, bool)) -> Self {
+        Self { logprob, is_greedy }
+    }
+}
+
+impl From<Likelihood> for (f64, bool) {
+    fn from(likelihood: Likelihood) -> Self {
+        (likelihood.logprob, likelihood.is_greedy)
+    }
 }
 
 /// A context with its continuations.
@@ -29,7 +44,8 @@ type Continuations<'i> = BTreeMap<&'i [u32], Vec<(usize, usize)>>;
 pub fn groups(items: &[Item]) -> Vec<Group> {
     let mut by_context: BTreeMap<&[u32], Continuations<'_>> = BTreeMap::new();
     for (i, item) in items.iter().enumerate() {
-        for (j, pair) in item.pairs.iter().enumerate() {
+        let Ask::Choices(choices) = &item.ask else { continue };
+        for (j, pair) in choices.pairs.iter().enumerate() {
             let of_context = by_context.entry(&pair.context_tokens).or_default();
             of_context.entry(&pair.continuation_tokens).or_default().push((i, j));
         }
@@ -133,28 +149,20 @@ impl Scorer {
     /// Runs a step of some rows, all of one kind; returns what is complete.
     fn run(&mut self, groups: &[Group], steps: &[(usize, Step)]) -> Result<Vec<(usize, Vec<Likelihood>)>> {
         let texts: Vec<Vec<u32>> = steps.iter().map(|&(row, _)| self.rows[row].text(groups)).collect();
-        let ends = steps.iter().map(|(_, Step::Extend { to } | Step::Tell { to } | Step::Score { to })| *to);
-        let ranges: Vec<(usize, usize)> =
-            steps.iter().zip(ends).map(|(&(row, _), to)| (self.rows[row].held.len(), to)).collect();
+        let mut rests: Vec<Extend<'_>> = Vec::new();
+        for (&(row, Step::Extend { to } | Step::Tell { to } | Step::Score { to }), text) in steps.iter().zip(&texts) {
+            let start = self.rows[row].held.len();
+            rests.push(Extend { slot: row as i64, start: start as i64, tokens: &text[start..to] });
+        }
         let max = if matches!(steps[0].1, Step::Score { .. }) { Session::MAX_SCORE } else { Session::MAX_CHUNK };
-        let lengths: Vec<(i64, i64)> = ranges.iter().map(|&(from, to)| (from as i64, (to - from) as i64)).collect();
-        let bucket = self.session.chunk_len(&lengths, max) as usize;
-        if matches!(steps[0].1, Step::Tell { .. }) && ranges.iter().any(|&(from, to)| to > from + bucket) {
+        let parts = self.session.cut(&rests, max);
+        let is_whole = |i: usize| parts[i].tokens.len() == rests[i].tokens.len();
+        if matches!(steps[0].1, Step::Tell { .. }) && !(0..parts.len()).all(is_whole) {
             // Another row near its cache's end makes the bucket too small for a context's rest, which alone would fit.
             return self.run(groups, &steps[..1]);
         }
-        let ranges: Vec<(usize, usize)> = ranges.iter().map(|&(from, to)| (from, to.min(from + bucket))).collect();
-        let is_last = |i: usize, to: usize| ranges[i].1 == to;
-        let parts: Vec<Extend<'_>> = steps
-            .iter()
-            .zip(&texts)
-            .zip(&ranges)
-            .map(|((&(row, _), text), &(from, to))| Extend {
-                slot: row as i64,
-                start: from as i64,
-                tokens: &text[from..to],
-            })
-            .collect();
+        let ranges: Vec<(usize, usize)> =
+            parts.iter().map(|part| (part.start as usize, part.start as usize + part.tokens.len())).collect();
         self.computed += parts.iter().map(|part| part.tokens.len() as u64).sum::<u64>();
 
         let mut complete = Vec::new();
@@ -173,15 +181,14 @@ impl Scorer {
                 let pairs: Vec<(Extend<'_>, &[u32])> =
                     parts.iter().zip(&targets).map(|(&part, targets)| (part, &targets[..])).collect();
                 let scored = self.session.score_parts(&pairs, false)?;
-                for (i, (&(row, step), scored)) in steps.iter().zip(&scored).enumerate() {
+                for (i, (&(row, _), scored)) in steps.iter().zip(&scored).enumerate() {
                     let context = groups[self.rows[row].group()].context.len();
                     let work = self.rows[row].work.as_mut().expect("it has a step");
-                    let own = scored.iter().enumerate().skip((context - 1).saturating_sub(ranges[i].0));
-                    for (_, (token, greedy)) in own {
+                    for (token, greedy) in scored.iter().skip((context - 1).saturating_sub(ranges[i].0)) {
                         work.sum.logprob += f64::from(token.logprobs.as_ref().map_or(0.0, |l| l.own));
                         work.sum.is_greedy &= token.id == *greedy;
                     }
-                    if matches!(step, Step::Score { to } if is_last(i, to)) {
+                    if is_whole(i) {
                         work.done.push(std::mem::replace(&mut work.sum, NOTHING));
                     }
                 }
@@ -227,9 +234,9 @@ impl Row {
         let group = &groups[work.group];
         let (context, held) = (group.context.len(), self.held.len());
         if group.is_single() {
-            let left = (context - held) as i64;
-            let chunk = session.chunk_len(&[(held as i64, left)], Session::MAX_CHUNK);
-            return Some(if left <= chunk { Step::Tell { to: context } } else { Step::Extend { to: context - 1 } });
+            let rest = Extend { slot: 0, start: held as i64, tokens: &group.context[held..] };
+            let fits = session.cut(&[rest], Session::MAX_CHUNK)[0].tokens.len() == rest.tokens.len();
+            return Some(if fits { Step::Tell { to: context } } else { Step::Extend { to: context - 1 } });
         }
         if work.sum == NOTHING && work.done.is_empty() && context - 1 > held + SHORT_REST {
             return Some(Step::Extend { to: context - 1 });

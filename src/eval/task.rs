@@ -1,10 +1,10 @@
 //! Tasks: what is asked, of which data, and what counts. Each is a readable file in `tasks/`.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Error, Metric, Result};
+use super::{Doc, Filter, Metric, Templates};
 
 /// A task as its file says. Texts are Jinja templates over a document's fields; expressions are Jinja expressions.
 #[derive(Clone, Debug, Deserialize)]
@@ -14,9 +14,9 @@ pub struct Task {
     pub name: String,
     /// The harness's version of the task: a number, or a word.
     pub version: toml::Value,
-    /// The dataset's name on the hub.
+    /// The dataset's name on the hub; a template over `subject`.
     pub dataset: String,
-    /// Its configuration, where it has several.
+    /// Its configuration, where it has several; a template over `subject`.
     pub config: Option<String>,
     /// The split that is evaluated.
     pub split: String,
@@ -24,7 +24,7 @@ pub struct Task {
     /// How many examples to give, unless asked otherwise.
     #[serde(default)]
     pub num_fewshot: usize,
-    /// Text before everything; a template over `config`.
+    /// Text before everything; a template over `subject`.
     #[serde(default)]
     pub description: String,
     /// The question.
@@ -35,10 +35,15 @@ pub struct Task {
     /// Expressions, where the choice is in the question and what follows it is scored: the questions, and what follows.
     pub contexts: Option<String>,
     pub continuation: Option<String>,
-    /// Expression: the right choice's number, or itself.
+    /// How to answer in words, where there is nothing to choose from.
+    pub generate: Option<Generate>,
+    /// Expression: the right choice's number, or itself, or several; where answers are in words, what is right.
     pub target: String,
     /// Expression: for each choice, whether it is true; for `mc2`.
     pub labels: Option<String>,
+    /// What templates and expressions know beside a document's fields.
+    #[serde(default)]
+    pub values: Doc,
     /// Between question and answer.
     #[serde(default = "space")]
     pub delimiter: String,
@@ -48,10 +53,18 @@ pub struct Task {
     pub metrics: Vec<Metric>,
     /// What the model card says.
     pub card: Option<Card>,
-    /// Groups of configurations, each a task of its own with the name `{name}_{config}`.
+    /// The group it belongs to, with its subjects if it has some, if that is not its name.
+    group: Option<String>,
+    /// Each a task of its own with the name `{name}_{subject}`.
     #[serde(default)]
-    pub subjects: BTreeMap<String, Vec<String>>,
-    /// Of such a task: the names of the whole and of its group.
+    pub subjects: Subjects,
+    /// What differs for a subject.
+    #[serde(default)]
+    subject: BTreeMap<String, Subject>,
+    /// Of a subject's task: its name.
+    #[serde(skip)]
+    pub of_subject: Option<String>,
+    /// The names of the groups that it belongs to, the largest first.
     #[serde(skip)]
     pub groups: Vec<String>,
 }
@@ -64,11 +77,57 @@ fn empty_line() -> String {
     "\n\n".into()
 }
 
-/// Where examples come from.
+/// Parts of a benchmark, as a list, or in groups: these are named `{name}_{group}`.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Subjects {
+    List(Vec<String>),
+    Groups(BTreeMap<String, Vec<String>>),
+}
+
+impl Default for Subjects {
+    fn default() -> Self {
+        Self::List(vec![])
+    }
+}
+
+impl Subjects {
+    pub fn len(&self) -> usize {
+        self.each().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Subjects with their groups' names.
+    fn each(&self) -> Vec<(Option<&str>, &str)> {
+        match self {
+            Self::List(list) => list.iter().map(|subject| (None, subject.as_str())).collect(),
+            Self::Groups(groups) => groups
+                .iter()
+                .flat_map(|(group, list)| list.iter().map(move |subject| (Some(group.as_str()), subject.as_str())))
+                .collect(),
+        }
+    }
+}
+
+/// What differs for a subject.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Subject {
+    description: Option<String>,
+    samples: Option<Vec<Doc>>,
+}
+
+/// Where examples come from.
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shots {
-    pub split: String,
+    /// A split of the dataset; without it, the task's own samples.
+    pub split: Option<String>,
+    #[serde(default)]
+    pub samples: Vec<Doc>,
     /// The first ones, instead of some drawn at random for each document.
     #[serde(default)]
     pub first_n: bool,
@@ -76,6 +135,51 @@ pub struct Shots {
     /// test split nor one for examples.
     #[serde(default)]
     pub one_more: bool,
+}
+
+/// How answers in words are made and read.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Generate {
+    /// What ends an answer, and is not part of it.
+    pub until: Vec<String>,
+    /// Its most tokens.
+    #[serde(default = "max_tokens")]
+    pub max_tokens: usize,
+    /// The likeliest token each time if 0.
+    #[serde(default)]
+    pub temperature: f32,
+    /// Only so many of the likeliest tokens are drawn from; 0 for all.
+    #[serde(default)]
+    pub top_k: i32,
+    /// How many answers to each document.
+    #[serde(default = "one")]
+    pub repeats: usize,
+    /// Ways to read an answer: each gives figures of its own.
+    #[serde(default = "as_it_is")]
+    pub filters: Vec<Filter>,
+    /// What `exact_match` does not look at, in answers and targets: what these expressions match, ...
+    #[serde(default)]
+    pub ignore: Vec<String>,
+    /// ... case ...
+    #[serde(default)]
+    pub ignore_case: bool,
+    /// ... and ASCII's punctuation.
+    #[serde(default)]
+    pub ignore_punctuation: bool,
+}
+
+/// The harness's own limit.
+fn max_tokens() -> usize {
+    256
+}
+
+fn one() -> usize {
+    1
+}
+
+fn as_it_is() -> Vec<Filter> {
+    vec![Filter::default()]
 }
 
 /// What the model card says of the pretrained models, in percent.
@@ -90,128 +194,60 @@ pub struct Card {
     pub seven_b: f64,
 }
 
-const FILES: [&str; 15] = [
-    include_str!("tasks/mmlu.toml"),
-    include_str!("tasks/hellaswag.toml"),
-    include_str!("tasks/piqa.toml"),
-    include_str!("tasks/social_iqa.toml"),
-    include_str!("tasks/boolq.toml"),
-    include_str!("tasks/winogrande.toml"),
-    include_str!("tasks/commonsense_qa.toml"),
-    include_str!("tasks/openbookqa.toml"),
-    include_str!("tasks/arc_easy.toml"),
-    include_str!("tasks/arc_challenge.toml"),
-    include_str!("tasks/truthfulqa_mc1.toml"),
-    include_str!("tasks/truthfulqa_mc2.toml"),
-    include_str!("tasks/winogender_all.toml"),
-    include_str!("tasks/crows_pairs_english.toml"),
-    include_str!("tasks/toxigen.toml"),
-];
-
 impl Task {
-    /// All tasks, in the model card's order; those with subjects as one.
-    pub fn all() -> Vec<Self> {
-        let parse = |text: &&str| toml::from_str(text).unwrap_or_else(|e| panic!("a task file is wrong: {e}"));
-        FILES.iter().map(parse).collect()
-    }
-
-    /// A task of the user's own.
-    fn read(path: &Path) -> Result<Self> {
-        let wrong =
-            |reason: String| Error::Invalid(format!("the task file {} cannot be used: {reason}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-        let task: Self = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim().to_owned()))?;
-        if task.choices.is_some() == task.contexts.is_some() || task.contexts.is_some() != task.continuation.is_some() {
-            return Err(wrong("it needs either choices, or contexts and a continuation".into()));
+    /// A task from its file's text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut task: Self = toml::from_str(text).map_err(|e| e.to_string().trim().to_owned())?;
+        let kinds = [task.choices.is_some(), task.contexts.is_some(), task.generate.is_some()];
+        if kinds.iter().filter(|kind| **kind).count() != 1 || task.contexts.is_some() != task.continuation.is_some() {
+            return Err("it needs one of choices, contexts with a continuation, and generate".into());
         }
+        if let Some(metric) = task.metrics.iter().find(|metric| metric.is_of_text() != task.generate.is_some()) {
+            let kind = if metric.is_of_text() { "answers in words" } else { "choices" };
+            return Err(format!("its metric {} is of {kind}", metric.name()));
+        }
+        if let Some(generate) = &task.generate {
+            if generate.max_tokens == 0 || generate.repeats == 0 || generate.filters.is_empty() {
+                return Err("generate needs max_tokens, repeats and filters of at least 1".into());
+            }
+            generate.filters.iter().try_for_each(|filter| filter.check(generate.repeats))?;
+        }
+        task.groups.extend(task.group.clone());
         Ok(task)
     }
 
     /// The tasks of its subjects, or itself.
-    fn parts(&self) -> Vec<Self> {
-        let of_group = |(group, configs): (&String, &Vec<String>)| {
-            let part = |config: &String| Self {
-                name: format!("{}_{config}", self.name),
-                config: Some(config.clone()),
-                groups: vec![self.name.clone(), format!("{}_{group}", self.name)],
-                subjects: BTreeMap::new(),
-                ..self.clone()
-            };
-            configs.iter().map(part).collect::<Vec<_>>()
-        };
-        if self.subjects.is_empty() { vec![self.clone()] } else { self.subjects.iter().flat_map(of_group).collect() }
+    pub fn parts(&self) -> Result<Vec<Self>, String> {
+        if self.subjects.is_empty() {
+            return Ok(vec![self.clone()]);
+        }
+        self.subjects.each().into_iter().map(|(group, subject)| self.part(group, subject)).collect()
     }
-}
 
-/// The tasks that these names mean: a task's, a group's such as `mmlu_stem`, a subject's such as `mmlu_astronomy`, or a file with a
-/// task of the user's own, which ends in `.toml`.
-pub fn named(names: &[String]) -> Result<Vec<Task>> {
-    let all = Task::all();
-    let parts: Vec<Task> = all.iter().flat_map(Task::parts).collect();
-    let mut found: Vec<Task> = Vec::new();
-    for name in names {
-        let meant: Vec<Task> = if name.ends_with(".toml") {
-            Task::read(Path::new(name))?.parts()
-        } else {
-            parts.iter().filter(|task| task.name == *name || task.groups.contains(name)).cloned().collect()
-        };
-        if meant.is_empty() {
-            return Err(unknown(name, &all, &parts));
-        }
-        for task in meant {
-            if !found.iter().any(|known| known.name == task.name) {
-                found.push(task);
-            }
-        }
+    fn part(&self, group: Option<&str>, subject: &str) -> Result<Self, String> {
+        let templates = Templates::default();
+        let values = serde_json::json!({"subject": subject});
+        let of_subject = |template: &String| templates.render(template, &values);
+        let whole = self.group.as_ref().unwrap_or(&self.name);
+        let own = self.subject.get(subject).cloned().unwrap_or_default();
+        let shots =
+            self.shots.clone().map(|shots| Shots { samples: own.samples.unwrap_or(shots.samples.clone()), ..shots });
+        Ok(Self {
+            name: format!("{}_{subject}", self.name),
+            dataset: of_subject(&self.dataset)?,
+            config: self.config.as_ref().map(of_subject).transpose()?,
+            description: own.description.map_or_else(|| of_subject(&self.description), Ok)?,
+            shots,
+            groups: std::iter::once(whole.clone()).chain(group.map(|group| format!("{whole}_{group}"))).collect(),
+            of_subject: Some(subject.to_owned()),
+            subjects: Subjects::default(),
+            subject: BTreeMap::new(),
+            ..self.clone()
+        })
     }
-    Ok(found)
-}
 
-fn unknown(name: &str, all: &[Task], parts: &[Task]) -> Error {
-    let names = all.iter().chain(parts).map(|task| task.name.as_str());
-    let groups = parts.iter().flat_map(|task| task.groups.iter().map(String::as_str));
-    let mut near: Vec<(usize, &str)> = names.chain(groups).map(|known| (distance(name, known), known)).collect();
-    near.sort_unstable();
-    near.dedup();
-    let near: Vec<&str> =
-        near.iter().filter(|(d, _)| *d <= name.len().max(6) / 2).take(3).map(|(_, known)| *known).collect();
-    let all: Vec<&str> = all.iter().map(|task| task.name.as_str()).collect();
-    let hint = if near.is_empty() { String::new() } else { format!(" Did you mean {}?", near.join(", ")) };
-    Error::Invalid(format!("there is no task {name:?}.{hint} Known are {}", all.join(", ")))
-}
-
-/// Insertions, deletions and replacements that turn one into the other (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut before = row[0];
-        row[0] = i + 1;
-        for (j, &y) in b.iter().enumerate() {
-            let replaced = before + usize::from(x != y);
-            before = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(before + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_mean_tasks_groups_and_subjects() {
-        let count = |names: &[&str]| {
-            named(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).map(|tasks| tasks.len())
-        };
-        assert_eq!(count(&["mmlu"]).unwrap(), 57);
-        assert_eq!(count(&["mmlu_stem", "mmlu_astronomy", "piqa", "piqa"]).unwrap(), 20);
-        for task in Task::all() {
-            assert_eq!(task.contexts.is_some(), task.choices.is_none(), "{}", task.name);
-        }
-        let error = count(&["helaswag"]).unwrap_err().to_string();
-        assert!(error.contains("Did you mean hellaswag"), "{error}");
-        assert!(count(&["mmlu_astronomi"]).unwrap_err().to_string().contains("mmlu_astronomy"));
+    /// The ways to read an answer, by their names in results.
+    pub fn readings(&self) -> Vec<&str> {
+        self.generate.as_ref().map_or_else(|| vec!["none"], |g| g.filters.iter().map(|f| f.name.as_str()).collect())
     }
 }

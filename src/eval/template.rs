@@ -1,8 +1,11 @@
 //! Templates and expressions over documents: Jinja, with the methods and filters of Python that tasks use.
 
 use minijinja::{Environment, Error as JinjaError, ErrorKind, State, UndefinedBehavior, Value, value::Serde};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use regex::Regex;
 use serde::{Serialize, de::DeserializeOwned};
+
+use super::Doc;
 
 /// Renders templates and evaluates expressions.
 pub struct Templates(Environment<'static>);
@@ -25,6 +28,15 @@ impl Default for Templates {
 }
 
 impl Templates {
+    /// With constants beside the document's fields.
+    pub fn with(values: &Doc) -> Self {
+        let mut templates = Self::default();
+        for (name, value) in values {
+            templates.0.add_global(name.clone(), Value::from(Serde(value)));
+        }
+        templates
+    }
+
     /// The text that a template makes.
     pub fn render(&self, template: &str, context: &impl Serialize) -> Result<String, String> {
         self.0.render_str(template, Serde(context)).map_err(explain)
@@ -41,32 +53,19 @@ fn explain(error: JinjaError) -> String {
     format!("{error:#}").lines().next().unwrap_or_default().to_owned()
 }
 
-/// Python's methods of strings and lists.
-fn method(_: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, JinjaError> {
-    let unknown = || JinjaError::new(ErrorKind::UnknownMethod, format!("{name} of {}", value.kind()));
-    if name == "index" {
-        let [wanted] = args else { return Err(unknown()) };
+/// Python's methods of strings and lists: those that minijinja's own do not have, or that are not quite Python's.
+fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, JinjaError> {
+    if let ("index", [wanted]) = (name, args) {
         let found = value.try_iter()?.position(|item| item == *wanted);
         let missing = || JinjaError::new(ErrorKind::InvalidOperation, format!("{wanted} is not in {value}"));
         return found.map(Value::from).ok_or_else(missing);
     }
-    let text = value.as_str().ok_or_else(unknown)?;
-    let argument = |i: usize| args.get(i).and_then(Value::as_str);
+    let Some(text) = value.as_str() else { return unknown_method_callback(state, value, name, args) };
     Ok(match (name, args.len()) {
         ("strip", 0) => strip(text).into(),
         ("lstrip", 0) => text.trim_start_matches(is_space).into(),
         ("rstrip", 0) => text.trim_end_matches(is_space).into(),
-        ("lower", 0) => text.to_lowercase().into(),
-        ("upper", 0) => text.to_uppercase().into(),
-        ("capitalize", 0) => capitalize(text).into(),
-        ("replace", 2) => text.replace(argument(0).ok_or_else(unknown)?, argument(1).ok_or_else(unknown)?).into(),
-        ("startswith", 1) => text.starts_with(argument(0).ok_or_else(unknown)?).into(),
-        ("split", 1) => text.split(argument(0).ok_or_else(unknown)?).map(Value::from).collect(),
-        ("split", 2) => {
-            let most = args[1].as_usize().ok_or_else(unknown)?;
-            text.splitn(most + 1, argument(0).ok_or_else(unknown)?).map(Value::from).collect()
-        }
-        _ => return Err(unknown()),
+        _ => return unknown_method_callback(state, value, name, args),
     })
 }
 
@@ -75,19 +74,13 @@ fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-fn strip(text: &str) -> &str {
+pub(super) fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
 /// The trailing white space that Python's `rstrip` would take.
 pub(super) fn trailing_space(text: &str) -> &str {
     &text[text.trim_end_matches(is_space).len()..]
-}
-
-fn capitalize(text: &str) -> String {
-    let mut chars = text.chars();
-    let first = chars.next().map(|c| c.to_uppercase().collect::<String>()).unwrap_or_default();
-    first + &chars.as_str().to_lowercase()
 }
 
 #[cfg(test)]

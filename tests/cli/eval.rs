@@ -75,9 +75,61 @@ fn results_are_written_and_shards_join_to_the_same() {
     let limit = ["eval", "--tasks", "piqa", "--data", &data, "--limit", "13", "--output", &other, "--shard", "0/3"];
     home.run(&limit).ok();
     merge(&[&other, &shards[1], &shards[2]]).fails(1, &["not of one run", "tasks or settings"]);
+    let mut changed = json(&home.path("shard-1.json"));
+    changed["config"]["data"][0] = "another".into();
+    fs::write(home.path("changed.json"), changed.to_string()).unwrap();
+    merge(&[&shards[0], &path(&home, "changed.json"), &shards[2]]).fails(1, &["they differ in data"]);
     let lost = fs::read_to_string(home.path("shard-1.json.samples.jsonl")).unwrap();
     fs::write(home.path("shard-1.json.samples.jsonl"), lost.lines().next().unwrap()).unwrap();
     merge(&[&shards[0], &shards[1], &shards[2]]).fails(1, &["documents in all shards together"]);
+}
+
+/// Answers in words are read in each of a task's ways; programs are run only if that is allowed.
+#[test]
+fn words_are_read_and_programs_run_if_that_is_allowed() {
+    let home = Home::new();
+    let data = data();
+    let tasks = |name: &str| format!("{}/src/eval/tasks/{name}.toml", env!("CARGO_MANIFEST_DIR"));
+    let own = |from: &str, to: &str, change: [&str; 2]| {
+        let text = fs::read_to_string(tasks(from)).unwrap();
+        assert!(text.contains(change[0]));
+        let text = text.replace(change[0], change[1]).replacen(&format!("\"{from}\""), &format!("\"{to}\""), 1);
+        fs::write(home.path(&format!("{to}.toml")), text).unwrap();
+        path(&home, &format!("{to}.toml"))
+    };
+    let short = own("humaneval", "short", ["max_tokens = 1024", "max_tokens = 8"]);
+    // What it should write, whatever the model does.
+    let sure = own("humaneval", "sure", ["{{prompt}}{{response}}", "{{prompt}}    return x + task_id.count('x')"]);
+    let sure = {
+        let text =
+            fs::read_to_string(&sure).unwrap().replace("task_id.count('x')", "{{task_id.split('/')[1] | int % 3}}");
+        fs::write(&sure, text.replace("max_tokens = 1024", "max_tokens = 8")).unwrap();
+        sure
+    };
+    let names = format!("triviaqa,gsm8k,{short},{sure}");
+    let args = ["eval", "--tasks", &names, "--data", &data, "--num-fewshot", "0", "--limit", "9", "--slots", "4"];
+    let output = path(&home, "out.json");
+    let ran = home.run(&[&args[..], &["--output", &output]].concat()).ok();
+    for words in [
+        "| triviaqa | 0 | exact_match, remove_whitespace |",
+        "| gsm8k | 0 | exact_match, strict-match | 0.0 | 0.0 | 17.7 | 46.4 | 9 |",
+        "| gsm8k | 0 | exact_match, flexible-extract |",
+        "| short | 0 | pass@1, create_test | – |  | 22.0 |",
+    ] {
+        assert!(ran.stdout.contains(words), "{words:?} is not in:\n{}", ran.stdout);
+    }
+    assert!(ran.stderr.contains("18 programs were not run; --allow-code-execution does it"), "{}", ran.stderr);
+    let samples = fs::read_to_string(home.path("out.json.samples.jsonl")).unwrap();
+    assert_eq!(samples.lines().count(), 9 + 18 + 9 + 9, "one line for each document and way to read it");
+    let of_short =
+        samples.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).find(|s| s["task"] == "short");
+    assert!(of_short.unwrap()["filtered_resps"][0].as_str().unwrap().starts_with("def f0(x):"));
+    assert_eq!(json(&home.path("out.json"))["results"]["short"]["pass@1,create_test"], Value::Null);
+
+    let ran = home.run(&[&args[..], &["--allow-code-execution"]].concat()).ok();
+    assert!(ran.stdout.contains("| sure | 0 | pass@1, create_test | 100.0 | 0.0 | 22.0 |"), "{}", ran.stdout);
+    let wrong = own("humaneval", "long", ["max_tokens = 1024", "max_tokens = 9999"]);
+    home.run(&["eval", "--tasks", &wrong, "--data", &data]).fails(1, &["leave no room", "longer --context"]);
 }
 
 #[test]
@@ -85,21 +137,25 @@ fn a_run_that_is_killed_goes_on_where_it_was() {
     let home = Home::new();
     let data = data();
     let output = path(&home, "out.json");
-    let args = ["eval", "--tasks", "hellaswag,boolq", "--data", &data, "--num-fewshot", "1", "--output", &output];
+    let args =
+        ["eval", "--tasks", "hellaswag,boolq,triviaqa", "--data", &data, "--num-fewshot", "1", "--output", &output];
     let partial = home.path("out.json.partial");
-    let mut child = home.command(&args).spawn().unwrap();
-    let started = Instant::now();
-    while fs::read_to_string(&partial).map_or(0, |text| text.lines().count()) < 5 {
-        assert!(started.elapsed() < Duration::from_secs(120), "nothing is written");
-        std::thread::sleep(Duration::from_millis(2));
+    // Once while choices are scored, once while answers are written.
+    for lines in [5, 110] {
+        let mut child = home.command(&args).spawn().unwrap();
+        let started = Instant::now();
+        while fs::read_to_string(&partial).map_or(0, |text| text.lines().count()) < lines {
+            assert!(started.elapsed() < Duration::from_secs(120), "nothing is written");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut kept = fs::read_to_string(&partial).unwrap();
+        kept.truncate(kept.rfind('\n').unwrap() - 3); // as if it had been killed while it wrote a line
+        fs::write(&partial, &kept).unwrap();
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let mut kept = fs::read_to_string(&partial).unwrap();
-    kept.truncate(kept.rfind('\n').unwrap() - 3); // as if it had been killed while it wrote a line
-    fs::write(&partial, &kept).unwrap();
     let ran = home.run(&args).ok();
-    assert!(ran.stderr.contains("of 100 documents were finished before"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("of 150 documents were finished before"), "{}", ran.stderr);
     let fresh = path(&home, "fresh.json");
     let again = [&args[..7], &["--output", &fresh]].concat();
     home.run(&again).ok();
@@ -134,7 +190,8 @@ fn wrong_tasks_and_data_are_explained() {
     fs::remove_file(&file).unwrap();
     let lines = home.path("data/piqa/data/validation.jsonl");
     fs::write(&lines, "{\"goal\": \"x\", \"sol1\": \"a\", \"label\": 0}\n").unwrap();
-    eval("piqa", &own).fails(1, &["task piqa, document 0", "[sol1, sol2] has a wrong value"]);
+    eval("piqa", &own)
+        .fails(1, &["task piqa, document 0", "[sol1, sol2] has a wrong value", "the fields goal, label, sol1"]);
     fs::write(&lines, "{\"goal\": \"x\",\n").unwrap();
     eval("piqa", &own).fails(1, &["validation.jsonl cannot be read", "line 1"]);
     fs::write(&lines, "{\"goal\": \"x\", \"sol1\": \"a\", \"sol2\": \"b\", \"label\": 0}\n").unwrap();

@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Key, SAMPLES, Shard, evaluations, write};
+use super::{Key, SAMPLES, Shard, write};
 use crate::{
     cli::{Outcome, journal::beside},
-    eval::{named, table},
+    eval::{Evaluation, judged_of, named, table},
 };
 
 #[derive(Debug, clap::Args)]
@@ -54,8 +54,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let first = &parts[0];
     for part in &parts[1..] {
         let differs = |what: &str| part.results["config"][what] != first.results["config"][what];
-        if let Some(what) = ["digest", "version"].into_iter().find(|what| differs(what)) {
-            let what = if what == "digest" { "model, tasks or settings" } else { what };
+        let all = [("digest", "model, tasks or settings"), ("version", "version"), ("data", "data")];
+        if let Some((_, what)) = all.into_iter().find(|(field, _)| differs(field)) {
             bail!("{} and {} are not of one run: they differ in {what}", first.name(), part.name());
         }
         if part.shard.count != first.shard.count {
@@ -81,7 +81,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let counts = tasks.iter().map(|task| figure("n-samples", &task.name, "original")).collect::<Result<Vec<_>>>()?;
     let shots = tasks.iter().map(|task| figure("n-shot", &task.name, "")).collect::<Result<Vec<_>>>()?;
-    let mut samples: BTreeMap<Key, Value> = BTreeMap::new();
+    // In the order of documents, whichever shard they were of.
+    let mut samples: BTreeMap<Key, Vec<Value>> = BTreeMap::new();
     for part in &parts {
         let path = beside(&part.path, SAMPLES);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -92,20 +93,30 @@ pub fn run(args: &Args) -> Result<Outcome> {
             let (Some(task), Some(id)) = (task, id) else {
                 bail!("{} holds a document that is not of shard {}", path.display(), part.shard);
             };
-            samples.insert((task, id), sample);
+            samples.entry((task, id)).or_default().push(sample);
         }
     }
     let limit = config["limit"].as_u64().map_or(usize::MAX, |limit| limit as usize);
-    for (i, task) in tasks.iter().enumerate() {
+    let mut evaluations = Vec::new();
+    for (i, task) in tasks.into_iter().enumerate() {
         let (found, wanted) = (samples.range((i, 0)..(i + 1, 0)).count(), counts[i].min(limit));
         if found != wanted {
             bail!("{} has {found} documents in all shards together, {wanted} are expected", task.name);
         }
+        evaluations.push(Evaluation::new(task, shots[i], counts[i]));
+    }
+    for ((task, id), samples) in &samples {
+        let evaluation = &mut evaluations[*task];
+        let of_task = |sample: &Value| judged_of(&evaluation.task, sample);
+        let judged = samples.iter().map(of_task).collect::<Option<Vec<_>>>();
+        let judged = judged.filter(|judged| judged.len() == evaluation.task.readings().len());
+        let damaged =
+            || format!("the samples of {}, document {id}, are damaged: run its shard again", evaluation.task.name);
+        evaluation.add(&judged.with_context(damaged)?);
     }
     let mut config = config.clone();
     config["shard"] = Value::Null;
-    let evaluations = evaluations(tasks, &samples, &counts, &shots);
-    write(&args.output, &evaluations, &samples, config)?;
+    write(&args.output, &evaluations, &samples.into_values().flatten().collect::<Vec<_>>(), config)?;
     write!(std::io::stdout(), "{}", table(&evaluations))?;
     Ok(Outcome::Done)
 }

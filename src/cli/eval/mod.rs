@@ -3,7 +3,7 @@
 mod merge;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fmt, fs,
     io::Write,
     num::NonZeroUsize,
@@ -23,8 +23,12 @@ use super::{
     note,
     progress::Counter,
 };
-use crate::eval::{
-    Dataset, Evaluation, Item, Likelihood, Scorer, Task, groups, html, items, named, results_json, sample_json, table,
+use crate::{
+    engine::Engine,
+    eval::{
+        Dataset, Evaluation, Generate, Item, Judged, Response, Scorer, Task, generate, html, items, judge, named,
+        results_json, run_programs, sample_json, score, table,
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -54,6 +58,13 @@ pub struct Args {
     /// joins the parts
     #[arg(long, value_name = "I/N", requires = "output")]
     shard: Option<Shard>,
+    /// How many answers in words are written at a time on each data row of the mesh
+    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..))]
+    slots: u16,
+    /// Run the programs that the model writes (humaneval, mbpp), with python3, in processes with little time, memory and disk. That
+    /// protects from accidents, not from malice: do it in a container or a virtual machine
+    #[arg(long)]
+    allow_code_execution: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -106,78 +117,31 @@ pub fn run(args: &Args) -> Result<Outcome> {
     interrupt::install();
     let tasks = named(&args.tasks)?;
     let opened = args.model.open()?;
-    let (all, keys, counts) = read(args, &tasks, &opened)?;
-    let mut journal = None;
-    let mut kept: HashMap<Key, Value> = HashMap::new();
-    if let Some(output) = &args.output {
-        let digest = format!("{} {}", args.digest(&tasks, &opened)?, args.shard.unwrap_or(Shard::WHOLE));
-        let (opened, lines) = Journal::open(&beside(output, ".partial"), &digest)?;
-        for line in lines {
-            let task = tasks.iter().position(|task| line["task"] == task.name.as_str());
-            if let (Some(task), Some(id)) = (task, line["doc_id"].as_u64()) {
-                kept.insert((task, id as usize), line);
-            }
-        }
-        journal = Some(opened);
+    let (all, mut evaluations, data) = read(args, &tasks, &opened)?;
+    let digest = args.digest(&tasks, &all, &opened)?;
+    let mut finished =
+        Finished::open(args.output.as_deref(), &format!("{digest} {}", args.shard.unwrap_or(Shard::WHOLE)), &tasks)?;
+    let left: BTreeMap<Key, &Item> =
+        all.iter().filter(|(key, _)| !finished.responses.contains_key(key)).map(|(key, item)| (*key, item)).collect();
+    if left.len() < all.len() {
+        note(&format!("{} of {} documents were finished before", all.len() - left.len(), all.len()));
     }
-    if !kept.is_empty() {
-        note(&format!("{} of {} documents were finished before", kept.len(), all.len()));
-    }
-
-    // What is left: items and their keys.
-    let (keys, left): (Vec<Key>, Vec<Item>) =
-        keys.into_iter().zip(all).filter(|(key, _)| !kept.contains_key(key)).unzip();
-    let mut samples: BTreeMap<Key, Value> = kept.into_iter().collect();
     if !left.is_empty() {
-        let platform = args.model.platform(&opened)?;
-        let loaded = args.model.load(&opened, &platform)?;
-        let longest = left.iter().flat_map(|item| &item.pairs);
-        let longest = longest.map(|pair| pair.context_tokens.len() + pair.continuation_tokens.len()).max().unwrap_or(1);
-        let mut scorer = Scorer::new(loaded.model, opened.cache_len(longest as i64))?;
-        let groups = groups(&left);
-        let mut found: Vec<Vec<Option<Likelihood>>> = left.iter().map(|item| vec![None; item.pairs.len()]).collect();
-        let counter = Counter::new("documents", left.len() as u64);
-        let mut failed = None;
-        interrupt::begin_writing();
-        scorer.score(&groups, |group, likelihoods| {
-            for (likelihood, wanted) in likelihoods.iter().zip(&groups[group].wanted) {
-                for &(item, pair) in wanted {
-                    found[item][pair] = Some(*likelihood);
-                    let Some(whole) = found[item].iter().copied().collect::<Option<Vec<_>>>() else { continue };
-                    let (task, item_of) = (&tasks[keys[item].0], &left[item]);
-                    let values: Vec<f64> = task.metrics.iter().map(|metric| metric.of(item_of, &whole)).collect();
-                    let sample = sample_json(task, item_of, &whole, &values);
-                    if let Some(journal) = &mut journal
-                        && let Err(error) = journal.write(&sample)
-                    {
-                        failed = Some(error);
-                        return Ok(false);
-                    }
-                    samples.insert(keys[item], sample);
-                    let tokens = item_of.pairs.iter().map(|p| p.context_tokens.len() + p.continuation_tokens.len());
-                    counter.advance(1, tokens.sum::<usize>() as u64);
-                }
-            }
-            Ok(!interrupt::asked())
-        })?;
-        let (tokens, time) = counter.finish();
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        if interrupt::asked() {
-            if args.output.is_some() {
-                note("interrupted; the same command goes on from there");
-            }
-            return Ok(Outcome::Interrupted);
-        }
-        note(&format!(
-            "{} documents of {tokens} tokens in {}; {} tokens were computed, others were shared",
-            left.len(),
-            HumanDuration(time),
-            scorer.computed
-        ));
+        respond(args, &tasks, &left, &opened, &mut finished)?;
     }
-    let shots: Vec<usize> = tasks.iter().map(|task| args.num_fewshot.unwrap_or(task.num_fewshot)).collect();
+    let judged = if interrupt::asked() { None } else { judge_all(args, &tasks, &all, &finished.responses)? };
+    let Some(judged) = judged else {
+        if args.output.is_some() {
+            note("interrupted; the same command goes on from there");
+        }
+        return Ok(Outcome::Interrupted);
+    };
+    let mut samples = Vec::new();
+    for (key, judged) in &judged {
+        evaluations[key.0].add(judged);
+        let sample = |judged| sample_json(&tasks[key.0], &all[key], &finished.responses[key], judged);
+        samples.extend(judged.iter().map(sample));
+    }
     let config = json!({
         "model": "gemma-pjrt",
         "model_args": format!("{:?}", args.model.identity()),
@@ -187,71 +151,182 @@ pub fn run(args: &Args) -> Result<Outcome> {
         "limit": args.limit,
         "num_fewshot": args.num_fewshot,
         "tasks": args.tasks,
-        "digest": args.digest(&tasks, &opened)?,
+        "digest": args.digest_of_run(&tasks, &opened),
+        "data": data,
         "shard": args.shard.map(|shard| shard.to_string()),
     });
-    let evaluations = evaluations(tasks, &samples, &counts, &shots);
     if let Some(output) = &args.output {
         write(output, &evaluations, &samples, config)?;
-        let partial = beside(output, ".partial");
-        fs::remove_file(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
+        finished.remove()?;
     }
-    print!("{}", table(&evaluations));
+    write!(std::io::stdout(), "{}", table(&evaluations))?;
     Ok(Outcome::Done)
+}
+
+/// Has the model score choices and write answers; what it says goes to `finished` at once.
+fn respond(
+    args: &Args,
+    tasks: &[Task],
+    left: &BTreeMap<Key, &Item>,
+    opened: &Opened,
+    finished: &mut Finished<'_>,
+) -> Result<()> {
+    let platform = args.model.platform(opened)?;
+    let loaded = args.model.load(opened, &platform)?;
+    let generate_of = |key: &Key| tasks[key.0].generate.as_ref();
+    let counter = Counter::new("documents", left.len() as u64);
+    let mut failed = None;
+    let mut keep = |key: Key, response: Response| {
+        counter.advance(1, left[&key].tokens() as u64);
+        failed = finished.add(tasks, key, response).err();
+        Ok(failed.is_none() && !interrupt::asked())
+    };
+    interrupt::begin_writing();
+
+    let (keys, choices): (Vec<Key>, Vec<Item>) =
+        left.iter().filter(|(key, _)| generate_of(key).is_none()).map(|(key, item)| (*key, (*item).clone())).unzip();
+    if !choices.is_empty() {
+        let longest = choices.iter().map(Item::tokens).max().unwrap_or(1);
+        let mut scorer = Scorer::new(loaded.model.clone(), opened.cache_len(longest as i64))?;
+        score(&mut scorer, &choices, |i, response| keep(keys[i], response))?;
+        let (computed, asked) = (scorer.computed, scorer.computed + scorer.reused);
+        note(&format!("{computed} of {asked} tokens of choices were computed, the others were shared"));
+    }
+    let (keys, words): (Vec<Key>, Vec<(&Item, &Generate)>) =
+        left.iter().filter_map(|(key, item)| Some((*key, (*item, generate_of(key)?)))).unzip();
+    if !words.is_empty() && !interrupt::asked() {
+        let longest = words.iter().map(|(item, generate)| item.tokens() + generate.max_tokens).max().unwrap_or(1);
+        let tokenizer = opened.tokenizer()?;
+        let mut engine = Engine::new(loaded.model, tokenizer, args.slots.into(), opened.cache_len(longest as i64))?;
+        generate(&mut engine, &words, tokenizer.special().eos, |i, response| keep(keys[i], response))?;
+        let stats = engine.stats();
+        let (cached, generated) = (stats.cached, stats.generated);
+        note(&format!("{generated} tokens were written; {cached} tokens of questions were shared"));
+    }
+    let (tokens, time) = counter.finish();
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    note(&format!("{} documents of {tokens} tokens in {}", left.len(), HumanDuration(time)));
+    Ok(())
+}
+
+/// What all responses are worth. None if it was interrupted.
+fn judge_all(
+    args: &Args,
+    tasks: &[Task],
+    all: &BTreeMap<Key, Item>,
+    responses: &BTreeMap<Key, Response>,
+) -> Result<Option<BTreeMap<Key, Vec<Judged>>>> {
+    let of_item = |(key, item): (&Key, &Item)| Ok((*key, judge(&tasks[key.0], item, &responses[key])?));
+    let mut judged: BTreeMap<Key, Vec<Judged>> = all.iter().map(of_item).collect::<Result<_>>()?;
+    let (mut places, mut programs) = (vec![], vec![]);
+    for (key, judged) in &mut judged {
+        for judged in judged {
+            if let Some(program) = judged.program(&tasks[key.0], &all[key]) {
+                programs.push(program);
+                places.push((&tasks[key.0], judged));
+            }
+        }
+    }
+    if !programs.is_empty() && !args.allow_code_execution {
+        note(&format!("{} programs were not run; --allow-code-execution does it", programs.len()));
+    } else if !programs.is_empty() {
+        interrupt::begin_writing();
+        for ((task, judged), passes) in places.into_iter().zip(run_programs(&programs, || !interrupt::asked())?) {
+            let Some(passes) = passes else { return Ok(None) };
+            judged.set_passes(task, passes);
+        }
+    }
+    Ok(Some(judged))
+}
+
+/// Responses so far, on disk if there is an output.
+struct Finished<'p> {
+    journal: Option<(&'p Path, Journal)>,
+    responses: BTreeMap<Key, Response>,
+}
+
+impl<'p> Finished<'p> {
+    /// Goes on with what an earlier run of the same left.
+    fn open(output: Option<&'p Path>, digest: &str, tasks: &[Task]) -> Result<Self> {
+        let Some(output) = output else { return Ok(Self { journal: None, responses: BTreeMap::new() }) };
+        let (journal, lines) = Journal::open(&beside(output, PARTIAL), digest)?;
+        let response = |line: Value| {
+            let task = tasks.iter().position(|task| line["task"] == task.name.as_str())?;
+            Some(((task, line["doc_id"].as_u64()? as usize), serde_json::from_value(line["resps"].clone()).ok()?))
+        };
+        let responses = lines.into_iter().map(response).collect::<Option<_>>();
+        let responses = responses.with_context(|| format!("{} is damaged; remove it", journal.path.display()))?;
+        Ok(Self { journal: Some((output, journal)), responses })
+    }
+
+    fn add(&mut self, tasks: &[Task], key: Key, response: Response) -> Result<()> {
+        if let Some((_, journal)) = &mut self.journal {
+            journal.write(&json!({"task": tasks[key.0].name, "doc_id": key.1, "resps": response}))?;
+        }
+        self.responses.insert(key, response);
+        Ok(())
+    }
+
+    /// The results hold it all.
+    fn remove(&self) -> Result<()> {
+        let Some((output, _)) = &self.journal else { return Ok(()) };
+        let partial = beside(output, PARTIAL);
+        fs::remove_file(&partial).with_context(|| format!("cannot remove {}", partial.display()))
+    }
 }
 
 fn list() -> Result<Outcome> {
     let mut out = std::io::stdout();
     for task in Task::all() {
-        let parts: usize = task.subjects.values().map(Vec::len).sum();
+        let parts = task.subjects.len();
         let parts = if parts > 0 { format!(", {parts} subjects") } else { String::new() };
-        writeln!(out, "{} ({}{parts})", task.name, task.dataset)?;
+        // A dataset for each subject has only its beginning in common.
+        let dataset = task.dataset.split("{{").next().unwrap_or_default();
+        writeln!(out, "{} ({dataset}{parts})", task.name)?;
     }
     Ok(Outcome::Done)
 }
 
-/// All documents, their keys, and how many each task's split has.
-fn read(args: &Args, tasks: &[Task], opened: &Opened) -> Result<(Vec<Item>, Vec<Key>, Vec<usize>)> {
-    let (mut all, mut keys, mut counts) = (vec![], vec![], vec![]);
+/// All documents that are to be evaluated, the tasks with their splits' sizes, and what tells whether others have the same data.
+fn read(args: &Args, tasks: &[Task], opened: &Opened) -> Result<(BTreeMap<Key, Item>, Vec<Evaluation>, Vec<String>)> {
+    let (mut all, mut evaluations, mut data) = (BTreeMap::new(), vec![], vec![]);
+    let (shard, limit) = (args.shard.unwrap_or(Shard::WHOLE), args.limit.map(NonZeroUsize::get));
     for (i, task) in tasks.iter().enumerate() {
         let dataset = Dataset::open(&args.data, &task.dataset, task.config.as_deref())?;
         let shots = args.num_fewshot.unwrap_or(task.num_fewshot);
-        let (shard, max_length) = (args.shard.unwrap_or(Shard::WHOLE), opened.context as usize);
-        let (items, documents) =
-            items(task, &dataset, opened.tokenizer()?, shots, args.limit.map(NonZeroUsize::get), max_length, |id| {
-                shard.has(id)
-            })?;
-        keys.extend(items.iter().map(|item| (i, item.id)));
-        all.extend(items);
-        counts.push(documents);
+        let max_length = opened.context as usize;
+        let has = |id| shard.has(id);
+        let (items, documents) = items(task, &dataset, opened.tokenizer()?, shots, limit, max_length, has)?;
+        all.extend(items.into_iter().map(|item| ((i, item.id), item)));
+        evaluations.push(Evaluation::new(task.clone(), shots, documents));
+        data.push(dataset.digest(&task.split)?);
     }
-    Ok((all, keys, counts))
+    Ok((all, evaluations, data))
 }
 
 impl Args {
-    /// What tells whether two runs score the same in the same way.
-    fn digest(&self, tasks: &[Task], opened: &Opened) -> Result<String> {
-        let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
-        let all = format!("{:?}", (self.model.identity(), names, self.num_fewshot, self.limit, opened.context));
-        Ok(format!("{:x}", Sha256::digest(all)))
+    /// What tells whether two shards are of one run.
+    fn digest_of_run(&self, tasks: &[Task], opened: &Opened) -> String {
+        let of_run = (self.model.identity(), self.num_fewshot, self.limit, opened.context, self.allow_code_execution);
+        format!("{:x}", Sha256::digest(format!("{of_run:?} {tasks:?}")))
+    }
+
+    /// What tells whether responses are to the same questions: the run and the documents with all that is asked.
+    fn digest(&self, tasks: &[Task], all: &BTreeMap<Key, Item>, opened: &Opened) -> Result<String> {
+        let mut digest = Sha256::new();
+        digest.update(format!("{:?} {:?} {tasks:?}", self.model.identity(), opened.context));
+        for (key, item) in all {
+            digest.update(format!("{key:?} {:?}", item.ask));
+        }
+        Ok(format!("{:x}", digest.finalize()))
     }
 }
 
-/// Each task with its documents' figures, from their samples.
-fn evaluations(tasks: Vec<Task>, samples: &BTreeMap<Key, Value>, counts: &[usize], shots: &[usize]) -> Vec<Evaluation> {
-    let of_task = |(i, task): (usize, Task)| {
-        let own = samples.range((i, 0)..(i + 1, 0)).map(|(_, sample)| sample);
-        let figure = |sample: &Value, name: &str| sample[name].as_f64().unwrap_or(f64::NAN);
-        let outcomes = own.map(|sample| task.metrics.iter().map(|metric| figure(sample, metric.name())).collect());
-        let outcomes = outcomes.collect();
-        Evaluation { task, num_fewshot: shots[i], documents: counts[i], outcomes }
-    };
-    tasks.into_iter().enumerate().map(of_task).collect()
-}
-
 /// Results, and beside them a page with plots and each document's log.
-fn write(output: &Path, evaluations: &[Evaluation], samples: &BTreeMap<Key, Value>, config: Value) -> Result<()> {
-    write_whole(&beside(output, SAMPLES), |out| samples.values().try_for_each(|line| writeln!(out, "{line}")))?;
+fn write(output: &Path, evaluations: &[Evaluation], samples: &[Value], config: Value) -> Result<()> {
+    write_whole(&beside(output, SAMPLES), |out| samples.iter().try_for_each(|line| writeln!(out, "{line}")))?;
     let line = |name: &str| {
         let value = &config[name];
         (name.replace('_', " "), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
@@ -269,3 +344,4 @@ fn write(output: &Path, evaluations: &[Evaluation], samples: &BTreeMap<Key, Valu
 
 /// Added to the results' name.
 const SAMPLES: &str = ".samples.jsonl";
+const PARTIAL: &str = ".partial";

@@ -1,0 +1,135 @@
+//! How an answer in words is read: the harness's filters.
+
+use fancy_regex::Regex;
+use serde::Deserialize;
+
+use super::{Doc, Templates, template::strip};
+
+/// A way to read answers, with a name in results.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filter {
+    pub name: String,
+    #[serde(default)]
+    steps: Vec<Step>,
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self { name: "none".into(), steps: vec![] }
+    }
+}
+
+/// What becomes of all answers to a document.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Step {
+    /// White space at both ends goes.
+    Strip,
+    /// Only what the expression matches is left, or the first of its groups that has something: of its first match, or the last one.
+    Regex {
+        pattern: String,
+        #[serde(default)]
+        last: bool,
+    },
+    /// Only the first ones.
+    First(usize),
+    /// The one that there is most often; the first of several.
+    Majority,
+    /// A template over the document and `response`.
+    Template(String),
+}
+
+/// What the harness takes where an expression does not match.
+const NO_MATCH: &str = "[invalid]";
+
+impl Filter {
+    /// Says what is wrong with it, if anything, where there are so many answers to a document.
+    pub fn check(&self, repeats: usize) -> Result<(), String> {
+        self.steps.iter().try_for_each(|step| match step {
+            Step::Regex { pattern, .. } => expression(pattern).map(drop),
+            Step::First(n) if *n == 0 || *n > repeats => {
+                Err(format!("the filter {} takes the first {n} of {repeats} answers", self.name))
+            }
+            _ => Ok(()),
+        })
+    }
+
+    /// What is read in a document's answers.
+    pub fn read(&self, answers: &[String], doc: &Doc) -> Result<String, String> {
+        let mut answers = answers.to_vec();
+        for step in &self.steps {
+            match step {
+                Step::Strip => answers.iter_mut().for_each(|answer| *answer = strip(answer).to_owned()),
+                Step::Regex { pattern, last } => {
+                    let regex = expression(pattern)?;
+                    for answer in &mut answers {
+                        *answer = found(&regex, answer, *last).map_err(|e| e.to_string())?;
+                    }
+                }
+                Step::First(n) => answers.truncate(*n),
+                Step::Majority => {
+                    let count = |answer: &String| answers.iter().filter(|other| *other == answer).count();
+                    // The last of the largest is the first one, from behind.
+                    let most = answers.iter().rev().max_by_key(|answer| count(answer)).cloned();
+                    answers = most.into_iter().collect();
+                }
+                Step::Template(template) => {
+                    for answer in &mut answers {
+                        let mut values = doc.clone();
+                        values.insert("response".into(), answer.as_str().into());
+                        *answer = Templates::default().render(template, &values)?;
+                    }
+                }
+            }
+        }
+        answers.into_iter().next().ok_or_else(|| "there is no answer".to_owned())
+    }
+}
+
+/// An expression with what Python's has: it may look behind and ahead.
+pub(super) fn expression(pattern: &str) -> Result<Regex, String> {
+    Regex::new(pattern).map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
+}
+
+fn found(regex: &Regex, text: &str, last: bool) -> Result<String, fancy_regex::Error> {
+    let mut matches = regex.captures_iter(text);
+    let chosen = if last { matches.last() } else { matches.next() }.transpose()?;
+    let Some(chosen) = chosen else { return Ok(NO_MATCH.into()) };
+    let group = |i: usize| chosen.get(i).map_or("", |m| m.as_str());
+    let part = match chosen.len() {
+        1 => group(0),
+        // With one group, what it has, even if that is nothing.
+        2 => group(1),
+        groups => (1..groups).map(group).find(|part| !part.is_empty()).unwrap_or(NO_MATCH),
+    };
+    Ok(strip(part).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(steps: &str, answers: &[&str]) -> String {
+        let filter: Filter = toml::from_str(&format!("name = 'x'\nsteps = [{steps}]")).unwrap();
+        filter.check(answers.len()).unwrap();
+        filter.read(&answers.iter().map(|&answer| answer.to_owned()).collect::<Vec<_>>(), &Doc::default()).unwrap()
+    }
+
+    #[test]
+    fn answers_are_read_as_the_harness_reads_them() {
+        let flexible = "{ regex = { pattern = '(-?[$0-9.,]{2,})|(-?[0-9]+)', last = true } }";
+        assert_eq!(read(flexible, &["it is 7 of $1,234. or 5"]), "5");
+        assert_eq!(read(flexible, &["none"]), "[invalid]");
+        assert_eq!(read("{ regex = { pattern = '#### (\\-?[0-9\\.\\,]+)' } }", &["so\n#### 1,2 or #### 3"]), "1,2");
+        assert_eq!(
+            read("{ regex = { pattern = '(?<=the answer is )(.*)(?=.)' } }", &["So the answer is (A).\nQ"]),
+            "(A)"
+        );
+        assert_eq!(read("'strip'", &[" Paris \n"]), "Paris");
+        let vote = ["b", "a", "c", "a", "b"];
+        assert_eq!(read("'majority'", &vote), "b");
+        assert_eq!(read("{ first = 4 }, 'majority'", &vote), "a");
+        assert_eq!(read("{ template = '[{{response}}]' }", &["x"]), "[x]");
+    }
+}

@@ -1,0 +1,356 @@
+//! Formulas in LaTeX, as far as answers to problems of schools need them, and whether two are equal.
+//!
+//! The harness has sympy simplify the difference. Here both are computed at several points: formulas of this kind that agree at random
+//! points are equal (Schwartz 1980). What can be parsed follows `sympy.parsing.latex`: letters are names, `\pi` too; a number may
+//! have commas between thousands; what follows a complete formula is not looked at.
+
+/// Whether two formulas, or texts, are the same.
+pub fn are_equal(a: &str, b: &str) -> bool {
+    if !a.is_empty() && a == b {
+        return true;
+    }
+    let (Some(a), Some(b)) = (tokens(a), tokens(b)) else { return false };
+    let mut compared = 0;
+    for point in 0..6 {
+        let (Some(x), Some(y)) = (value(&a, point), value(&b, point)) else { return false };
+        if !x.is_finite() || !y.is_finite() {
+            continue;
+        }
+        if (x - y).abs() > 1e-9 * x.abs().max(y.abs()).max(1.0) {
+            return false;
+        }
+        compared += 1;
+    }
+    compared > 0
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Token {
+    Number(f64),
+    Name(String),
+    /// `\frac` and the like, without the backslash.
+    Command(String),
+    /// Operators and brackets.
+    Sign(char),
+    /// `=`, `<`, `\le`, ...
+    Relation,
+}
+
+/// None where something is no part of any formula.
+fn tokens(text: &str) -> Option<Vec<Token>> {
+    let chars: Vec<char> = text.chars().collect();
+    let mut found = Vec::new();
+    let mut i = 0;
+    while let Some(&c) = chars.get(i) {
+        i += 1;
+        match c {
+            c if c.is_whitespace() => {}
+            '0'..='9' => i = number(&chars, i - 1, &mut found),
+            // A differential is one name.
+            'd' if chars.get(i).is_some_and(char::is_ascii_alphabetic) => {
+                found.push(Token::Name(format!("d{}", chars[i])));
+                i += 1;
+            }
+            c if c.is_ascii_alphabetic() => found.push(Token::Name(c.into())),
+            '\\' => {
+                let name: String = chars[i..].iter().take_while(|c| c.is_ascii_alphabetic()).collect();
+                i += name.len();
+                if name.is_empty() {
+                    let sign = *chars.get(i)?;
+                    i += 1;
+                    match sign {
+                        '!' | ',' | ':' | ';' | ' ' => {}
+                        '{' | '}' => found.push(Token::Sign(if sign == '{' { '(' } else { ')' })),
+                        _ => return None,
+                    }
+                    continue;
+                }
+                match name.as_str() {
+                    "left" | "right" | "quad" | "qquad" | "displaystyle" | "limits" => {}
+                    "cdot" | "times" => found.push(Token::Sign('*')),
+                    "div" => found.push(Token::Sign('/')),
+                    "le" | "leq" | "leqslant" | "ge" | "geq" | "geqslant" | "ne" | "neq" | "lt" | "gt" => {
+                        found.push(Token::Relation)
+                    }
+                    _ => found.push(Token::Command(name)),
+                }
+            }
+            '=' | '<' | '>' => found.push(Token::Relation),
+            ':' => found.push(Token::Sign('/')),
+            '+' | '-' | '*' | '/' | '^' | '_' | '(' | ')' | '[' | ']' | '{' | '}' | '|' | '!' | '\'' | ',' => {
+                found.push(Token::Sign(c))
+            }
+            _ => return None,
+        }
+    }
+    Some(found)
+}
+
+/// Digits, with commas between thousands, and decimals. Returns where it ends.
+fn number(chars: &[char], from: usize, found: &mut Vec<Token>) -> usize {
+    let digits = |from: usize| chars[from..].iter().take_while(|c| c.is_ascii_digit()).count();
+    let mut end = from + digits(from);
+    while chars.get(end) == Some(&',') && digits(end + 1) == 3 {
+        end += 4;
+    }
+    if chars.get(end) == Some(&'.') && digits(end + 1) > 0 {
+        end += 1 + digits(end + 1);
+    }
+    let text: String = chars[from..end].iter().filter(|c| **c != ',').collect();
+    found.push(Token::Number(text.parse().unwrap_or(f64::NAN)));
+    end
+}
+
+/// A formula's value where names have values that depend on this point. None if it is none, or an equation.
+fn value(tokens: &[Token], point: u32) -> Option<f64> {
+    let mut parser = Parser { tokens, at: 0, point };
+    let value = parser.sum()?;
+    (parser.peek() != Some(&Token::Relation)).then_some(value)
+}
+
+struct Parser<'t> {
+    tokens: &'t [Token],
+    at: usize,
+    point: u32,
+}
+
+impl Parser<'_> {
+    fn peek(&self) -> Option<&Token> {
+        self.tokens.get(self.at)
+    }
+
+    fn eat(&mut self, sign: char) -> bool {
+        let found = self.peek() == Some(&Token::Sign(sign));
+        self.at += usize::from(found);
+        found
+    }
+
+    fn expect(&mut self, sign: char) -> Option<()> {
+        self.eat(sign).then_some(())
+    }
+
+    fn sum(&mut self) -> Option<f64> {
+        let mut sum = self.product(true)?;
+        loop {
+            let before = self.at;
+            let sign = if self.eat('+') {
+                1.0
+            } else if self.eat('-') {
+                -1.0
+            } else {
+                return Some(sum);
+            };
+            match self.product(true) {
+                Some(term) => sum += sign * term,
+                None => {
+                    self.at = before; // what follows is not looked at
+                    return Some(sum);
+                }
+            }
+        }
+    }
+
+    fn product(&mut self, functions: bool) -> Option<f64> {
+        let mut product = self.signed(functions)?;
+        loop {
+            if self.eat('*') {
+                product *= self.signed(functions)?;
+            } else if self.eat('/') {
+                product /= self.signed(functions)?;
+            } else {
+                return Some(product);
+            }
+        }
+    }
+
+    fn signed(&mut self, functions: bool) -> Option<f64> {
+        if self.eat('-') {
+            return self.signed(functions).map(|value| -value);
+        }
+        if self.eat('+') {
+            return self.signed(functions);
+        }
+        let mut product = self.power()?;
+        while self.begins_factor(functions) {
+            product *= self.power()?;
+        }
+        Some(product)
+    }
+
+    fn begins_factor(&self, functions: bool) -> bool {
+        match self.peek() {
+            Some(Token::Number(_) | Token::Name(_)) => true,
+            Some(Token::Command(name)) => functions || function(name).is_none(),
+            Some(Token::Sign(sign)) => matches!(sign, '(' | '[' | '{'),
+            _ => false,
+        }
+    }
+
+    fn power(&mut self) -> Option<f64> {
+        let mut base = self.atom()?;
+        loop {
+            if self.eat('^') {
+                base = base.powf(self.argument()?);
+            } else if self.eat('!') {
+                base = factorial(base);
+            } else {
+                return Some(base);
+            }
+        }
+    }
+
+    /// What a power or an index has: a group, or one thing.
+    fn argument(&mut self) -> Option<f64> {
+        if self.eat('{') { self.until('}') } else { self.atom() }
+    }
+
+    fn until(&mut self, sign: char) -> Option<f64> {
+        let value = self.sum()?;
+        self.expect(sign)?;
+        Some(value)
+    }
+
+    fn group(&mut self) -> Option<f64> {
+        self.expect('{')?;
+        self.until('}')
+    }
+
+    /// A fraction's part: a group, or one digit of a number.
+    fn part(&mut self) -> Option<f64> {
+        if self.peek() == Some(&Token::Sign('{')) { self.group() } else { None }
+    }
+
+    fn atom(&mut self) -> Option<f64> {
+        let token = self.peek()?.clone();
+        self.at += 1;
+        match token {
+            Token::Number(value) => Some(value),
+            Token::Name(name) => self.name(name),
+            Token::Sign('(') => self.until(')'),
+            Token::Sign('[') => self.until(']'),
+            Token::Sign('{') => self.until('}'),
+            Token::Sign('|') => self.until('|').map(f64::abs),
+            Token::Sign(_) | Token::Relation => None,
+            Token::Command(name) => self.command(name),
+        }
+    }
+
+    fn command(&mut self, name: String) -> Option<f64> {
+        match name.as_str() {
+            "frac" | "dfrac" | "tfrac" => Some(self.part()? / self.part()?),
+            "sqrt" => {
+                let index = if self.eat('[') { self.until(']')? } else { 2.0 };
+                let of = self.group()?;
+                Some(if index == 2.0 { of.sqrt() } else { of.powf(1.0 / index) })
+            }
+            "binom" | "dbinom" | "tbinom" => {
+                let (n, k) = (self.group()?, self.group()?);
+                Some(factorial(n) / factorial(k) / factorial(n - k))
+            }
+            "lfloor" => self.closed_by("rfloor").map(f64::floor),
+            "lceil" => self.closed_by("rceil").map(f64::ceil),
+            "overline" => self.group(),
+            "infty" => Some(f64::INFINITY),
+            _ => match function(&name) {
+                Some(function) => {
+                    let base = if self.eat('_') { Some(self.argument()?) } else { None };
+                    let power = if self.eat('^') { Some(self.argument()?) } else { None };
+                    let of = if self.eat('(') { self.until(')')? } else { self.product(false)? };
+                    let value = function(of) / base.map_or(1.0, f64::ln);
+                    Some(power.map_or(value, |power| value.powf(power)))
+                }
+                None => self.name(name),
+            },
+        }
+    }
+
+    fn closed_by(&mut self, name: &str) -> Option<f64> {
+        let value = self.sum()?;
+        let found = self.peek() == Some(&Token::Command(name.into()));
+        self.at += 1;
+        found.then_some(value)
+    }
+
+    /// A name, with its index and primes, has a value of its own.
+    fn name(&mut self, mut name: String) -> Option<f64> {
+        if self.eat('_') {
+            let from = self.at;
+            self.argument()?;
+            name += &format!("_{:?}", &self.tokens[from..self.at]);
+        }
+        while self.eat('\'') {
+            name.push('\'');
+        }
+        // FNV-1a, to a number from 0.5 to 1.5.
+        let bytes = name.bytes().chain(self.point.to_le_bytes());
+        let hash = bytes.fold(0xCBF2_9CE4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01B3));
+        Some(0.5 + (hash >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+fn function(name: &str) -> Option<fn(f64) -> f64> {
+    Some(match name {
+        "sin" => f64::sin,
+        "cos" => f64::cos,
+        "tan" => f64::tan,
+        "cot" => |x| 1.0 / x.tan(),
+        "sec" => |x| 1.0 / x.cos(),
+        "csc" => |x| 1.0 / x.sin(),
+        "arcsin" => f64::asin,
+        "arccos" => f64::acos,
+        "arctan" => f64::atan,
+        "sinh" => f64::sinh,
+        "cosh" => f64::cosh,
+        "tanh" => f64::tanh,
+        "exp" => f64::exp,
+        "ln" | "log" => f64::ln,
+        _ => return None,
+    })
+}
+
+/// Of whole numbers; of others there is none here.
+fn factorial(n: f64) -> f64 {
+    if n >= 0.0 && n.fract() == 0.0 && n <= 170.0 { (1..=n as u32).map(f64::from).product() } else { f64::NAN }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formulas_are_equal_in_any_form() {
+        for (a, b) in [
+            ("\\frac{1}{2}", "0.5"),
+            ("2\\sqrt{3}", "\\sqrt{12}"),
+            ("(x+1)^2", "x^2+2x+1"),
+            ("1,000", "1000"),
+            ("\\frac{\\sqrt{2}}{2}", "\\frac{1}{\\sqrt{2}}"),
+            ("\\sin^2x+\\cos^2x", "1"),
+            ("\\log_2(8)", "3"),
+            ("\\binom{5}{2}", "10"),
+            ("6/2x", "3/x"),
+            ("2^{10}", "2^10"),
+            ("4!", "24"),
+            ("|-3|", "3"),
+            ("ab", "ba"),
+            ("\\sqrt[3]{8}", "2"),
+            ("5)", "5"),
+            ("(1,2)", "(1,2)"),
+        ] {
+            assert!(are_equal(a, b), "{a} {b}");
+        }
+        for (a, b) in [
+            ("\\frac{1}{2}", "0.51"),
+            ("x", "y"),
+            ("", ""),
+            ("x=5", "5"),
+            ("(1,2)", "(2,1)"),
+            ("10\\%", "10"),
+            ("x_1", "x_2"),
+            ("\\pi", "3.14159265358979"),
+            ("\\infty", "-\\infty"),
+        ] {
+            assert!(!are_equal(a, b), "{a} {b}");
+        }
+    }
+}

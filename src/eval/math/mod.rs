@@ -1,0 +1,33 @@
+//! Whether two answers to a problem of mathematics are the same: by the rules of MATH's evaluation in Lewkowycz et al. 2022
+//! (`minerva_math` in lm-evaluation-harness), and by those of AGIEval.
+
+mod agieval;
+mod latex;
+mod minerva;
+
+pub use agieval::same_answer;
+pub use minerva::final_answers_agree;
+
+/// The last `\boxed{...}` or `\fbox{...}` with what is between its braces.
+fn last_boxed(text: &str) -> Option<&str> {
+    let from = text.rfind("\\boxed").or_else(|| text.rfind("\\fbox"))?;
+    let mut open = 0;
+    for (i, c) in text[from..].char_indices() {
+        match c {
+            '{' => open += 1,
+            '}' => {
+                open -= 1;
+                if open == 0 {
+                    return Some(&text[from..=from + i]);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// What is in `\boxed{...}`.
+fn in_box(boxed: &str) -> Option<&str> {
+    boxed.strip_prefix("\\boxed{")?.strip_suffix('}')
+}

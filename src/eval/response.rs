@@ -1,0 +1,103 @@
+//! What the model answers to documents: likelihoods of choices, or words.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Ask, Generate, Item, Likelihood, Result, Scorer, groups};
+use crate::{
+    engine::{Engine, Event, Request},
+    sampling::Params,
+};
+
+/// To one document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Response {
+    /// Of each choice.
+    Likelihoods(Vec<Likelihood>),
+    /// As many as the task asks for.
+    Words(Vec<String>),
+}
+
+/// Scores the choices of all items that have some; `on_done` is told of each item's number and may end it.
+pub fn score(
+    scorer: &mut Scorer,
+    items: &[Item],
+    mut on_done: impl FnMut(usize, Response) -> Result<bool>,
+) -> Result<()> {
+    let groups = groups(items);
+    let mut found: Vec<Vec<Option<Likelihood>>> = items
+        .iter()
+        .map(|item| match &item.ask {
+            Ask::Choices(choices) => vec![None; choices.pairs.len()],
+            Ask::Words { .. } => vec![],
+        })
+        .collect();
+    scorer.score(&groups, |group, likelihoods| {
+        let wanted = likelihoods.iter().zip(&groups[group].wanted);
+        for (likelihood, &(item, pair)) in wanted.flat_map(|(l, wanted)| wanted.iter().map(move |place| (l, place))) {
+            found[item][pair] = Some(*likelihood);
+            if let Some(whole) = found[item].iter().copied().collect::<Option<Vec<_>>>()
+                && !on_done(item, Response::Likelihoods(whole))?
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+}
+
+/// Has all these items answered in words, with the way to answer for each; `on_done` is told of each item's number and may end it.
+/// Draws at random depend on the document's number alone. `eos` ends an answer.
+pub fn generate(
+    engine: &mut Engine<'_>,
+    items: &[(&Item, &Generate)],
+    eos: u32,
+    mut on_done: impl FnMut(usize, Response) -> Result<bool>,
+) -> Result<()> {
+    let mut order: Vec<(&[u32], usize)> = items
+        .iter()
+        .enumerate()
+        .filter_map(|(i, (item, _))| match &item.ask {
+            Ask::Words { tokens, .. } => Some((&tokens[..], i)),
+            Ask::Choices(_) => None,
+        })
+        .collect();
+    order.sort_unstable(); // neighbours have the longest common beginnings
+    let mut todo = order.into_iter();
+    let mut running: HashMap<_, (usize, Vec<Option<String>>)> = HashMap::new();
+    loop {
+        while engine.load().0 < 2 * engine.slots() {
+            let Some((tokens, i)) = todo.next() else { break };
+            let (item, generate) = items[i];
+            let request = Request {
+                params: Params {
+                    temperature: generate.temperature,
+                    top_k: generate.top_k,
+                    seed: item.id as u64 * generate.repeats as u64,
+                    ..Params::GREEDY
+                },
+                stop_ids: vec![eos],
+                stop: generate.until.clone(),
+                n: generate.repeats,
+                ..Request::greedy(tokens.to_vec(), generate.max_tokens)
+            };
+            running.insert(engine.submit(request)?, (i, vec![None; generate.repeats]));
+        }
+        if engine.is_idle() {
+            return Ok(());
+        }
+        for event in engine.step()? {
+            let Event::Finished { id, index, answer } = event else { continue };
+            let (_, answers) = running.get_mut(&id).expect("it was submitted");
+            answers[index] = Some(answer.text);
+            if answers.iter().all(Option::is_some) {
+                let (i, answers) = running.remove(&id).expect("it was there");
+                if !on_done(i, Response::Words(answers.into_iter().flatten().collect()))? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
