@@ -7,8 +7,8 @@
 //!                       found in any slot, not computed        stop strings here; the slot is refilled at once
 //! ```
 //!
-//! [`Engine::step`] admits what fits, runs one chunk of prefill (one for each data row of the mesh) and one dispatch of decoding, and
-//! returns what came of them. So a long prompt keeps running answers waiting for one chunk at most. Nothing runs between steps: the
+//! [`Engine::step`] admits what fits, prefills (a chunk, or several short prompts; one for each data row of the mesh at a time), runs
+//! one dispatch of decoding, and returns what came of them. So prompts keep running answers waiting for one chunk at most. Nothing runs between steps: the
 //! caller's loop is the engine's thread.
 //!
 //! Sampling depends on a request's own seed and on positions alone, never on the slot or on the others.
@@ -49,6 +49,9 @@ pub struct Stats {
 
 /// A sequence is shared with one that is being computed only if it is longer than this: a short one is computed again.
 const WORTH_WAITING: usize = 32;
+
+/// A step of prefill reads all weights, however short it is: between two dispatches of decoding it counts as so many tokens at least.
+const LEAST_PREFILL: i64 = 64;
 
 /// Runs requests in the slots of a session.
 pub struct Engine<'t> {
@@ -196,14 +199,20 @@ impl<'t> Engine<'t> {
         }
     }
 
-    /// Admits what fits, runs a chunk of prefill and a dispatch of decoding.
+    /// Admits what fits, prefills up to a chunk's tokens, of several sequences if they are short, and runs a dispatch of decoding.
     ///
     /// # Errors
     /// A step that failed takes the cache with it: the engine cannot go on, and what was under way is lost.
     pub fn step(&mut self) -> Result<Vec<Event>> {
         let mut events = Vec::new();
-        self.admit()?;
-        self.prefill(&mut events)?;
+        let mut room = Session::MAX_CHUNK;
+        loop {
+            self.admit()?;
+            match self.prefill(room, &mut events)? {
+                0 => break,
+                taken => room -= taken.max(LEAST_PREFILL),
+            }
+        }
         self.decode(&mut events)?;
         Ok(events)
     }
@@ -235,8 +244,8 @@ impl<'t> Engine<'t> {
         Ok(())
     }
 
-    /// One chunk of the first sequence of each data row that is not prefilled yet.
-    fn prefill(&mut self, events: &mut Vec<Event>) -> Result<()> {
+    /// One chunk of the first sequence of each data row that is not prefilled yet; its tokens, or 0 if there is none, or no room for it.
+    fn prefill(&mut self, room: i64, events: &mut Vec<Event>) -> Result<i64> {
         let mut first: Vec<Option<(usize, &Sequence<'t>)>> = vec![None; self.session.data_rows()];
         for (slot, held) in self.slots.iter() {
             let Some(sequence) = held.sequence.as_ref().filter(|s| s.is_prefilling()) else { continue };
@@ -248,7 +257,7 @@ impl<'t> Engine<'t> {
         }
         let found: Vec<(usize, &Sequence<'t>)> = first.into_iter().flatten().collect();
         let Some(is_scoring) = found.iter().min_by_key(|(_, s)| (s.id, s.index)).map(|(_, s)| s.is_scoring()) else {
-            return Ok(());
+            return Ok(0);
         };
         let (slots, sequences): (Vec<usize>, Vec<&Sequence<'t>>) =
             found.into_iter().filter(|(_, s)| s.is_scoring() == is_scoring).unzip();
@@ -259,6 +268,10 @@ impl<'t> Engine<'t> {
         }
         let parts = self.session.cut(&rests, if is_scoring { Session::MAX_SCORE } else { Session::MAX_CHUNK });
         let lengths: Vec<usize> = parts.iter().map(|part| part.tokens.len()).collect();
+        let longest = lengths.iter().max().map_or(0, |&longest| longest as i64);
+        if longest > room {
+            return Ok(0);
+        }
         let done: Vec<bool> =
             rests.iter().zip(&lengths).map(|(rest, &taken)| !is_scoring && taken == rest.tokens.len()).collect();
 
@@ -297,7 +310,7 @@ impl<'t> Engine<'t> {
                 self.receive(slot, vec![token], events)?;
             }
         }
-        Ok(())
+        Ok(longest)
     }
 
     /// One dispatch for all slots whose prompts are prefilled.
