@@ -117,7 +117,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     interrupt::install();
     let tasks = named(&args.tasks)?;
     let opened = args.model.open()?;
-    let (all, mut evaluations, data) = read(args, &tasks, &opened)?;
+    let Data { items: all, mut evaluations, digests } = Data::read(args, &tasks, &opened)?;
     let digest = args.digest(&tasks, &all, &opened)?;
     let mut finished =
         Finished::open(args.output.as_deref(), &format!("{digest} {}", args.shard.unwrap_or(Shard::WHOLE)), &tasks)?;
@@ -152,7 +152,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         "num_fewshot": args.num_fewshot,
         "tasks": args.tasks,
         "digest": args.digest_of_run(&tasks, &opened),
-        "data": data,
+        "data": digests,
         "shard": args.shard.map(|shard| shard.to_string()),
     });
     if let Some(output) = &args.output {
@@ -289,21 +289,31 @@ fn list() -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// All documents that are to be evaluated, the tasks with their splits' sizes, and what tells whether others have the same data.
-fn read(args: &Args, tasks: &[Task], opened: &Opened) -> Result<(BTreeMap<Key, Item>, Vec<Evaluation>, Vec<String>)> {
-    let (mut all, mut evaluations, mut data) = (BTreeMap::new(), vec![], vec![]);
-    let (shard, limit) = (args.shard.unwrap_or(Shard::WHOLE), args.limit.map(NonZeroUsize::get));
-    for (i, task) in tasks.iter().enumerate() {
-        let dataset = Dataset::open(&args.data, &task.dataset, task.config.as_deref())?;
-        let shots = args.num_fewshot.unwrap_or(task.num_fewshot);
-        let max_length = opened.context as usize;
-        let has = |id| shard.has(id);
-        let (items, documents) = items(task, &dataset, opened.tokenizer()?, shots, limit, max_length, has)?;
-        all.extend(items.into_iter().map(|item| ((i, item.id), item)));
-        evaluations.push(Evaluation::new(task.clone(), shots, documents));
-        data.push(dataset.digest(&task.split)?);
+/// What is to be evaluated.
+struct Data {
+    items: BTreeMap<Key, Item>,
+    /// The tasks, with their splits' sizes.
+    evaluations: Vec<Evaluation>,
+    /// Of each task's split: tells whether another shard has the same rows.
+    digests: Vec<String>,
+}
+
+impl Data {
+    fn read(args: &Args, tasks: &[Task], opened: &Opened) -> Result<Self> {
+        let mut data = Self { items: BTreeMap::new(), evaluations: vec![], digests: vec![] };
+        let (shard, limit) = (args.shard.unwrap_or(Shard::WHOLE), args.limit.map(NonZeroUsize::get));
+        for (i, task) in tasks.iter().enumerate() {
+            let dataset = Dataset::open(&args.data, &task.dataset, task.config.as_deref())?;
+            let shots = args.num_fewshot.unwrap_or(task.num_fewshot);
+            let max_length = opened.context as usize;
+            let has = |id| shard.has(id);
+            let (items, documents) = items(task, &dataset, opened.tokenizer()?, shots, limit, max_length, has)?;
+            data.items.extend(items.into_iter().map(|item| ((i, item.id), item)));
+            data.evaluations.push(Evaluation::new(task.clone(), shots, documents));
+            data.digests.push(dataset.digest(&task.split)?);
+        }
+        Ok(data)
     }
-    Ok((all, evaluations, data))
 }
 
 impl Args {
