@@ -20,11 +20,13 @@ pub enum Response {
     Words(Vec<String>),
 }
 
-/// Scores the choices of all items that have some; `on_done` is told of each item's number and may end it.
+/// Scores the choices of all items that have some; `on_done` is told of each item's number. `goes_on` is asked now and then; false ends
+/// it.
 pub fn score(
     scorer: &mut Scorer,
     items: &[Item],
-    mut on_done: impl FnMut(usize, Response) -> Result<bool>,
+    goes_on: impl Fn() -> bool,
+    mut on_done: impl FnMut(usize, Response),
 ) -> Result<()> {
     let groups = groups(items);
     let mut found: Vec<Vec<Option<Likelihood>>> = items
@@ -38,23 +40,22 @@ pub fn score(
         let wanted = likelihoods.iter().zip(&groups[group].wanted);
         for (likelihood, &(item, pair)) in wanted.flat_map(|(l, wanted)| wanted.iter().map(move |place| (l, place))) {
             found[item][pair] = Some(*likelihood);
-            if let Some(whole) = found[item].iter().copied().collect::<Option<Vec<_>>>()
-                && !on_done(item, Response::Likelihoods(whole))?
-            {
-                return Ok(false);
+            if let Some(whole) = found[item].iter().copied().collect() {
+                on_done(item, Response::Likelihoods(whole));
             }
         }
-        Ok(true)
+        Ok(goes_on())
     })
 }
 
-/// Has all these items answered in words, with the way to answer for each; `on_done` is told of each item's number and may end it.
-/// Draws at random depend on the document's number alone. `eos` ends an answer.
+/// Has all these items answered in words, with the way to answer for each; `on_done` is told of each item's number. `goes_on` is asked
+/// between steps; false ends it. Draws at random depend on the document's number alone. `eos` ends an answer.
 pub fn generate(
     engine: &mut Engine<'_>,
     items: &[(&Item, &Generate)],
     eos: u32,
-    mut on_done: impl FnMut(usize, Response) -> Result<bool>,
+    goes_on: impl Fn() -> bool,
+    mut on_done: impl FnMut(usize, Response),
 ) -> Result<()> {
     let mut order: Vec<(&[u32], usize)> = items
         .iter()
@@ -85,7 +86,7 @@ pub fn generate(
             };
             running.insert(engine.submit(request)?, (i, vec![None; generate.repeats]));
         }
-        if engine.is_idle() {
+        if engine.is_idle() || !goes_on() {
             return Ok(());
         }
         for event in engine.step()? {
@@ -94,9 +95,7 @@ pub fn generate(
             answers[index] = Some(answer.text);
             if answers.iter().all(Option::is_some) {
                 let (i, answers) = running.remove(&id).expect("it was there");
-                if !on_done(i, Response::Words(answers.into_iter().flatten().collect()))? {
-                    return Ok(());
-                }
+                on_done(i, Response::Words(answers.into_iter().flatten().collect()));
             }
         }
     }

@@ -2,7 +2,9 @@
 
 use std::{
     fs,
+    io::Read,
     path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -160,6 +162,30 @@ fn a_run_that_is_killed_goes_on_where_it_was() {
     let again = [&args[..7], &["--output", &fresh]].concat();
     home.run(&again).ok();
     assert_eq!(json(&home.path("out.json"))["results"], json(&home.path("fresh.json"))["results"]);
+}
+
+/// Ctrl-C ends a run between two steps, in the middle of answers, and what is finished stays.
+#[test]
+fn an_interrupted_run_goes_on_where_it_was() {
+    let home = Home::new();
+    let data = data();
+    let output = path(&home, "out.json");
+    let args = ["eval", "--tasks", "triviaqa", "--data", &data, "--slots", "2", "--output", &output];
+    let partial = home.path("out.json.partial");
+    let mut child = home.command(&args).stderr(Stdio::piped()).spawn().unwrap();
+    let started = Instant::now();
+    while fs::read_to_string(&partial).map_or(0, |text| text.lines().count()) < 3 {
+        assert!(started.elapsed() < Duration::from_secs(120), "nothing is written");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("interrupted; the same command goes on from there"), "{said}");
+    let ran = home.run(&args).ok();
+    assert!(ran.stderr.contains("of 50 documents were finished before"), "{}", ran.stderr);
+    assert!(ran.stdout.contains("| triviaqa | 0 | exact_match, remove_whitespace |"), "{}", ran.stdout);
 }
 
 #[test]

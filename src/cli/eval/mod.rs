@@ -3,6 +3,7 @@
 mod merge;
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fmt, fs,
     io::Write,
@@ -175,11 +176,11 @@ fn respond(
     let loaded = args.model.load(opened, &platform)?;
     let generate_of = |key: &Key| tasks[key.0].generate.as_ref();
     let counter = Counter::new("documents", left.len() as u64);
-    let mut failed = None;
+    let failed = RefCell::new(None);
+    let goes_on = || failed.borrow().is_none() && !interrupt::asked();
     let mut keep = |key: Key, response: Response| {
         counter.advance(1, left[&key].tokens() as u64);
-        failed = finished.add(tasks, key, response).err();
-        Ok(failed.is_none() && !interrupt::asked())
+        failed.replace(finished.add(tasks, key, response).err());
     };
     interrupt::begin_writing();
 
@@ -188,23 +189,23 @@ fn respond(
     if !choices.is_empty() {
         let longest = choices.iter().map(Item::tokens).max().unwrap_or(1);
         let mut scorer = Scorer::new(loaded.model.clone(), opened.cache_len(longest as i64))?;
-        score(&mut scorer, &choices, |i, response| keep(keys[i], response))?;
+        score(&mut scorer, &choices, goes_on, |i, response| keep(keys[i], response))?;
         let (computed, asked) = (scorer.computed, scorer.computed + scorer.reused);
         note(&format!("{computed} of {asked} tokens of choices were computed, the others were shared"));
     }
     let (keys, words): (Vec<Key>, Vec<(&Item, &Generate)>) =
         left.iter().filter_map(|(key, item)| Some((*key, (*item, generate_of(key)?)))).unzip();
-    if !words.is_empty() && !interrupt::asked() {
+    if !words.is_empty() && goes_on() {
         let longest = words.iter().map(|(item, generate)| item.tokens() + generate.max_tokens).max().unwrap_or(1);
         let tokenizer = opened.tokenizer()?;
         let mut engine = Engine::new(loaded.model, tokenizer, args.slots.into(), opened.cache_len(longest as i64))?;
-        generate(&mut engine, &words, tokenizer.special().eos, |i, response| keep(keys[i], response))?;
+        generate(&mut engine, &words, tokenizer.special().eos, goes_on, |i, response| keep(keys[i], response))?;
         let stats = engine.stats();
         let (cached, generated) = (stats.cached, stats.generated);
         note(&format!("{generated} tokens were written; {cached} tokens of questions were shared"));
     }
     let (tokens, time) = counter.finish();
-    if let Some(error) = failed {
+    if let Some(error) = failed.take() {
         return Err(error);
     }
     note(&format!("{} documents of {tokens} tokens in {}", left.len(), HumanDuration(time)));
