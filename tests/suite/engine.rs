@@ -265,10 +265,12 @@ fn resident_bytes() -> u64 {
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
-/// Requests of any length, some given up, some ended by a string, leave nothing behind: a thousand, or as many as `SOAK` says.
+/// Requests of any length, some given up, some ended by a string, leave nothing behind: a thousand, or as many as `SOAK` says, as
+/// ci/run does where this is the only test of its process. Only then the process's memory says something.
 #[test]
 fn nothing_leaks() {
-    let all: usize = std::env::var("SOAK").map_or(1000, |n| n.parse().unwrap());
+    let soak: Option<usize> = std::env::var("SOAK").ok().map(|n| n.parse().unwrap());
+    let all = soak.unwrap_or(1000);
     let mut engine = engine(16, 256);
     let mut random = 88_172_645_463_325_252_u64;
     let mut next = move |below: usize| {
@@ -280,7 +282,7 @@ fn nothing_leaks() {
     let questions = questions();
     let (mut submitted, mut finished, mut cancelled) = (0, 0, 0);
     let mut alive: Vec<RequestId> = vec![];
-    let mut resident = 0;
+    let mut resident = vec![];
     while submitted < all || !engine.is_idle() {
         while submitted < all && engine.load().0 < 20 {
             let prompt = &questions[next(questions.len())];
@@ -300,13 +302,14 @@ fn nothing_leaks() {
                 finished += 1;
             }
         }
-        if submitted == all / 2 {
-            resident = resident_bytes();
+        if submitted >= all / 5 * (resident.len() + 1) {
+            resident.push(resident_bytes());
         }
     }
     assert!(alive.is_empty());
     assert_eq!((finished + cancelled, engine.load()), (all, (0, 0)));
     assert!(cancelled > all / 100, "{cancelled}");
-    let grown = resident_bytes().saturating_sub(resident);
-    assert!(grown < 64 << 20, "{grown} bytes more after the second half");
+    // What leaks with requests grows all the time; a program that is compiled late, once.
+    let grown = resident.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).min().unwrap();
+    assert!(soak.is_none() || grown < 1 << 20, "{grown} bytes more after each fifth: {resident:?}");
 }
