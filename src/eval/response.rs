@@ -24,7 +24,7 @@ pub enum Response {
 /// it.
 pub fn score(
     scorer: &mut Scorer,
-    items: &[Item],
+    items: &[&Item],
     goes_on: impl Fn() -> bool,
     mut on_done: impl FnMut(usize, Response),
 ) -> Result<()> {

@@ -41,7 +41,7 @@ pub struct Group {
 type Continuations<'i> = BTreeMap<&'i [u32], Vec<(usize, usize)>>;
 
 /// What is asked for, by contexts in the order of their tokens: so that neighbours have the longest common beginnings.
-pub fn groups(items: &[Item]) -> Vec<Group> {
+pub fn groups(items: &[&Item]) -> Vec<Group> {
     let mut by_context: BTreeMap<&[u32], Continuations<'_>> = BTreeMap::new();
     for (i, item) in items.iter().enumerate() {
         let Ask::Choices(choices) = &item.ask else { continue };

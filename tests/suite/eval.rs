@@ -85,7 +85,7 @@ fn scored(scorer: &mut Scorer, items: &[Item]) -> Vec<Vec<Likelihood>> {
         let Response::Likelihoods(likelihoods) = response else { panic!("{response:?}") };
         assert!(std::mem::replace(&mut found[i], likelihoods).is_empty());
     };
-    score(scorer, items, || true, keep).unwrap();
+    score(scorer, &items.iter().collect::<Vec<_>>(), || true, keep).unwrap();
     found
 }
 

@@ -184,10 +184,10 @@ fn respond(
     };
     interrupt::begin_writing();
 
-    let (keys, choices): (Vec<Key>, Vec<Item>) =
-        left.iter().filter(|(key, _)| generate_of(key).is_none()).map(|(key, item)| (*key, (*item).clone())).unzip();
+    let (keys, choices): (Vec<Key>, Vec<&Item>) =
+        left.iter().filter(|(key, _)| generate_of(key).is_none()).map(|(key, item)| (*key, *item)).unzip();
     if !choices.is_empty() {
-        let longest = choices.iter().map(Item::tokens).max().unwrap_or(1);
+        let longest = choices.iter().map(|item| item.tokens()).max().unwrap_or(1);
         let mut scorer = Scorer::new(loaded.model.clone(), opened.cache_len(longest as i64))?;
         score(&mut scorer, &choices, goes_on, |i, response| keep(keys[i], response))?;
         let (computed, asked) = (scorer.computed, scorer.computed + scorer.reused);
