@@ -179,8 +179,11 @@ fn respond(
     let failed = RefCell::new(None);
     let goes_on = || failed.borrow().is_none() && !interrupt::asked();
     let mut keep = |key: Key, response: Response| {
-        counter.advance(1, left[&key].tokens() as u64);
-        failed.replace(finished.add(tasks, key, response).err());
+        // Documents of one group end together: after a line that could not be written there must be no other.
+        if failed.borrow().is_none() {
+            counter.advance(1, left[&key].tokens() as u64);
+            failed.replace(finished.add(tasks, key, response).err());
+        }
     };
     interrupt::begin_writing();
 
