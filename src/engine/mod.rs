@@ -8,8 +8,8 @@
 //! ```
 //!
 //! [`Engine::step`] admits what fits, prefills (a chunk, or several short prompts; one for each data row of the mesh at a time), runs
-//! one dispatch of decoding, and returns what came of them. So prompts keep running answers waiting for one chunk at most. Nothing runs between steps: the
-//! caller's loop is the engine's thread.
+//! one dispatch of decoding, and returns what came of them. So prompts keep running answers waiting for one chunk at most. Nothing runs
+//! between steps: the caller's loop is the engine's thread.
 //!
 //! Sampling depends on a request's own seed and on positions alone, never on the slot or on the others.
 
