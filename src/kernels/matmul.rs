@@ -22,21 +22,22 @@ const MAX_ROWS: usize = 128;
 const FEW_ROWS: usize = 4;
 /// Weight rows of a block are a multiple of all tiles' weight rows.
 const BLOCK_UNIT: usize = 12;
-/// Elements that are summed over in one go: a tile's activations of this length stay in the level-1 cache.
-const DEPTH: usize = 512;
 /// Weight rows from the one that is used to the one that is fetched, where slices of them are read: the processor foresees
 /// those not.
 const AHEAD: usize = 2;
+/// Elements from the one that is used to the one that is fetched, where eight activation rows take so long with each that the processor
+/// does not look far enough ahead by itself.
+const AHEAD_IN_ROW: usize = 2048;
 /// Bytes of a task's weights with few activation rows: enough to pay for taking it, little enough to share evenly.
 const STREAM_BYTES: usize = 256 << 10;
 
 /// Activation rows up to which each weight is converted as it is used: converting a block first pays off with more.
 const STREAM_ROWS: usize = 32;
 
-/// Activation rows of one tile. A weight that is converted as it is used is used for eight; converted ones are loaded for
-/// three or more rows of weights at a time, which takes fewer loads.
-fn tile_rows(rows: usize) -> usize {
-    if rows > FEW_ROWS && rows <= STREAM_ROWS { 8 } else { 4 }
+/// Activation rows of one tile. A weight that is converted, or read from far away, as it is used is used for eight; others are loaded
+/// for three or more rows of weights at a time, which takes fewer loads.
+fn tile_rows<P: Product>(rows: usize) -> usize {
+    if rows > FEW_ROWS && rows <= P::EIGHTS { 8 } else { 4 }
 }
 
 /// Elements of a weight, as stored.
@@ -317,7 +318,7 @@ impl Path {
             }
             (Self::Bf16, Activations::Bf16(x)) => {
                 let packed: &mut [u16] = &mut bytemuck::cast_slice_mut(scratch)[..rows * width];
-                let (tile_rows, pair) = (tile_rows(rows), 2 * lanes(machine.isa));
+                let (tile_rows, pair) = (tile_rows::<Pairs>(rows), 2 * lanes(machine.isa));
                 machine.pool.run_chunks(packed, tile_rows * width, &|tile, packed| {
                     pack_tile(packed, width, pair, |row, at| x[(tile * tile_rows + row) * width + at]);
                 });
@@ -327,7 +328,7 @@ impl Path {
                 Packed::Tiles(amx::Rows::new(machine.pool, x, width, bytemuck::cast_slice_mut(scratch)))
             }
             _ => {
-                let (tile_rows, order) = (tile_rows(rows), Order::of(machine.isa, weights, width));
+                let (tile_rows, order) = (tile_rows::<F32>(rows), Order::of(machine.isa, weights, width));
                 machine.pool.run_chunks(scratch, tile_rows * width, &|tile, packed| {
                     pack_tile(packed, width, 2 * order.lanes, |row, at| {
                         x.get((tile * tile_rows + row) * width + order.element(at))
@@ -370,7 +371,8 @@ impl Packed<'_> {
 /// Weight rows of one task.
 fn block_rows(path: Path, rows: usize, columns: usize, weights: &[Matrix<'_>], threads: usize) -> usize {
     let unit = if path == Path::Tiles { amx::BLOCK } else { BLOCK_UNIT };
-    let wanted = if rows > FEW_ROWS && path != Path::Integers {
+    let streamed = if path == Path::Bf16 { Pairs::STREAMED } else { FEW_ROWS };
+    let wanted = if rows > streamed && path != Path::Integers {
         4 * BLOCK_UNIT / weights.len()
     } else {
         STREAM_BYTES / (weights[0].row_bytes() * weights.len())
@@ -455,7 +457,7 @@ pub(super) fn pack(
     width: usize,
     packed: &mut [f32],
 ) {
-    let (order, tile_rows) = (Order::of(isa, elements, width), tile_rows(packed.len() / width));
+    let (order, tile_rows) = (Order::of(isa, elements, width), tile_rows::<F32>(packed.len() / width));
     for (tile, packed) in packed.chunks_mut(tile_rows * width).enumerate() {
         let start = |row: usize| row_starts(tile * tile_rows + row);
         pack_tile(packed, width, 2 * order.lanes, |row, at| x.get(start(row) + order.element(at)));
@@ -549,11 +551,11 @@ fn multiply_widened<P: Product<Weight: bytemuck::Pod>>(
     widen: impl Fn(Range<usize>, &mut [P::Weight]),
 ) {
     let width = weight.width;
-    let bytes = weight.rows * width.min(DEPTH) * size_of::<P::Weight>();
+    let bytes = weight.rows * width.min(P::DEPTH) * size_of::<P::Weight>();
     with_scratch(bytes.div_ceil(size_of::<f32>()), |values| {
         let values = bytemuck::cast_slice_mut(values);
-        for from in (0..width).step_by(DEPTH) {
-            let part = from..width.min(from + DEPTH);
+        for from in (0..width).step_by(P::DEPTH) {
+            let part = from..width.min(from + P::DEPTH);
             let values = &mut values[..weight.rows * part.len()];
             widen(part.clone(), values);
             multiply_part::<P>(isa, x, values, part, weight, out);
@@ -571,7 +573,7 @@ fn multiply_part<P: Product>(
     out: &mut [f32],
 ) {
     let rows = x.len() / of.width;
-    let depth = if rows > FEW_ROWS { DEPTH } else { part.len() };
+    let depth = if rows > P::STREAMED { P::DEPTH } else { part.len() };
     let vectors = if part.len() > depth { rows * of.rows } else { 0 };
     with_scratch(vectors * lanes(isa), |partial| {
         isa::run(
@@ -585,6 +587,12 @@ fn multiply_part<P: Product>(
 trait Product {
     type Weight: Copy;
     type Activation: Copy;
+    /// Activation rows up to which tiles have eight of them.
+    const EIGHTS: usize = STREAM_ROWS;
+    /// Activation rows up to which rows of weights are read from end to end, which memory likes best.
+    const STREAMED: usize = FEW_ROWS;
+    /// Elements that are summed over in one go with more rows: a tile's activations of this length stay in the level-1 cache.
+    const DEPTH: usize = 512;
     /// Adds the products of `2 * LANES` elements of the width, for `N` weight rows, whose elements `weights` points to, and `M`
     /// activation rows, whose elements follow each other.
     ///
@@ -640,6 +648,9 @@ struct Pairs;
 impl Product for Pairs {
     type Weight = u16;
     type Activation = u16;
+    const EIGHTS: usize = 8;
+    const STREAMED: usize = 8;
+    const DEPTH: usize = 2048;
 
     #[inline(always)]
     unsafe fn add<S: Simd, const N: usize, const M: usize>(
@@ -690,7 +701,7 @@ impl<P: Product> Kernel for Block<'_, P> {
         let rows = self.x.len() / self.width;
         let Range { start, end } = self.part;
         for from in (start..end).step_by(self.depth) {
-            for row in (0..rows).step_by(tile_rows(rows)) {
+            for row in (0..rows).step_by(tile_rows::<P>(rows)) {
                 // SAFETY: the caller's promise; the rows exist.
                 unsafe { self.tile_of_rows::<S>(row, rows, from..end.min(from + self.depth)) };
             }
@@ -705,7 +716,7 @@ impl<P: Product> Block<'_, P> {
         // SAFETY: the caller's promise; the rows exist.
         unsafe {
             // As many accumulators as there are registers, or as hide the latency of an addition.
-            match (tile_rows(rows).min(rows - row), S::LANES) {
+            match (tile_rows::<P>(rows).min(rows - row), S::LANES) {
                 (1, _) => self.row_of_tiles::<S, 4, 1>(row, depth),
                 (2, _) => self.row_of_tiles::<S, 4, 2>(row, depth),
                 (3, _) => self.row_of_tiles::<S, 3, 3>(row, depth),
@@ -769,12 +780,16 @@ impl<P: Product> Block<'_, P> {
                     });
                 });
             }
-            let fetches = M > FEW_ROWS && is_sliced && row == 0;
+            let fetches = M > FEW_ROWS && row == 0;
             let mut at = depth.start;
             while at + pair <= depth.end {
                 if fetches {
                     unrolled!(n < N, {
-                        S::prefetch(w(n, at).wrapping_add(AHEAD * stride).cast());
+                        if is_sliced {
+                            S::prefetch(w(n, at).wrapping_add(AHEAD * stride).cast());
+                        } else {
+                            S::prefetch_far(w(n, at).wrapping_add(AHEAD_IN_ROW).cast());
+                        }
                     });
                 }
                 P::add::<S, N, M>(|n| w(n, at), x.add(at * M), &mut sums);
@@ -789,8 +804,18 @@ impl<P: Product> Block<'_, P> {
                 return;
             }
             unrolled!(n < N, {
+                let mut totals = [0.0; M];
                 unrolled!(m < M, {
-                    let mut sum = S::sum(S::add(sums[n][m][0], sums[n][m][1]));
+                    let of = |m: usize| S::add(sums[n][m][0], sums[n][m][1]);
+                    if m % 4 == 0 && m + 4 <= M {
+                        let four = S::sum_four([of(m), of(m + 1), of(m + 2), of(m + 3)]);
+                        totals[m..m + 4].copy_from_slice(&four);
+                    } else if m >= M / 4 * 4 {
+                        totals[m] = S::sum(of(m));
+                    }
+                });
+                unrolled!(m < M, {
+                    let mut sum = totals[m];
                     for i in at..depth.end {
                         let x = x.add(pairs * M + m * (width - pairs) + i - pairs);
                         sum += P::product(*w(n, i), *x);
