@@ -91,6 +91,18 @@ impl Sequence<'_> {
         self.prompt.as_ref().is_some_and(|scored| scored.len() + 1 < self.request.prompt.len())
     }
 
+    /// What is not prefilled yet, or not scored, of a slot that holds so many tokens. The last token's likelihood is known when the
+    /// one before it is scored.
+    fn rest(&self, slot: usize, held: usize) -> Extend<'_> {
+        let end = self.request.prompt.len() - usize::from(self.is_scoring());
+        Extend { slot: slot as i64, start: held as i64, tokens: &self.tokens[held..end] }
+    }
+
+    /// The tokens that follow each of a part's.
+    fn targets(&self, part: &Extend<'_>) -> &[u32] {
+        &self.tokens[part.start as usize + 1..][..part.tokens.len()]
+    }
+
     fn choice(&self) -> Choice<'_> {
         let request = &*self.request;
         Choice {
@@ -110,6 +122,32 @@ impl Sequence<'_> {
         }
         token
     }
+}
+
+/// What a step of prefill gives a sequence.
+enum Given {
+    Nothing,
+    /// The likelihoods of the prompt's next tokens.
+    Scored(Vec<Token>),
+    /// The answer's first token.
+    Chosen(Token),
+}
+
+/// The first sequence of each data row that is not prefilled yet; of these, all that are to be scored or all others, by what the first
+/// one is.
+fn coming<'s, 't>(slots: &'s Slots<Sequence<'t>>, session: &Session) -> Vec<(usize, &'s Sequence<'t>)> {
+    let mut first: Vec<Option<(usize, &Sequence<'t>)>> = vec![None; session.data_rows()];
+    let key = |s: &Sequence<'_>| (s.id, s.index);
+    for (slot, held) in slots.iter() {
+        let Some(sequence) = held.sequence.as_ref().filter(|s| s.is_prefilling()) else { continue };
+        let of_row = &mut first[session.row_of(slot as i64)];
+        if of_row.is_none_or(|(_, other)| key(sequence) < key(other)) {
+            *of_row = Some((slot, sequence));
+        }
+    }
+    let found: Vec<_> = first.into_iter().flatten().collect();
+    let is_scoring = found.iter().min_by_key(|(_, s)| key(s)).is_some_and(|(_, s)| s.is_scoring());
+    found.into_iter().filter(|(_, s)| s.is_scoring() == is_scoring).collect()
 }
 
 impl<'t> Engine<'t> {
@@ -246,71 +284,58 @@ impl<'t> Engine<'t> {
 
     /// One chunk of the first sequence of each data row that is not prefilled yet; its tokens, or 0 if there is none, or no room for it.
     fn prefill(&mut self, room: i64, events: &mut Vec<Event>) -> Result<i64> {
-        let mut first: Vec<Option<(usize, &Sequence<'t>)>> = vec![None; self.session.data_rows()];
-        for (slot, held) in self.slots.iter() {
-            let Some(sequence) = held.sequence.as_ref().filter(|s| s.is_prefilling()) else { continue };
-            let of_row = &mut first[self.session.row_of(slot as i64)];
-            let key = |s: &Sequence<'_>| (s.id, s.index);
-            if of_row.is_none_or(|(_, other)| key(sequence) < key(other)) {
-                *of_row = Some((slot, sequence));
-            }
-        }
-        let found: Vec<(usize, &Sequence<'t>)> = first.into_iter().flatten().collect();
-        let Some(is_scoring) = found.iter().min_by_key(|(_, s)| (s.id, s.index)).map(|(_, s)| s.is_scoring()) else {
-            return Ok(0);
-        };
         let (slots, sequences): (Vec<usize>, Vec<&Sequence<'t>>) =
-            found.into_iter().filter(|(_, s)| s.is_scoring() == is_scoring).unzip();
+            coming(&self.slots, &self.session).into_iter().unzip();
         let mut rests: Vec<Extend<'_>> = Vec::new();
-        for (&slot, s) in slots.iter().zip(&sequences) {
-            let (start, end) = (self.slots.get(slot).held.len(), s.request.prompt.len() - usize::from(is_scoring));
-            rests.push(Extend { slot: slot as i64, start: start as i64, tokens: &s.tokens[start..end] });
+        for (&slot, sequence) in slots.iter().zip(&sequences) {
+            rests.push(sequence.rest(slot, self.slots.get(slot).held.len()));
         }
+        let is_scoring = sequences.iter().any(|sequence| sequence.is_scoring());
         let parts = self.session.cut(&rests, if is_scoring { Session::MAX_SCORE } else { Session::MAX_CHUNK });
         let lengths: Vec<usize> = parts.iter().map(|part| part.tokens.len()).collect();
         let longest = lengths.iter().max().map_or(0, |&longest| longest as i64);
-        if longest > room {
+        if longest == 0 || longest > room {
             return Ok(0);
         }
-        let done: Vec<bool> =
-            rests.iter().zip(&lengths).map(|(rest, &taken)| !is_scoring && taken == rest.tokens.len()).collect();
-
-        self.stats.prefill_steps += 1;
-        self.stats.prefilled += lengths.iter().sum::<usize>() as u64;
-        let mut scored: Vec<Vec<Token>> = vec![vec![]; parts.len()];
-        let mut chosen: Vec<Option<Token>> = vec![None; parts.len()];
-        if is_scoring {
-            let with_targets: Vec<(Extend<'_>, &[u32])> = parts
-                .iter()
-                .zip(&sequences)
-                .map(|(&part, s)| (part, &s.tokens[part.start as usize + 1..][..part.tokens.len()]))
-                .collect();
-            let told = self.session.score_parts(&with_targets, true)?;
-            scored = told.into_iter().map(|list| list.into_iter().map(|(token, _)| token).collect()).collect();
-        } else if done.contains(&true) {
-            let with_choice: Vec<_> = parts.iter().zip(&sequences).map(|(&part, s)| (part, s.choice())).collect();
-            let tokens = self.session.extend_and_choose(&with_choice)?;
-            chosen = tokens.into_iter().zip(done).map(|(token, done)| done.then_some(token)).collect();
+        let ends: Vec<bool> = rests.iter().zip(&lengths).map(|(rest, &len)| rest.tokens.len() == len).collect();
+        let given: Vec<Given> = if is_scoring {
+            let targets: Vec<_> = parts.iter().zip(&sequences).map(|(part, s)| (*part, s.targets(part))).collect();
+            let scored = self.session.score_parts(&targets, true)?;
+            let tokens = scored.into_iter().map(|list| list.into_iter().map(|(token, _)| token).collect());
+            tokens.map(Given::Scored).collect()
+        } else if ends.contains(&true) {
+            let choices: Vec<_> = parts.iter().zip(&sequences).map(|(part, s)| (*part, s.choice())).collect();
+            let chosen = self.session.extend_and_choose(&choices)?;
+            let given = |(token, ends)| if ends { Given::Chosen(token) } else { Given::Nothing };
+            chosen.into_iter().zip(ends).map(given).collect()
         } else {
             self.session.extend_only(&parts)?;
-        }
-        for (((slot, length), scored), chosen) in slots.into_iter().zip(lengths).zip(scored).zip(chosen) {
-            let held = self.slots.get_mut(slot);
-            let sequence = held.sequence.as_mut().expect("it was prefilled");
-            let start = held.held.len();
-            held.held.extend_from_slice(&sequence.tokens[start..start + length]);
-            let scored: Vec<Token> = scored.into_iter().map(|token| sequence.told(token)).collect();
-            if let Some(prompt) = &mut sequence.prompt {
-                prompt.extend(scored);
-            }
-            let ends_scored = sequence.request.max_tokens == 0 && !sequence.is_scoring();
-            if ends_scored {
-                self.finish(slot, FinishReason::Length, events);
-            } else if let Some(token) = chosen {
-                self.receive(slot, vec![token], events)?;
-            }
+            parts.iter().map(|_| Given::Nothing).collect()
+        };
+        self.stats.prefill_steps += 1;
+        for ((slot, tokens), given) in slots.into_iter().zip(lengths).zip(given) {
+            self.prefilled(slot, tokens, given, events)?;
         }
         Ok(longest)
+    }
+
+    /// A slot has so many tokens more of its prompt, and was given something with them.
+    fn prefilled(&mut self, slot: usize, tokens: usize, given: Given, events: &mut Vec<Event>) -> Result<()> {
+        self.stats.prefilled += tokens as u64;
+        let held = self.slots.get_mut(slot);
+        let sequence = held.sequence.as_mut().expect("it was prefilled");
+        let start = held.held.len();
+        held.held.extend_from_slice(&sequence.tokens[start..start + tokens]);
+        if let Given::Scored(tokens) = &given {
+            let told: Vec<Token> = tokens.iter().map(|token| sequence.told(token.clone())).collect();
+            sequence.prompt.get_or_insert_default().extend(told);
+        }
+        if sequence.request.max_tokens == 0 && !sequence.is_scoring() {
+            self.finish(slot, FinishReason::Length, events);
+        } else if let Given::Chosen(token) = given {
+            self.receive(slot, vec![token], events)?;
+        }
+        Ok(())
     }
 
     /// One dispatch for all slots whose prompts are prefilled.
