@@ -3,7 +3,7 @@
 makes of them on the demo model, in f32.
 
     pip install -r scripts/reference/requirements.txt
-    python scripts/reference/lm_eval_goldens.py tests/golden/eval [TASK ...]    # all, or only some anew
+    python scripts/reference/lm_eval_goldens.py tests/golden/eval [TASK ...]    # all, or only some anew; `chat` are those in chats
 
 Answers in words are compared twice: those that the model writes, and made-up ones that meet every branch of how they are read. Programs
 are run by the same rules as evaluate's code_eval, which cannot be had without the hub. Answers to problems of mathematics are
@@ -275,6 +275,12 @@ TASKS = {
 }
 
 
+# in the chat format: task, number of examples, and whether these are turns of their own
+IN_CHATS = [("mmlu_us_foreign_policy", 2, "multiturn"), ("mmlu_us_foreign_policy", 2, "single"), ("hellaswag", 0, "multiturn"),
+            ("winogrande", 3, "multiturn"), ("winogrande", 3, "single"), ("triviaqa", 2, "multiturn"), ("triviaqa", 2, "single"),
+            ("bbh_cot_fewshot_word_sorting", 0, "multiturn")]
+
+
 def write(data, dataset, config, split, found):
     """In one of the hub's layouts."""
     folder = data / dataset / (config or "data")
@@ -370,7 +376,7 @@ def main(out, only):
             files[dataset, config, shots] = write(out / "data", dataset, config, shots, rows(make, 12))
     manager = TaskManager()
     known = json.loads((out / "expected.json").read_text()) if only else []
-    expected = [run for run in known if run["task"] not in only]
+    expected = [run for run in known if (run["task"] not in only if "chat" not in run else "chat" not in only)]
 
     def harness_task(task):
         """Its configuration in the harness, with our data."""
@@ -385,11 +391,12 @@ def main(out, only):
             found["generation_kwargs"] = {**found["generation_kwargs"], "max_gen_toks": WORDS_MAX}
         return found
 
-    def run(task, model, num_fewshot, by):
-        found = simple_evaluate(model, tasks=[harness_task(task)], num_fewshot=num_fewshot, log_samples=True, confirm_run_unsafe_code=True)
+    def run(task, model, num_fewshot, by, chat=None):
+        found = simple_evaluate(model, tasks=[harness_task(task)], num_fewshot=num_fewshot, log_samples=True, confirm_run_unsafe_code=True,
+                                apply_chat_template=chat is not None, fewshot_as_multiturn=chat == "multiturn")
         samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
         figures = {k: v for k, v in found["results"][task].items() if "," in k}
-        result = dict(task=task, num_fewshot=num_fewshot, by=by, results=figures)
+        result = dict(task=task, num_fewshot=num_fewshot, by=by, results=figures, **(dict(chat=chat) if chat else {}))
         first = samples
         if task in IN_WORDS:
             readings = list(dict.fromkeys(sample["filter"] for sample in samples))
@@ -419,6 +426,11 @@ def main(out, only):
             docs = rows_of[dataset, config, split]
             made_up = MadeUp([[answer(i, doc) for _ in range(repeats)] for i, doc in enumerate(docs)])
             run(task, made_up, numbers[0], "made up")
+
+    # In the chat format. Descriptions are the system's there, whom Gemma does not know. Gemma's own models end with their turn, too.
+    model.model.generation_config.eos_token_id = [1, model.tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    for task, num_fewshot, chat in IN_CHATS if not only or "chat" in only else []:
+        run(task, model, num_fewshot, "demo", chat)
 
     random_model(out / "random")
     model = load(out / "random", tokenizer=str(ROOT / "src/demo"))

@@ -14,6 +14,13 @@ use super::{Error, Result};
 /// A row of a dataset.
 pub type Doc = Map<String, Value>;
 
+/// Tells whether two lists of rows are the same.
+pub fn digest(docs: &[Doc]) -> String {
+    let mut digest = Sha256::new();
+    docs.iter().for_each(|doc| digest.update(format!("{doc:?}")));
+    format!("{:x}", digest.finalize())
+}
+
 /// A dataset on disk.
 pub struct Dataset {
     dir: PathBuf,
@@ -54,13 +61,6 @@ impl Dataset {
             return Err(Error::Invalid(format!("the split {split} of {} has no rows", self.name)));
         }
         Ok(docs)
-    }
-
-    /// Tells whether two splits have the same rows.
-    pub fn digest(&self, split: &str) -> Result<String> {
-        let mut digest = Sha256::new();
-        self.split(split)?.iter().for_each(|doc| digest.update(format!("{doc:?}")));
-        Ok(format!("{:x}", digest.finalize()))
     }
 
     /// The split's files: `{config}/{split}-*`, `{config}/{split}/*`, the same below `data`, and without a configuration's name; then

@@ -28,7 +28,7 @@ enum Step {
     Strip,
     /// Only what the expression matches is left, or the first of its groups that has something: of its first match, or the last one.
     Regex {
-        pattern: String,
+        pattern: Expression,
         #[serde(default)]
         last: bool,
     },
@@ -47,7 +47,6 @@ impl Filter {
     /// Says what is wrong with it, if anything, where there are so many answers to a document.
     pub fn check(&self, repeats: usize) -> Result<(), String> {
         self.steps.iter().try_for_each(|step| match step {
-            Step::Regex { pattern, .. } => expression(pattern).map(drop),
             Step::First(n) if *n == 0 || *n > repeats => {
                 Err(format!("the filter {} takes the first {n} of {repeats} answers", self.name))
             }
@@ -62,9 +61,8 @@ impl Filter {
             match step {
                 Step::Strip => answers.iter_mut().for_each(|answer| *answer = strip(answer).to_owned()),
                 Step::Regex { pattern, last } => {
-                    let regex = expression(pattern)?;
                     for answer in &mut answers {
-                        *answer = found(&regex, answer, *last).map_err(|e| e.to_string())?;
+                        *answer = found(&pattern.0, answer, *last).map_err(|e| e.to_string())?;
                     }
                 }
                 Step::First(n) => answers.truncate(*n),
@@ -87,9 +85,22 @@ impl Filter {
     }
 }
 
-/// An expression with what Python's has: it may look behind and ahead.
-pub(super) fn expression(pattern: &str) -> Result<Regex, String> {
-    Regex::new(pattern).map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
+/// A regular expression with what Python's has: it may look behind and ahead.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Expression(pub Regex);
+
+impl TryFrom<String> for Expression {
+    type Error = String;
+
+    fn try_from(pattern: String) -> Result<Self, String> {
+        Regex::new(&pattern).map(Self).map_err(|e| format!("{pattern:?} is no regular expression: {e}"))
+    }
+}
+
+/// An expression of our own.
+pub(super) fn expression(pattern: &str) -> Regex {
+    Regex::new(pattern).expect("the expression is right")
 }
 
 fn found(regex: &Regex, text: &str, last: bool) -> Result<String, fancy_regex::Error> {

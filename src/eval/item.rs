@@ -1,10 +1,12 @@
 //! Documents as what is asked of the model: contexts and continuations, as the harness builds them.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Dataset, Doc, Error, Generate, Random, Result, Shots, Task, Templates, template::trailing_space};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Message, Tokenizer};
 
 /// What the harness seeds its draws of examples with.
 const FEWSHOT_SEED: u32 = 1234;
@@ -53,11 +55,40 @@ impl Item {
 /// A continuation whose likelihood is asked for.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    pub context: String,
+    /// Choices of one document mostly have the same, which is there once.
+    pub context: Arc<str>,
     pub continuation: String,
     /// Tokens of both; those of the context may be cut from the left.
-    pub context_tokens: Vec<u32>,
+    pub context_tokens: Arc<[u32]>,
     pub continuation_tokens: Vec<u32>,
+}
+
+/// How documents are put to the model.
+#[derive(Clone, Copy)]
+pub struct Format<'t> {
+    pub tokenizer: &'t Tokenizer,
+    /// Examples in each prompt; as many as the task says if `None`.
+    pub num_fewshot: Option<usize>,
+    /// The most tokens of a text before its last one.
+    pub max_length: usize,
+    pub chat: Option<Chat>,
+}
+
+/// Prompts as conversations, by the tokenizer's chat template. What a task says before everything is left out: the harness gives it to the
+/// system role, which Gemma does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chat {
+    /// Examples are turns of their own.
+    Multiturn,
+    /// Examples are in the user's only turn, before the question.
+    SingleTurn,
+}
+
+impl Format<'_> {
+    /// Examples in each of a task's prompts.
+    pub fn shots(&self, task: &Task) -> usize {
+        self.num_fewshot.unwrap_or(task.num_fewshot)
+    }
 }
 
 /// A document's question and answers, or several questions with one answer.
@@ -67,19 +98,17 @@ struct Turn {
     target: Value,
 }
 
-/// Documents `0..limit` of a task, of which only those that `keep` says are built; and how many there are in all. Few-shot examples
-/// are drawn for every document, since a draw depends on those before it.
+/// Documents of a task's split, from its first one on, of which only those that `keep` says are built. Few-shot examples are drawn for
+/// every document, since a draw depends on those before it; they are of the same dataset.
 pub fn items(
     task: &Task,
     dataset: &Dataset,
-    tokenizer: &Tokenizer,
-    num_fewshot: usize,
-    limit: Option<usize>,
-    max_length: usize,
+    docs: &[Doc],
+    format: Format<'_>,
     keep: impl Fn(usize) -> bool,
-) -> Result<(Vec<Item>, usize)> {
-    let builder = Builder { task, templates: Templates::with(&task.values), tokenizer, max_length };
-    let docs = dataset.split(&task.split)?;
+) -> Result<Vec<Item>> {
+    let num_fewshot = format.shots(task);
+    let builder = Builder { task, templates: Templates::with(&task.values), format };
     let examples = match &task.shots {
         Some(Shots { split: Some(split), .. }) if num_fewshot > 0 => dataset.split(split)?,
         Some(shots) => shots.samples.clone(),
@@ -92,15 +121,15 @@ pub fn items(
     }
     let mut random = Random::new(FEWSHOT_SEED);
     let mut items = Vec::new();
-    for (id, doc) in docs.iter().enumerate().take(limit.unwrap_or(usize::MAX)) {
+    for (id, doc) in docs.iter().enumerate() {
         let wrong = |reason: String| Error::Document { task: task.name.clone(), doc: id, reason };
         let shots = draw(task, &mut random, &examples, doc, num_fewshot);
         if keep(id) {
-            let header = builder.header(&shots).map_err(wrong)?;
-            items.push(builder.item(id, doc, &header).map_err(wrong)?);
+            let examples = builder.examples(&shots).map_err(wrong)?;
+            items.push(builder.item(id, doc, &examples).map_err(wrong)?);
         }
     }
-    Ok((items, docs.len()))
+    Ok(items)
 }
 
 /// The examples for a document.
@@ -130,9 +159,11 @@ fn with_fields(reason: String, doc: &Doc) -> String {
 struct Builder<'t> {
     task: &'t Task,
     templates: Templates,
-    tokenizer: &'t Tokenizer,
-    max_length: usize,
+    format: Format<'t>,
 }
+
+/// A question and its answer, which may be empty.
+type Example = (String, String);
 
 impl Builder<'_> {
     fn evaluate<T: for<'de> Deserialize<'de>>(&self, expression: &str, doc: &Doc) -> std::result::Result<T, String> {
@@ -151,65 +182,79 @@ impl Builder<'_> {
         Ok(Turn { questions: vec![question], answers, target })
     }
 
-    /// The description and the examples.
-    fn header(&self, shots: &[&Doc]) -> std::result::Result<String, String> {
-        let mut text = self.task.description.clone();
-        for doc in shots {
+    fn examples(&self, shots: &[&Doc]) -> std::result::Result<Vec<Example>, String> {
+        let example = |doc: &&Doc| {
             let Turn { questions, answers, target } = self.turn(doc)?;
             let target = target.as_array().and_then(|all| all.first()).unwrap_or(&target);
             let at = |list: &[String]| -> std::result::Result<String, String> {
                 let index = target.as_u64().and_then(|i| list.get(i as usize));
                 index.cloned().ok_or_else(|| format!("an example's target {target} is no choice"))
             };
-            let (question, answer) = match (target, questions.len()) {
+            Ok(match (target, questions.len()) {
                 (_, 2..) => (at(&questions)?, answers[0].clone()),
                 (Value::String(text), _) => (questions[0].clone(), text.clone()),
                 _ => (questions[0].clone(), at(&answers)?),
-            };
-            text += &question;
-            if answer.is_empty() {
-                continue;
-            }
-            text += &self.task.delimiter;
-            text += &answer;
-            text += &self.task.shot_delimiter;
-        }
-        Ok(text)
+            })
+        };
+        shots.iter().map(example).collect()
     }
 
-    fn item(&self, id: usize, doc: &Doc, header: &str) -> std::result::Result<Item, String> {
+    /// The whole prompt of a question.
+    fn context(&self, examples: &[Example], question: &str) -> std::result::Result<String, String> {
+        let Task { delimiter, shot_delimiter, description, .. } = self.task;
+        let written = |(question, answer): &Example| {
+            let answer = if answer.is_empty() { String::new() } else { format!("{delimiter}{answer}{shot_delimiter}") };
+            format!("{question}{answer}")
+        };
+        let plain = || examples.iter().map(written).collect::<String>() + question;
+        let messages = match self.format.chat {
+            None => return Ok(format!("{description}{}", plain())),
+            Some(Chat::SingleTurn) => vec![Message::user(plain())],
+            Some(Chat::Multiturn) => {
+                let turns = |(question, answer): &Example| {
+                    let answer = (!answer.is_empty()).then(|| Message::assistant(answer));
+                    std::iter::once(Message::user(question)).chain(answer)
+                };
+                examples.iter().flat_map(turns).chain([Message::user(question)]).collect()
+            }
+        };
+        self.format.tokenizer.render_chat(&messages).map_err(|e| e.to_string())
+    }
+
+    fn item(&self, id: usize, doc: &Doc, examples: &[Example]) -> std::result::Result<Item, String> {
         let turn = self.turn(doc)?;
         let target = turn.target.clone();
         let ask = match &self.task.generate {
-            Some(generate) => self.words(generate, format!("{header}{}", turn.questions[0]))?,
-            None => Ask::Choices(self.choices(doc, header, turn)?),
+            Some(generate) => self.words(generate, self.context(examples, &turn.questions[0])?)?,
+            None => Ask::Choices(self.choices(doc, examples, turn)?),
         };
         Ok(Item { id, doc: doc.clone(), target, ask })
     }
 
     fn words(&self, generate: &Generate, context: String) -> std::result::Result<Ask, String> {
-        let room = self.max_length.checked_sub(generate.max_tokens).filter(|room| *room > 0).ok_or_else(|| {
-            let (max, context) = (generate.max_tokens, self.max_length);
+        let context_len = self.format.max_length;
+        let room = context_len.checked_sub(generate.max_tokens).filter(|room| *room > 0).ok_or_else(|| {
+            let max = generate.max_tokens;
             format!(
-                "answers of {max} tokens leave no room for a question in a context of {context}; use a longer --context"
+                "answers of {max} tokens leave no room for a question in a context of {context_len}; use a longer --context"
             )
         })?;
-        let mut tokens = self.tokenizer.encode(&context).map_err(|e| e.to_string())?;
+        let mut tokens = self.format.tokenizer.encode(&context).map_err(|e| e.to_string())?;
         tokens.drain(..tokens.len().saturating_sub(room));
         Ok(Ask::Words { context, tokens })
     }
 
-    fn choices(&self, doc: &Doc, header: &str, turn: Turn) -> std::result::Result<Choices, String> {
+    fn choices(&self, doc: &Doc, examples: &[Example], turn: Turn) -> std::result::Result<Choices, String> {
         let Turn { questions, answers, target } = turn;
         let several_questions = questions.len() > 1;
-        let texts: Vec<(String, String)> = if several_questions {
-            questions
-                .iter()
-                .map(|q| (format!("{header}{q}"), format!("{}{}", self.task.delimiter, answers[0])))
-                .collect()
+        // A turn of the model begins with its answer.
+        let delimiter = if self.format.chat.is_some() { "" } else { &self.task.delimiter };
+        let contexts = questions.iter().map(|question| Ok(self.context(examples, question)?.into()));
+        let contexts: Vec<Arc<str>> = contexts.collect::<std::result::Result<_, String>>()?;
+        let texts: Vec<(Arc<str>, String)> = if several_questions {
+            contexts.into_iter().map(|context| (context, format!("{delimiter}{}", answers[0]))).collect()
         } else {
-            let context = format!("{header}{}", questions[0]);
-            answers.iter().map(|answer| (context.clone(), format!("{}{answer}", self.task.delimiter))).collect()
+            answers.iter().map(|answer| (contexts[0].clone(), format!("{delimiter}{answer}"))).collect()
         };
         let choices = if several_questions { questions } else { answers };
         let number = |target: &Value| match target {
@@ -222,8 +267,14 @@ impl Builder<'_> {
         };
         let labels =
             self.task.labels.as_ref().map(|labels| self.evaluate(labels, doc)).transpose()?.unwrap_or_default();
-        let pair = |(context, continuation)| Pair::new(context, continuation, self.tokenizer, self.max_length);
-        let pairs = texts.into_iter().map(pair).collect::<std::result::Result<_, _>>()?;
+        let mut pairs: Vec<Pair> = Vec::new();
+        for (context, continuation) in texts {
+            let mut pair = Pair::new(context, continuation, self.format.tokenizer, self.format.max_length)?;
+            if let Some(last) = pairs.last().filter(|last| last.context_tokens == pair.context_tokens) {
+                pair.context_tokens = last.context_tokens.clone();
+            }
+            pairs.push(pair);
+        }
         Ok(Choices { texts: choices, gold, labels, pairs })
     }
 }
@@ -237,7 +288,7 @@ impl Pair {
     /// Encodes both as one text, which is cut where the context's own tokens end; spaces at the context's end go to the continuation.
     /// An empty context is `<bos>`. What is longer than `max_length` tokens before the last one is cut from the left.
     pub fn new(
-        context: String,
+        context: Arc<str>,
         continuation: String,
         tokenizer: &Tokenizer,
         max_length: usize,
@@ -257,7 +308,7 @@ impl Pair {
             ));
         }
         let excess = whole.len().saturating_sub(max_length + 1);
-        let (context_tokens, continuation_tokens) = (context_tokens[excess..].to_vec(), continuation_tokens.to_vec());
+        let (context_tokens, continuation_tokens) = (context_tokens[excess..].into(), continuation_tokens.to_vec());
         Ok(Self { context, continuation, context_tokens, continuation_tokens })
     }
 }

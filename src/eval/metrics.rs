@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Choices, Doc, Generate, Likelihood, bias::Bias, filter::expression, math};
+use super::{Choices, Doc, Generate, Likelihood, bias::Bias, math};
 
 /// A figure of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -133,7 +133,7 @@ impl Metric {
         let mut right = false;
         for target in &targets {
             right |= match self {
-                Self::ExactMatch => plain(generate, answer)? == plain(generate, target)?,
+                Self::ExactMatch => plain(generate, answer) == plain(generate, target),
                 Self::FinalAnswer => math::final_answers_agree(answer, target)?,
                 Self::SameAnswer => math::same_answer(answer, target),
                 _ => return Ok(f64::NAN),
@@ -162,10 +162,10 @@ fn text(value: &Value) -> String {
 }
 
 /// What `exact_match` looks at.
-fn plain(generate: &Generate, text: &str) -> Result<String, String> {
+fn plain(generate: &Generate, text: &str) -> String {
     let mut text = text.to_owned();
     for pattern in &generate.ignore {
-        text = expression(pattern)?.replace_all(&text, "").into_owned();
+        text = pattern.0.replace_all(&text, "").into_owned();
     }
     if generate.ignore_case {
         text = text.to_lowercase();
@@ -173,7 +173,7 @@ fn plain(generate: &Generate, text: &str) -> Result<String, String> {
     if generate.ignore_punctuation {
         text.retain(|c| !c.is_ascii_punctuation());
     }
-    Ok(text)
+    text
 }
 
 fn first_largest(values: &[f64]) -> usize {

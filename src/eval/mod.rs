@@ -25,10 +25,10 @@ mod task;
 mod template;
 
 pub use code::run_programs;
-pub use dataset::{Dataset, Doc};
-pub use filter::Filter;
+pub use dataset::{Dataset, Doc, digest};
+pub use filter::{Expression, Filter};
 pub use html::html;
-pub use item::{Ask, Choices, Item, Pair, items};
+pub use item::{Ask, Chat, Choices, Format, Item, Pair, items};
 pub use judge::{Judged, judge};
 pub use metrics::{Metric, Summary, summarize};
 pub use python::Random;

@@ -150,7 +150,7 @@ pub fn results_json(evaluations: &[Evaluation], config: Value) -> Value {
 pub fn sample_json(task: &Task, item: &Item, response: &Response, judged: &Judged) -> Value {
     let arguments: Vec<Value> = match (&item.ask, &task.generate) {
         (Ask::Choices(choices), _) => {
-            choices.pairs.iter().map(|pair| json!({"arg_0": pair.context, "arg_1": pair.continuation})).collect()
+            choices.pairs.iter().map(|pair| json!({"arg_0": &*pair.context, "arg_1": pair.continuation})).collect()
         }
         (Ask::Words { context, .. }, generate) => {
             let how = generate.as_ref().map(|g| {

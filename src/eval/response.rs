@@ -49,11 +49,12 @@ pub fn score(
 }
 
 /// Has all these items answered in words, with the way to answer for each; `on_done` is told of each item's number. `goes_on` is asked
-/// between steps; false ends it. Draws at random depend on the document's number alone. `eos` ends an answer.
+/// between steps; false ends it. Draws at random depend on the document's number alone. The
+/// ids of `stop_ids` end an answer.
 pub fn generate(
     engine: &mut Engine<'_>,
     items: &[(&Item, &Generate)],
-    eos: u32,
+    stop_ids: &[u32],
     goes_on: impl Fn() -> bool,
     mut on_done: impl FnMut(usize, Response),
 ) -> Result<()> {
@@ -79,7 +80,7 @@ pub fn generate(
                     seed: item.id as u64 * generate.repeats as u64,
                     ..Params::GREEDY
                 },
-                stop_ids: vec![eos],
+                stop_ids: stop_ids.to_vec(),
                 stop: generate.until.clone(),
                 n: generate.repeats,
                 ..Request::greedy(tokens.to_vec(), generate.max_tokens)

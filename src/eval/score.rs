@@ -31,7 +31,7 @@ impl From<Likelihood> for (f64, bool) {
 /// A context with its continuations.
 #[derive(Clone, Debug)]
 pub struct Group {
-    pub context: Vec<u32>,
+    pub context: Arc<[u32]>,
     pub continuations: Vec<Vec<u32>>,
     /// For each continuation, where its likelihood is wanted: items and their pairs.
     pub wanted: Vec<Vec<(usize, usize)>>,
@@ -42,7 +42,7 @@ type Continuations<'i> = BTreeMap<&'i [u32], Vec<(usize, usize)>>;
 
 /// What is asked for, by contexts in the order of their tokens: so that neighbours have the longest common beginnings.
 pub fn groups(items: &[&Item]) -> Vec<Group> {
-    let mut by_context: BTreeMap<&[u32], Continuations<'_>> = BTreeMap::new();
+    let mut by_context: BTreeMap<&Arc<[u32]>, Continuations<'_>> = BTreeMap::new();
     for (i, item) in items.iter().enumerate() {
         let Ask::Choices(choices) = &item.ask else { continue };
         for (j, pair) in choices.pairs.iter().enumerate() {
@@ -50,10 +50,10 @@ pub fn groups(items: &[&Item]) -> Vec<Group> {
             of_context.entry(&pair.continuation_tokens).or_default().push((i, j));
         }
     }
-    let group = |(context, continuations): (&[u32], Continuations<'_>)| {
+    let group = |(context, continuations): (&Arc<[u32]>, Continuations<'_>)| {
         let (continuations, wanted) =
             continuations.into_iter().map(|(tokens, wanted)| (tokens.to_vec(), wanted)).unzip();
-        Group { context: context.to_vec(), continuations, wanted }
+        Group { context: context.clone(), continuations, wanted }
     };
     by_context.into_iter().map(group).collect()
 }
@@ -122,7 +122,7 @@ impl Scorer {
                     && let Some(group) = queue.next()
                 {
                     let context = &groups[group].context;
-                    let common = row.held.iter().zip(context).take_while(|(a, b)| a == b).count();
+                    let common = row.held.iter().zip(&context[..]).take_while(|(a, b)| a == b).count();
                     row.held.truncate(common.min(context.len() - 1)); // the last token's logits are needed
                     self.reused += row.held.len() as u64;
                     row.work = Some(Work { group, done: vec![], sum: NOTHING });
@@ -223,7 +223,7 @@ impl Row {
         let work = self.work.as_ref().expect("it has a step");
         let group = &groups[work.group];
         if group.is_single() {
-            group.context.clone()
+            group.context.to_vec()
         } else {
             [&group.context[..], &group.continuations[work.done.len()]].concat()
         }

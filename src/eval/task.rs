@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Doc, Filter, Metric, Templates};
+use super::{Doc, Filter, Metric, Templates, filter::Expression};
 
 /// A task as its file says. Texts are Jinja templates over a document's fields; expressions are Jinja expressions.
 #[derive(Clone, Debug, Deserialize)]
@@ -160,7 +160,7 @@ pub struct Generate {
     pub filters: Vec<Filter>,
     /// What `exact_match` does not look at, in answers and targets: what these expressions match, ...
     #[serde(default)]
-    pub ignore: Vec<String>,
+    pub ignore: Vec<Expression>,
     /// ... case ...
     #[serde(default)]
     pub ignore_case: bool,

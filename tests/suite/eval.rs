@@ -10,8 +10,8 @@ use gemma_pjrt::{
     checkpoint::Checkpoint,
     engine::Engine,
     eval::{
-        Ask, Choices, Dataset, Evaluation, Generate, Group, Item, Likelihood, Metric, Response, Scorer, Task, generate,
-        items, judge, named, results_json, run_programs, score,
+        Ask, Chat, Choices, Dataset, Evaluation, Format, Generate, Group, Item, Likelihood, Metric, Response, Scorer,
+        Task, generate, items, judge, named, results_json, run_programs, score,
     },
     gemma::{Config, Target},
     hlo::Mesh,
@@ -33,12 +33,18 @@ struct Run {
     task: Task,
     num_fewshot: usize,
     items: Vec<Item>,
-    documents: usize,
     expected: Value,
 }
 
 /// The most tokens of answers in words in the goldens.
 const WORDS_MAX: usize = 32;
+
+/// All documents of a task's small dataset.
+fn golden_items(task: &Task, num_fewshot: usize, max_length: usize, chat: Option<Chat>) -> Vec<Item> {
+    let dataset = Dataset::open(&dir().join("data"), &task.dataset, task.config.as_deref()).unwrap();
+    let format = Format { tokenizer: demo_tokenizer(), num_fewshot: Some(num_fewshot), max_length, chat };
+    items(task, &dataset, &dataset.split(&task.split).unwrap(), format, |_| true).unwrap()
+}
 
 fn runs() -> Vec<Run> {
     let text = std::fs::read_to_string(dir().join("expected.json")).unwrap();
@@ -48,11 +54,14 @@ fn runs() -> Vec<Run> {
         if let Some(generate) = &mut task.generate {
             generate.max_tokens = WORDS_MAX;
         }
-        let dataset = Dataset::open(&dir().join("data"), &task.dataset, task.config.as_deref()).unwrap();
         let num_fewshot = expected["num_fewshot"].as_u64().unwrap() as usize;
-        let (items, documents) =
-            items(&task, &dataset, demo_tokenizer(), num_fewshot, None, MAX_LENGTH, |_| true).unwrap();
-        Run { task, num_fewshot, items, documents, expected }
+        let chat = match expected["chat"].as_str() {
+            None => None,
+            Some("multiturn") => Some(Chat::Multiturn),
+            Some(_) => Some(Chat::SingleTurn),
+        };
+        let items = golden_items(&task, num_fewshot, MAX_LENGTH, chat);
+        Run { task, num_fewshot, items, expected }
     };
     all.into_iter().map(run).collect()
 }
@@ -92,7 +101,7 @@ fn scored(scorer: &mut Scorer, items: &[Item]) -> Vec<Vec<Likelihood>> {
 /// Figures of these responses, beside the harness's.
 fn check_figures(run: &Run, responses: &[Response]) {
     let name = format!("{}, {} examples, {}", run.task.name, run.num_fewshot, run.expected["by"]);
-    let mut evaluation = Evaluation::new(run.task.clone(), run.num_fewshot, run.documents);
+    let mut evaluation = Evaluation::new(run.task.clone(), run.num_fewshot, run.items.len());
     for (i, (item, response)) in run.items.iter().zip(responses).enumerate() {
         let mut judged = judge(&run.task, item, response).unwrap();
         for judged in &mut judged {
@@ -174,7 +183,9 @@ fn answers_in_words_are_written_and_read_as_by_the_harness() {
             let items: Vec<(&Item, &Generate)> = run.items.iter().map(|item| (item, how)).collect();
             let mut found = vec![None; items.len()];
             let keep = |i: usize, response| found[i] = Some(response);
-            generate(&mut engine, &items, demo_tokenizer().special().eos, || true, keep).unwrap();
+            let eos = vec![demo_tokenizer().special().eos];
+            let stop_ids = if run.expected["chat"].is_null() { eos } else { demo_tokenizer().stop_ids() };
+            generate(&mut engine, &items, &stop_ids, || true, keep).unwrap();
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert_eq!(found.as_ref().unwrap(), expected, "{}, document {i}", run.task.name);
             }
@@ -257,8 +268,9 @@ fn the_demo_model_knows_its_own_answers() {
     std::fs::write(&file, text).unwrap();
     let task = named(&[file.to_str().unwrap().to_owned()]).unwrap().remove(0);
     let dataset = Dataset::open(dir.path(), &task.dataset, None).unwrap();
-    let (items, found) = items(&task, &dataset, demo_tokenizer(), 0, None, 512, |_| true).unwrap();
-    assert_eq!((found, documents > 300), (documents, true), "{documents}");
+    let format = Format { tokenizer: demo_tokenizer(), num_fewshot: None, max_length: 512, chat: None };
+    let items = items(&task, &dataset, &dataset.split(&task.split).unwrap(), format, |_| true).unwrap();
+    assert_eq!((items.len(), documents > 300), (documents, true), "{documents}");
     let likelihoods = scored(&mut Scorer::new(demo_model(KERNELS, Mesh::SINGLE), 512).unwrap(), &items);
     let right = items
         .iter()
@@ -274,9 +286,8 @@ fn the_demo_model_knows_its_own_answers() {
 #[test]
 fn shared_examples_are_computed_once() {
     let task = named(&["mmlu_astronomy".to_owned()]).unwrap().remove(0);
-    let dataset = Dataset::open(&dir().join("data"), &task.dataset, task.config.as_deref()).unwrap();
     const LONGEST: usize = 500;
-    let (all, _) = items(&task, &dataset, demo_tokenizer(), 3, None, LONGEST, |_| true).unwrap();
+    let all = golden_items(&task, 3, LONGEST, None);
     let short: Vec<Item> =
         all.into_iter().filter(|item| choices(item).pairs[0].context_tokens.len() < LONGEST && item.id != 9).collect();
     assert!(short.len() > 40, "{}", short.len());
@@ -292,7 +303,11 @@ fn shared_examples_are_computed_once() {
 fn rows_near_the_end_of_their_cache_do_not_cut_others() {
     let _alone = several_devices();
     let tokens = |from: u32, n: u32| (0..n).map(|i| 3 + (from + i * 37) % 900).collect::<Vec<u32>>();
-    let group = |context| Group { context, continuations: vec![vec![5], vec![700]], wanted: vec![vec![], vec![]] };
+    let group = |context: Vec<u32>| Group {
+        context: context.into(),
+        continuations: vec![vec![5], vec![700]],
+        wanted: vec![vec![], vec![]],
+    };
     let near = tokens(1, 60);
     let next = [&near[..58], &[11]].concat();
     let groups = [tokens(100, 10), tokens(200, 40), near, next].map(group);

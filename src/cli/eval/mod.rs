@@ -27,8 +27,8 @@ use super::{
 use crate::{
     engine::Engine,
     eval::{
-        Dataset, Evaluation, Generate, Item, Judged, Response, Scorer, Task, generate, html, items, judge, named,
-        results_json, run_programs, sample_json, score, table,
+        Chat, Dataset, Evaluation, Format, Generate, Item, Judged, Response, Scorer, Task, digest, generate, html,
+        items, judge, named, results_json, run_programs, sample_json, score, table,
     },
 };
 
@@ -48,6 +48,13 @@ pub struct Args {
     /// Examples in each prompt [default: what the task says, mostly none]
     #[arg(long, value_name = "K")]
     num_fewshot: Option<usize>,
+    /// Put questions in the chat format, as a model of instructions expects them. Examples are turns of the conversation; the task's
+    /// description is left out, since Gemma has no system role
+    #[arg(long)]
+    apply_chat_template: bool,
+    /// With the chat format: whether examples are turns of their own, or in one turn with the question
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, requires = "apply_chat_template")]
+    fewshot_as_multiturn: bool,
     /// Only the first documents of each task
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroUsize>,
@@ -151,6 +158,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         "max_length": opened.context,
         "limit": args.limit,
         "num_fewshot": args.num_fewshot,
+        "apply_chat_template": args.apply_chat_template,
+        "fewshot_as_multiturn": args.chat() == Some(Chat::Multiturn),
         "tasks": args.tasks,
         "digest": args.digest_of_run(&tasks, &opened),
         "data": digests,
@@ -202,7 +211,9 @@ fn respond(
         let longest = words.iter().map(|(item, generate)| item.tokens() + generate.max_tokens).max().unwrap_or(1);
         let tokenizer = opened.tokenizer()?;
         let mut engine = Engine::new(loaded.model, tokenizer, args.slots.into(), opened.cache_len(longest as i64))?;
-        generate(&mut engine, &words, tokenizer.special().eos, goes_on, |i, response| keep(keys[i], response))?;
+        // In a conversation an answer ends with its turn.
+        let stop_ids = if args.chat().is_some() { tokenizer.stop_ids() } else { vec![tokenizer.special().eos] };
+        generate(&mut engine, &words, &stop_ids, goes_on, |i, response| keep(keys[i], response))?;
         let stats = engine.stats();
         let (cached, generated) = (stats.cached, stats.generated);
         note(&format!("{generated} tokens were written; {cached} tokens of questions were shared"));
@@ -306,24 +317,34 @@ impl Data {
     fn read(args: &Args, tasks: &[Task], opened: &Opened) -> Result<Self> {
         let mut data = Self { items: BTreeMap::new(), evaluations: vec![], digests: vec![] };
         let (shard, limit) = (args.shard.unwrap_or(Shard::WHOLE), args.limit.map(NonZeroUsize::get));
+        let format = Format {
+            tokenizer: opened.tokenizer()?,
+            num_fewshot: args.num_fewshot,
+            max_length: opened.context as usize,
+            chat: args.chat(),
+        };
         for (i, task) in tasks.iter().enumerate() {
             let dataset = Dataset::open(&args.data, &task.dataset, task.config.as_deref())?;
-            let shots = args.num_fewshot.unwrap_or(task.num_fewshot);
-            let max_length = opened.context as usize;
-            let has = |id| shard.has(id);
-            let (items, documents) = items(task, &dataset, opened.tokenizer()?, shots, limit, max_length, has)?;
+            let docs = dataset.split(&task.split)?;
+            let asked = &docs[..limit.unwrap_or(docs.len()).min(docs.len())];
+            let items = items(task, &dataset, asked, format, |id| shard.has(id))?;
             data.items.extend(items.into_iter().map(|item| ((i, item.id), item)));
-            data.evaluations.push(Evaluation::new(task.clone(), shots, documents));
-            data.digests.push(dataset.digest(&task.split)?);
+            data.evaluations.push(Evaluation::new(task.clone(), format.shots(task), docs.len()));
+            data.digests.push(digest(&docs));
         }
         Ok(data)
     }
 }
 
 impl Args {
+    fn chat(&self) -> Option<Chat> {
+        self.apply_chat_template.then_some(if self.fewshot_as_multiturn { Chat::Multiturn } else { Chat::SingleTurn })
+    }
+
     /// What tells whether two shards are of one run.
     fn digest_of_run(&self, tasks: &[Task], opened: &Opened) -> String {
-        let of_run = (self.model.identity(), self.num_fewshot, self.limit, opened.context, self.allow_code_execution);
+        let asked = (self.num_fewshot, self.chat(), self.limit);
+        let of_run = (self.model.identity(), asked, opened.context, self.allow_code_execution);
         format!("{:x}", Sha256::digest(format!("{of_run:?} {tasks:?}")))
     }
 
@@ -345,11 +366,12 @@ fn write(output: &Path, evaluations: &[Evaluation], samples: &[Value], config: V
         let value = &config[name];
         (name.replace('_', " "), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     };
-    let about: Vec<(String, String)> = ["version", "model_args", "mesh", "max_length", "num_fewshot", "limit"]
-        .map(line)
-        .into_iter()
-        .filter(|(_, v)| v != "null")
-        .collect();
+    let about: Vec<(String, String)> =
+        ["version", "model_args", "mesh", "max_length", "num_fewshot", "apply_chat_template", "limit"]
+            .map(line)
+            .into_iter()
+            .filter(|(_, v)| v != "null")
+            .collect();
     let page = html(evaluations, &about);
     write_whole(&beside(output, ".html"), |out| out.write_all(page.as_bytes()))?;
     let results = serde_json::to_string_pretty(&results_json(evaluations, config))?;

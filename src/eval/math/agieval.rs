@@ -18,9 +18,8 @@ pub fn same_answer(answer: &str, target: &str) -> bool {
 
 /// What is in the last box, between dollar signs, after the last equals sign, or the last number.
 fn last_part(text: &str) -> Option<String> {
-    static FORMULA: LazyLock<Regex> = LazyLock::new(|| expression(r"\$(.*)\$").expect("it is right"));
-    static NUMBER: LazyLock<Regex> =
-        LazyLock::new(|| expression(r"(?:\$)?\d+(?:\.\d+)?(?![\w\d])").expect("it is right"));
+    static FORMULA: LazyLock<Regex> = LazyLock::new(|| expression(r"\$(.*)\$"));
+    static NUMBER: LazyLock<Regex> = LazyLock::new(|| expression(r"(?:\$)?\d+(?:\.\d+)?(?![\w\d])"));
     let after_equals = |text: &str| match text.rsplit_once('=') {
         Some((_, last)) => last.trim_start_matches(' ').to_owned(),
         None => text.to_owned(),

@@ -5,11 +5,7 @@ use std::sync::LazyLock;
 use fancy_regex::Regex;
 
 use super::{in_box, last_boxed, latex};
-use crate::eval::{filter::expression, template::strip};
-
-fn regex(pattern: &str) -> Regex {
-    expression(pattern).expect("the expression is right")
-}
+use crate::eval::{filter::expression as regex, template::strip};
 
 /// Whether what this answer ends with is the final answer of the solution.
 ///
