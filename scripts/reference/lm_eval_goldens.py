@@ -335,6 +335,38 @@ def random_model(folder):
     GemmaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
+def verdicts(out):
+    """Of Math-Verify, on answers of many kinds."""
+    from math_verify import parse, verify
+
+    more = [  # as FORMULAS
+        ("3\\frac{1}{2}", "3.5", "\\frac{7}{2}", "3 1/2", "7/2"), ("x \\in [2,5)", "[2,5)", "2 \\le x < 5", "x \\ge 2"),
+        ("\\{1,2\\}", "1,2", "2, 1", "1 and 2", "(1,2)"), ("(-\\infty, 3) \\cup (5, \\infty)", "(5,\\infty)\\cup(-\\infty,3)", "(-\\infty, 3)"),
+        ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{bmatrix}1\\\\2\\end{bmatrix}", "\\begin{pmatrix} 2 \\\\ 1 \\end{pmatrix}", "(1,2)"),
+        ("(1,2,3)", "1,2,3", "(3,2,1)", "(1, 2, 3)"), ("x<5", "(-\\infty,5)", "5>x", "x \\le 5", "2x<10"), ("1<x<5", "(1,5)", "1<x<6"),
+        ("y = 2x + 3", "2x+3", "y=3+2x", "y-2x=3", "y=2x"), ("2x+3y=6", "4x+6y=12", "6=2x+3y", "2x+3y=7"), ("x=5", "5", "x = 5", "y=5", "5=x"),
+        ("5", "x=5", "3+2=5", "x = 4", "\\boxed{5}"), ("1 \\pm \\sqrt{2}", "1+\\sqrt{2},1-\\sqrt{2}", "1+\\sqrt{2}"), ("e^2", "\\exp(2)", "7.389056", "e"),
+        ("3+4i", "4i+3", "3-4i"), ("(A)", "A", "\\text{(A)}", "B"), ("\\text{even}", "even", "\\text{Even}", "odd"), ("\\pi r^2", "r^2\\pi", "3.14r^2"),
+        ("0.333", "1/3", "\\frac{1}{3}", "0.333000"), ("\\frac13", "0.333333", "0.3333", "\\frac{2}{6}"), ("10^{-3}", "0.001", "\\frac{1}{1000}"),
+        ("\\binom{5}{2}", "10", "\\dbinom{5}{2}"), ("5!", "120", "24"), ("\\log 100", "2", "\\log_{10} 100"), ("|x-1|", "|1-x|", "x-1"),
+        ("x^2 + 3x", "x(x+3)", "3x+x^2", "x^2"), ("\\sin x", "\\sin(x)", "\\cos x"), ("3:4", "\\frac{3}{4}", "4:3", "3/4"), ("4\\times 10^5", "400000", "400,000"),
+        ("(2,1)", "(2, 1)", "2,1", "1,2"), ("[-1,1)\\cup(2,3]", "(2,3]\\cup[-1,1)", "[-1,1)"), ("7\\text{ inches}", "7", "7\\text{ in}", "8"), ("p - q", "-q+p", "q-p"),
+        ("\\frac{x+1}{x-1}", "1+\\frac{2}{x-1}", "\\frac{x+1}{1-x}"), ("\\$32,\\!348", "32348", "32,348", "\\$32348"), ("6 - 5i", "-5i+6", "6+5i"),
+        ("2,3,5", "5,3,2", "2, 3 and 5", "2,3"), ("-4", "- 4", "4", "-4.0"), ("\\sqrt{x^2+1}", "(x^2+1)^{1/2}", "x+1"), ("50\\%", "50", "0.5", "50%"), ("a_1", "a_{1}", "a_2"),
+        ("x=1,y=2", "y=2,x=1", "x=1"), ("1.5", "\\frac{3}{2}", "1.50", "1.4"), ("f(x)=x^2", "x^2", "x^3"), ("12:30", "12:30", "12.5"), ("\\infty", "infinity", "-\\infty"),
+    ]
+    frames = ["Final Answer: The final answer is ${}$. I hope it is correct.", "so the answer is ${}$.", "We get $$\\boxed{{{}}}$$", "\\[ {} \\]", "The answer: {}", "{}",
+              "first $1+1=2$, then ${}$ follows", "\\boxed{{{}}}", "The final answer is {}. I hope it is correct.", "it is \\({}\\), so it is"]
+    found = []
+    for i, (gold, *others) in enumerate(FORMULAS + more):
+        solution = f"{words(2, 5)} $\\boxed{{{gold}}}$. {words(1, 3)}"
+        for j, said in enumerate([gold, *others]):
+            for frame in (frames[0], frames[(i + j) % len(frames)]):
+                answer = frame.format(said)
+                found.append([solution, answer, bool(verify(parse(solution), parse(answer)))])
+    (out / "math_verify.json").write_text("[\n" + ",\n".join(json.dumps(one) for one in found) + "\n]\n")
+
+
 def main(out, only):
     import evaluate
     from lm_eval import simple_evaluate
@@ -402,7 +434,7 @@ def main(out, only):
             readings = list(dict.fromkeys(sample["filter"] for sample in samples))
             first = [sample for sample in samples if sample["filter"] == readings[0]]
             result["responses"] = [sample["resps"][0] for sample in first]
-            metrics = [k for k in samples[0]["metrics"] if k != "math_verify"]
+            metrics = list(samples[0]["metrics"])
             of = {f: [sample for sample in samples if sample["filter"] == f] for f in readings}
             result["read"] = {f: [sample["filtered_resps"][0] for sample in of[f]] for f in readings}
             result["values"] = {f: [[sample[m] for m in metrics] for sample in of[f]] for f in readings}
@@ -440,4 +472,6 @@ def main(out, only):
 
 
 if __name__ == "__main__":
+    verdicts(Path(sys.argv[1]))
+    r.seed(7)
     main(Path(sys.argv[1]), sys.argv[2:])

@@ -27,6 +27,8 @@ pub enum Metric {
     ExactMatch,
     /// The same of the final answer to a problem of MATH; the harness calls it exact_match, too.
     FinalAnswer,
+    /// The same by the rules of Math-Verify, which finds answers in more places and in more forms.
+    MathVerify,
     /// The same by the rules of AGIEval; the harness calls it acc.
     SameAnswer,
     /// Whether a program passes its tests, by the name that the harness gives it.
@@ -48,6 +50,7 @@ impl TryFrom<String> for Metric {
             "accuracy_disamb" => Self::AccuracyWhere { disambiguated: true },
             "exact_match" => Self::ExactMatch,
             "final_answer" => Self::FinalAnswer,
+            "math_verify" => Self::MathVerify,
             "same_answer" => Self::SameAnswer,
             "pass@1" | "pass_at_1" => Self::Passes(name),
             other => match (other.strip_prefix("amb_bias_score"), other.strip_prefix("disamb_bias_score")) {
@@ -74,6 +77,7 @@ impl Metric {
                 format!("{}_bias_score{category}", where_(*disambiguated))
             }
             Self::ExactMatch | Self::FinalAnswer => "exact_match".into(),
+            Self::MathVerify => "math_verify".into(),
             Self::Passes(name) => name.clone(),
         }
     }
@@ -89,7 +93,7 @@ impl Metric {
 
     /// Whether it is of answers in words.
     pub fn is_of_text(&self) -> bool {
-        matches!(self, Self::ExactMatch | Self::FinalAnswer | Self::SameAnswer | Self::Passes(_))
+        matches!(self, Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_))
     }
 
     /// Of one document's choices: one value, or those that the task's figure is computed from.
@@ -118,7 +122,7 @@ impl Metric {
                 let bias = Bias::of(doc, &choices.texts[best], best < 2)?;
                 return Ok(bias.values(is_gold(best), category.as_deref()));
             }
-            Self::ExactMatch | Self::FinalAnswer | Self::SameAnswer | Self::Passes(_) => {
+            Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_) => {
                 return Err(format!("{} is of answers in words", self.name()));
             }
         }])
@@ -135,6 +139,7 @@ impl Metric {
             right |= match self {
                 Self::ExactMatch => plain(generate, answer) == plain(generate, target),
                 Self::FinalAnswer => math::final_answers_agree(answer, target)?,
+                Self::MathVerify => math::verified(answer, target),
                 Self::SameAnswer => math::same_answer(answer, target),
                 _ => return Ok(f64::NAN),
             };

@@ -1,22 +1,39 @@
 //! Formulas in LaTeX, as far as answers to problems of schools need them, and whether two are equal.
 //!
-//! The harness has sympy simplify the difference. Here both are computed at several points: formulas of this kind that agree at random
-//! points are equal (Schwartz 1980). What can be parsed follows `sympy.parsing.latex`: letters are names, `\pi` too; a number may
-//! have commas between thousands; what follows a complete formula is not looked at.
+//! The references have sympy simplify the difference. Here both are computed at several points: formulas of this kind that agree at random
+//! points are equal (Schwartz 1980). What can be parsed follows `sympy.parsing.latex`, or `latex2sympy2_extended`: see [`Rules`].
+
+/// How formulas are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// Letters are names, `\pi` too; `\log` is the natural one; numbers may have commas between thousands; what follows a complete formula is not looked at.
+    Sympy,
+    /// `\pi` and `e` are what they are, `\log` is that of 10; commas are between things; a fraction after a number is added to it.
+    MathVerify,
+}
+
+/// Values of names at which formulas are compared.
+const POINTS: u32 = 6;
 
 /// Whether two formulas, or texts, are the same.
 pub fn are_equal(a: &str, b: &str) -> bool {
     if !a.is_empty() && a == b {
         return true;
     }
-    let (Some(a), Some(b)) = (tokens(a), tokens(b)) else { return false };
+    let (Some(a), Some(b)) = (tokens(a, Rules::Sympy), tokens(b, Rules::Sympy)) else { return false };
+    let of = |tokens: &[Token], point| value(tokens, point, Rules::Sympy);
+    values_are_equal(|point| Some((of(&a, point)?, of(&b, point)?)))
+}
+
+/// Whether two formulas have the same value wherever both have one; None where they are none.
+pub fn values_are_equal(values: impl Fn(u32) -> Option<(f64, f64)>) -> bool {
     let mut compared = 0;
-    for point in 0..6 {
-        let (Some(x), Some(y)) = (value(&a, point), value(&b, point)) else { return false };
+    for point in 0..POINTS {
+        let Some((x, y)) = values(point) else { return false };
         if !x.is_finite() || !y.is_finite() {
             continue;
         }
-        if (x - y).abs() > 1e-9 * x.abs().max(y.abs()).max(1.0) {
+        if !are_close(x, y) {
             return false;
         }
         compared += 1;
@@ -24,20 +41,34 @@ pub fn are_equal(a: &str, b: &str) -> bool {
     compared > 0
 }
 
+/// But for rounding.
+pub fn are_close(x: f64, y: f64) -> bool {
+    (x - y).abs() <= 1e-9 * x.abs().max(y.abs()).max(1.0)
+}
+
 #[derive(Clone, Debug, PartialEq)]
-enum Token {
+pub enum Token {
     Number(f64),
     Name(String),
     /// `\frac` and the like, without the backslash.
     Command(String),
     /// Operators and brackets.
     Sign(char),
-    /// `=`, `<`, `\le`, ...
-    Relation,
+    Relation(Relation),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    Equal,
+    NotEqual,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
 }
 
 /// None where something is no part of any formula.
-fn tokens(text: &str) -> Option<Vec<Token>> {
+pub fn tokens(text: &str, rules: Rules) -> Option<Vec<Token>> {
     let chars: Vec<char> = text.chars().collect();
     let mut found = Vec::new();
     let mut i = 0;
@@ -45,7 +76,7 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
         i += 1;
         match c {
             c if c.is_whitespace() => {}
-            '0'..='9' => i = number(&chars, i - 1, &mut found),
+            '0'..='9' => i = number(&chars, i - 1, rules, &mut found),
             // A differential is one name.
             'd' if chars.get(i).is_some_and(char::is_ascii_alphabetic) => {
                 found.push(Token::Name(format!("d{}", chars[i])));
@@ -60,7 +91,7 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
                     i += 1;
                     match sign {
                         '!' | ',' | ':' | ';' | ' ' => {}
-                        '{' | '}' => found.push(Token::Sign(if sign == '{' { '(' } else { ')' })),
+                        '{' | '}' => found.push(Token::Command(sign.into())),
                         _ => return None,
                     }
                     continue;
@@ -69,13 +100,17 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
                     "left" | "right" | "quad" | "qquad" | "displaystyle" | "limits" => {}
                     "cdot" | "times" => found.push(Token::Sign('*')),
                     "div" => found.push(Token::Sign('/')),
-                    "le" | "leq" | "leqslant" | "ge" | "geq" | "geqslant" | "ne" | "neq" | "lt" | "gt" => {
-                        found.push(Token::Relation)
-                    }
+                    "ne" | "neq" => found.push(Token::Relation(Relation::NotEqual)),
+                    "lt" => found.push(Token::Relation(Relation::Less)),
+                    "le" | "leq" | "leqslant" => found.push(Token::Relation(Relation::LessOrEqual)),
+                    "gt" => found.push(Token::Relation(Relation::Greater)),
+                    "ge" | "geq" | "geqslant" => found.push(Token::Relation(Relation::GreaterOrEqual)),
                     _ => found.push(Token::Command(name)),
                 }
             }
-            '=' | '<' | '>' => found.push(Token::Relation),
+            '=' => found.push(Token::Relation(Relation::Equal)),
+            '<' => found.push(Token::Relation(Relation::Less)),
+            '>' => found.push(Token::Relation(Relation::Greater)),
             ':' => found.push(Token::Sign('/')),
             '+' | '-' | '*' | '/' | '^' | '_' | '(' | ')' | '[' | ']' | '{' | '}' | '|' | '!' | '\'' | ',' => {
                 found.push(Token::Sign(c))
@@ -86,11 +121,11 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
     Some(found)
 }
 
-/// Digits, with commas between thousands, and decimals. Returns where it ends.
-fn number(chars: &[char], from: usize, found: &mut Vec<Token>) -> usize {
+/// Digits, with commas between thousands if the rules know these, and decimals. Returns where it ends.
+fn number(chars: &[char], from: usize, rules: Rules, found: &mut Vec<Token>) -> usize {
     let digits = |from: usize| chars[from..].iter().take_while(|c| c.is_ascii_digit()).count();
     let mut end = from + digits(from);
-    while chars.get(end) == Some(&',') && digits(end + 1) == 3 {
+    while rules == Rules::Sympy && chars.get(end) == Some(&',') && digits(end + 1) == 3 {
         end += 4;
     }
     if chars.get(end) == Some(&'.') && digits(end + 1) > 0 {
@@ -102,16 +137,21 @@ fn number(chars: &[char], from: usize, found: &mut Vec<Token>) -> usize {
 }
 
 /// A formula's value where names have values that depend on this point. None if it is none, or an equation.
-fn value(tokens: &[Token], point: u32) -> Option<f64> {
-    let mut parser = Parser { tokens, at: 0, point };
+pub fn value(tokens: &[Token], point: u32, rules: Rules) -> Option<f64> {
+    let mut parser = Parser { tokens, at: 0, point, rules };
     let value = parser.sum()?;
-    (parser.peek() != Some(&Token::Relation)).then_some(value)
+    let is_whole = match rules {
+        Rules::Sympy => !matches!(parser.peek(), Some(Token::Relation(_))),
+        Rules::MathVerify => parser.peek().is_none(),
+    };
+    is_whole.then_some(value)
 }
 
 struct Parser<'t> {
     tokens: &'t [Token],
     at: usize,
     point: u32,
+    rules: Rules,
 }
 
 impl Parser<'_> {
@@ -170,7 +210,12 @@ impl Parser<'_> {
         if self.eat('+') {
             return self.signed(functions);
         }
+        let is_number = matches!(self.peek(), Some(Token::Number(_)));
         let mut product = self.power()?;
+        let is_fraction = matches!(self.peek(), Some(Token::Command(name)) if name == "frac");
+        if self.rules == Rules::MathVerify && is_number && is_fraction {
+            return Some(product + self.power()?);
+        }
         while self.begins_factor(functions) {
             product *= self.power()?;
         }
@@ -230,7 +275,7 @@ impl Parser<'_> {
             Token::Sign('[') => self.until(']'),
             Token::Sign('{') => self.until('}'),
             Token::Sign('|') => self.until('|').map(f64::abs),
-            Token::Sign(_) | Token::Relation => None,
+            Token::Sign(_) | Token::Relation(_) => None,
             Token::Command(name) => self.command(name),
         }
     }
@@ -250,13 +295,17 @@ impl Parser<'_> {
             "lfloor" => self.closed_by("rfloor").map(f64::floor),
             "lceil" => self.closed_by("rceil").map(f64::ceil),
             "overline" => self.group(),
+            "{" => self.closed_by("}"),
             "infty" => Some(f64::INFINITY),
+            "pi" if self.rules == Rules::MathVerify => Some(std::f64::consts::PI),
             _ => match function(&name) {
                 Some(function) => {
                     let base = if self.eat('_') { Some(self.argument()?) } else { None };
                     let power = if self.eat('^') { Some(self.argument()?) } else { None };
                     let of = if self.eat('(') { self.until(')')? } else { self.product(false)? };
-                    let value = function(of) / base.map_or(1.0, f64::ln);
+                    let is_decimal = self.rules == Rules::MathVerify && name == "log";
+                    let value =
+                        function(of) / base.map_or(if is_decimal { std::f64::consts::LN_10 } else { 1.0 }, f64::ln);
                     Some(power.map_or(value, |power| value.powf(power)))
                 }
                 None => self.name(name),
@@ -280,6 +329,9 @@ impl Parser<'_> {
         }
         while self.eat('\'') {
             name.push('\'');
+        }
+        if self.rules == Rules::MathVerify && name == "e" {
+            return Some(std::f64::consts::E);
         }
         // FNV-1a, to a number from 0.5 to 1.5.
         let bytes = name.bytes().chain(self.point.to_le_bytes());

@@ -1,12 +1,17 @@
 //! Whether two answers to a problem of mathematics are the same: by the rules of MATH's evaluation in Lewkowycz et al. 2022
-//! (`minerva_math` in lm-evaluation-harness), and by those of AGIEval.
+//! (`minerva_math` in lm-evaluation-harness), by those of Math-Verify, and by those of AGIEval.
 
 mod agieval;
+mod equality;
+mod extract;
 mod latex;
 mod minerva;
+mod value;
+mod verify;
 
 pub use agieval::same_answer;
 pub use minerva::final_answers_agree;
+pub use verify::verified;
 
 /// The last `\boxed{...}` or `\fbox{...}` with what is between its braces.
 fn last_boxed(text: &str) -> Option<&str> {

@@ -1,0 +1,195 @@
+//! Whether two answers are the same, each kind in its own way.
+
+use super::{
+    latex::{Relation, Token, are_close, values_are_equal},
+    value::Value,
+};
+
+/// Equations of a name, of which the last side counts.
+fn is_assignment(value: &Value) -> bool {
+    let is_function = |side: &Value| match side {
+        Value::Formula { tokens, .. } => {
+            matches!(&tokens[..], [Token::Name(_), Token::Sign('('), Token::Name(_), Token::Sign(')')])
+        }
+        _ => false,
+    };
+    let is_name = |side: &Value| side.letters().is_some() || is_function(side);
+    matches!(value, Value::Relations { sides, .. } if is_equation(value) && is_name(&sides[0]))
+}
+
+fn is_equation(value: &Value) -> bool {
+    matches!(value, Value::Relations { names, .. } if names.iter().all(|name| *name == Relation::Equal))
+}
+
+/// The first and the last side.
+fn shortened(value: Value) -> Value {
+    match value {
+        Value::Relations { names, mut sides } if sides.len() > 2 => {
+            let last = sides.swap_remove(sides.len() - 1);
+            Value::Relations { names: names[..1].to_vec(), sides: vec![sides.swap_remove(0), last] }
+        }
+        other => other,
+    }
+}
+
+fn last_side(value: Value) -> Value {
+    match value {
+        Value::Relations { mut sides, .. } => sides.pop().expect("relations have sides"),
+        other => other,
+    }
+}
+
+/// Whether what was found is what the solution has. Not symmetric: the solution says whether an equation or its right side is wanted.
+pub fn equal(gold: Value, found: Value) -> bool {
+    let (gold_assigns, found_assigns) = (is_assignment(&gold), is_assignment(&found));
+    let (gold_equates, found_equates) = (is_equation(&gold), is_equation(&found));
+    let (mut gold, mut found) =
+        (if gold_assigns { shortened(gold) } else { gold }, if found_assigns { shortened(found) } else { found });
+    if found_equates && !gold_equates {
+        found = last_side(found);
+    } else if gold_assigns && !found_equates {
+        gold = last_side(gold);
+    }
+    if matches!(found, Value::Interval { .. } | Value::Union(_)) {
+        gold = as_interval(gold);
+    }
+    match (&gold, &found) {
+        (Value::Relations { names: a, sides: x }, Value::Relations { names: b, sides: y }) => {
+            relations_are_equal((a, x), (b, y))
+        }
+        (Value::Matrix(a), Value::Matrix(b)) => {
+            let rows_are_equal = |(a, b): (&Vec<Value>, &Vec<Value>)| a.len() == b.len() && all_equal(a, b);
+            a.len() == b.len() && a.iter().zip(b).all(rows_are_equal)
+        }
+        (Value::Relations { .. } | Value::Matrix(_), _) | (_, Value::Relations { .. } | Value::Matrix(_)) => false,
+        (Value::List { .. } | Value::Interval { .. } | Value::Union(_), _) => sets_are_equal(&gold, &found),
+        (_, Value::List { .. } | Value::Interval { .. } | Value::Union(_)) => sets_are_equal(&gold, &found),
+        (Value::Name(_), _) | (_, Value::Name(_)) => gold.letters().is_some() && gold.letters() == found.letters(),
+        _ => numbers_are_equal(&gold, &found),
+    }
+}
+
+fn all_equal(a: &[Value], b: &[Value]) -> bool {
+    a.iter().zip(b).all(|(a, b)| equal(a.clone(), b.clone()))
+}
+
+fn numbers_are_equal(gold: &Value, found: &Value) -> bool {
+    if let (Value::Number { value: a, is_decimal: false, .. }, Value::Number { value: b, is_decimal: false, .. }) =
+        (gold, found)
+    {
+        // 9% is 9.
+        return a == b;
+    }
+    let is_decimal = |value: &Value| matches!(value, Value::Number { is_decimal: true, .. });
+    if let (true, Some(a), Some(b)) = (is_decimal(gold) || is_decimal(found), gold.constant(), found.constant()) {
+        // 1/3 is 0.333333.
+        return (a * 1e6).round() == (b * 1e6).round();
+    }
+    let infinite = |value: &Value| value.at(0).filter(|value| value.is_infinite());
+    let both_infinite = infinite(gold).zip(infinite(found)).is_some_and(|(a, b)| a == b);
+    both_infinite || values_are_equal(|point| Some((gold.at(point)?, found.at(point)?)))
+}
+
+fn sets_are_equal(gold: &Value, found: &Value) -> bool {
+    let pair = |value: &Value| match value {
+        Value::Interval { ends, is_open: [true, true] } => Some(ends.to_vec()),
+        _ => None,
+    };
+    let items = |value: &Value| match value {
+        Value::List { is_ordered: true, items } => Some(items.clone()),
+        Value::List { items, .. } => Some(distinct(items)),
+        Value::Interval { .. } | Value::Union(_) => pair(value),
+        single => Some(vec![single.clone()]),
+    };
+    match (gold, found) {
+        (Value::Interval { ends: a, is_open: x }, Value::Interval { ends: b, is_open: y }) => {
+            x == y && all_equal(&a[..], &b[..])
+        }
+        (Value::Union(a), Value::Union(b)) => same_members(a, b),
+        (Value::Union(_), _) | (_, Value::Union(_)) => false,
+        _ => match (items(gold), items(found)) {
+            (Some(a), Some(b)) if a.len() == b.len() => {
+                // A set is sorted only where the solution has one.
+                if matches!(gold, Value::List { is_ordered: true, .. } | Value::Interval { .. }) {
+                    all_equal(&a, &b)
+                } else {
+                    same_members(&a, &b)
+                }
+            }
+            _ => false,
+        },
+    }
+}
+
+/// In whatever order.
+fn same_members(a: &[Value], b: &[Value]) -> bool {
+    let mut left: Vec<&Value> = b.iter().collect();
+    a.len() == b.len()
+        && a.iter().all(|a| {
+            let place = left.iter().position(|b| equal(a.clone(), (*b).clone()));
+            place.map(|place| left.swap_remove(place)).is_some()
+        })
+}
+
+fn flipped(name: Relation) -> Relation {
+    match name {
+        Relation::Less => Relation::Greater,
+        Relation::LessOrEqual => Relation::GreaterOrEqual,
+        Relation::Greater => Relation::Less,
+        Relation::GreaterOrEqual => Relation::LessOrEqual,
+        same => same,
+    }
+}
+
+/// Chains link by link; two relations are the same where the differences of their sides are; of equations but for a factor.
+fn relations_are_equal((a, x): (&[Relation], &[Value]), (b, y): (&[Relation], &[Value])) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    (0..a.len()).all(|i| {
+        if a[i] == b[i] && all_equal(&x[i..i + 2], &y[i..i + 2]) {
+            return true;
+        }
+        let difference = |sides: &[Value], point| Some(sides[i].at(point)? - sides[i + 1].at(point)?);
+        let ratio = |point| Some(difference(x, point)? / difference(y, point)?);
+        let Some(first) = ratio(0) else { return false };
+        let is_same =
+            first.is_finite() && first != 0.0 && (1..4).all(|point| ratio(point).is_some_and(|r| are_close(r, first)));
+        // Equations are solved, inequalities are not.
+        let name = if first < 0.0 { flipped(b[i]) } else { b[i] };
+        is_same && a[i] == name && (a[i] == Relation::Equal || are_close(first.abs(), 1.0))
+    })
+}
+
+/// `1 < x < 2` as an interval; other values as they are.
+fn as_interval(value: Value) -> Value {
+    use Relation::{Greater, GreaterOrEqual, Less, LessOrEqual};
+    let Value::Relations { names, sides } = &value else { return value };
+    let infinity = |value: f64| Value::Number { value, is_decimal: false, is_percent: false };
+    let interval =
+        |from: &Value, to: &Value, is_open| Value::Interval { ends: Box::new([from.clone(), to.clone()]), is_open };
+    let is_name = |side: &Value| side.letters().is_some();
+    match (&names[..], &sides[..]) {
+        ([a @ (Less | LessOrEqual), b @ (Less | LessOrEqual)], [from, x, to]) if is_name(x) => {
+            interval(from, to, [*a == Less, *b == Less])
+        }
+        ([name @ (Less | LessOrEqual)], [x, to]) if is_name(x) => {
+            interval(&infinity(f64::NEG_INFINITY), to, [true, *name == Less])
+        }
+        ([name @ (Greater | GreaterOrEqual)], [x, from]) if is_name(x) => {
+            interval(from, &infinity(f64::INFINITY), [*name == Greater, true])
+        }
+        _ => value,
+    }
+}
+
+/// Each once.
+fn distinct(items: &[Value]) -> Vec<Value> {
+    let mut kept: Vec<Value> = Vec::new();
+    for item in items {
+        if !kept.iter().any(|other| equal(other.clone(), item.clone())) {
+            kept.push(item.clone());
+        }
+    }
+    kept
+}
