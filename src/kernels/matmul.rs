@@ -280,7 +280,7 @@ enum Path {
 
 impl Path {
     fn of(isa: Isa, x: &Activations<'_>, weights: &Elements<'_>, rows: usize) -> Self {
-        if rows <= integer::most_rows(weights) {
+        if rows <= integer::most_rows(isa, weights) {
             return Self::Integers;
         }
         let becomes_bf16 = matches!(weights, Elements::Bf16(_) | Elements::I8(_) | Elements::I4(_));
