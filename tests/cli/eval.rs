@@ -135,6 +135,30 @@ fn words_are_read_and_programs_run_if_that_is_allowed() {
 }
 
 #[test]
+fn questions_are_put_in_the_chat_format() {
+    let home = Home::new();
+    let (data, output) = (data(), path(&home, "chat.json"));
+    let args = ["eval", "--tasks", "triviaqa,winogrande", "--data", &data, "--num-fewshot", "2", "--limit", "3"];
+    let eval = |more: &[&str]| home.run(&[&args[..], &["--output", &output], more].concat());
+    let turns_of = |asked: &str| asked.matches("<start_of_turn>").count();
+    for (more, turns) in [
+        (&[][..], 0),
+        (&["--apply-chat-template"], 6),
+        (&["--apply-chat-template", "--fewshot-as-multiturn", "false"], 2),
+    ] {
+        eval(more).ok();
+        let samples = fs::read_to_string(home.path("chat.json.samples.jsonl")).unwrap();
+        for line in samples.lines() {
+            let sample: Value = serde_json::from_str(line).unwrap();
+            let asked = sample["arguments"]["gen_args_0"]["arg_0"].as_str().unwrap();
+            assert_eq!(turns_of(asked), turns, "{asked}");
+        }
+        assert_eq!(json(&home.path("chat.json"))["config"]["apply_chat_template"], !more.is_empty());
+    }
+    eval(&["--fewshot-as-multiturn", "false"]).fails(2, &["--apply-chat-template"]);
+}
+
+#[test]
 fn a_run_that_is_killed_goes_on_where_it_was() {
     let home = Home::new();
     let data = data();
