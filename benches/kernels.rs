@@ -10,7 +10,7 @@ use gemma_pjrt::kernels::{
     attention::{KvCache, Shape, attention},
     integer::GROUP,
     linear::{Results, linear},
-    matmul::{Activations, Elements, Groups, Matrix},
+    operands::{Activations, Elements, Groups, Matrix},
     probe,
 };
 

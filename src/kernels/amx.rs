@@ -8,7 +8,8 @@ use std::ops::Range;
 use super::{
     Pool,
     isa::Isa,
-    matmul::{Elements, Matrix, with_scratch},
+    operands::{Elements, Matrix},
+    scratch::with_scratch,
     widen::widen_to_bf16,
 };
 

@@ -9,9 +9,12 @@ use std::ops::Range;
 
 use super::{
     Machine,
+    format::{Bf16, F16, F32, Format, I8},
     isa::{self, Isa, Kernel},
     linear::{Columns, Results},
-    matmul::{Activations, Bf16, Elements, F16, F32, Format, I8, Matrix, Order, multiply, pack, with_scratch},
+    matmul::{Order, multiply, pack},
+    operands::{Activations, Elements, Matrix},
+    scratch::with_scratch,
     simd::Simd,
 };
 

@@ -9,7 +9,7 @@ use super::{
     attention::{KvCache, Shape, attention},
     integer::GROUP,
     linear::{Results, gate_up, linear, linear_max, linear_top},
-    matmul::{Activations, Elements, Groups, Matrix},
+    operands::{Activations, Elements, Groups, Matrix},
 };
 use crate::pjrt::{
     Api, ElementType,

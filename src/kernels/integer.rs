@@ -6,7 +6,7 @@
 
 use super::{
     isa::{self, Isa, Kernel},
-    matmul::{Activations, Elements, Groups},
+    operands::{Activations, Elements, Groups},
     simd::Simd,
 };
 

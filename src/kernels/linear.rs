@@ -10,7 +10,8 @@ use half::bf16;
 use super::{
     Machine,
     isa::{self, Kernel},
-    matmul::{Activations, Matrix, products},
+    matmul::products,
+    operands::{Activations, Matrix},
     simd::Simd,
 };
 

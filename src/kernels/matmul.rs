@@ -6,12 +6,15 @@
 //! once, converted in registers and used for all of them, at the speed of memory. Many rows: a block of weights stays in the
 //! level-2 cache while all activations pass by, a tile of rows at a time, at the speed of the multipliers.
 
-use std::{cell::Cell, ops::Range};
+use std::ops::Range;
 
 use super::{
     Machine, amx,
-    integer::{self, GROUP},
+    format::{Bf16, F16, F32, Format, I8},
+    integer,
     isa::{self, Isa, Kernel},
+    operands::{Activations, Elements, Matrix},
+    scratch::with_scratch,
     simd::Simd,
     widen::{Widen, WidenGroups, widen_to_bf16},
 };
@@ -38,181 +41,6 @@ const STREAM_ROWS: usize = 32;
 /// for three or more rows of weights at a time, which takes fewer loads.
 fn tile_rows<P: Product>(rows: usize) -> usize {
     if rows > FEW_ROWS && rows <= P::EIGHTS { 8 } else { 4 }
-}
-
-/// Elements of a weight, as stored.
-#[derive(Clone, Copy, Debug)]
-pub enum Elements<'a> {
-    F32(&'a [f32]),
-    /// Bits of bf16.
-    Bf16(&'a [u16]),
-    /// Bits of f16.
-    F16(&'a [u16]),
-    I8(&'a [i8]),
-    /// Two elements in a byte, and a scale for each [`GROUP`] of them.
-    I4(Groups<'a>),
-}
-
-/// Groups of four-bit elements. In a group, byte i holds element i in its lower half and element i + 16 in its upper half, both
-/// plus 8.
-#[derive(Clone, Copy, Debug)]
-pub struct Groups<'a> {
-    /// [`GROUP`] / 2 bytes for each group.
-    pub pairs: &'a [u8],
-    /// Bits of f16: what each group is to be multiplied by.
-    pub scales: &'a [u16],
-}
-
-impl<'a> Elements<'a> {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(e) => e.len(),
-            Self::Bf16(e) | Self::F16(e) => e.len(),
-            Self::I8(e) => e.len(),
-            Self::I4(e) => e.scales.len() * GROUP,
-        }
-    }
-
-    /// Bytes of one.
-    ///
-    /// # Panics
-    /// If they are of four bits.
-    pub(super) fn element_bytes(&self) -> usize {
-        match self {
-            Self::F32(_) => 4,
-            Self::Bf16(_) | Self::F16(_) => 2,
-            Self::I8(_) => 1,
-            Self::I4(_) => panic!("two elements in a byte"),
-        }
-    }
-
-    /// All their bytes.
-    fn bytes(&self) -> usize {
-        match self {
-            Self::F32(e) => size_of_val(*e),
-            Self::Bf16(e) | Self::F16(e) => size_of_val(*e),
-            Self::I8(e) => size_of_val(*e),
-            Self::I4(e) => size_of_val(e.pairs) + size_of_val(e.scales),
-        }
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub(super) fn slice(&self, range: Range<usize>) -> Self {
-        match self {
-            Self::F32(e) => Self::F32(&e[range]),
-            Self::Bf16(e) => Self::Bf16(&e[range]),
-            Self::F16(e) => Self::F16(&e[range]),
-            Self::I8(e) => Self::I8(&e[range]),
-            Self::I4(e) => {
-                debug_assert!(range.start.is_multiple_of(GROUP) && range.end.is_multiple_of(GROUP), "parts of groups");
-                let groups = range.start / GROUP..range.end / GROUP;
-                let pairs = &e.pairs[groups.start * GROUP / 2..groups.end * GROUP / 2];
-                Self::I4(Groups { pairs, scales: &e.scales[groups] })
-            }
-        }
-    }
-}
-
-/// A weight `[rows, width]`, row-major: `width` is summed over.
-#[derive(Clone, Copy, Debug)]
-pub struct Matrix<'a> {
-    elements: Elements<'a>,
-    /// What each row is to be multiplied by.
-    scales: Option<&'a [f32]>,
-    rows: usize,
-    width: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// # Panics
-    /// If there are not `rows * width` elements, or rows are not whole groups of four-bit elements.
-    pub fn new(elements: Elements<'a>, rows: usize, width: usize) -> Self {
-        assert_eq!(elements.len(), rows * width, "a matrix of {rows} rows of {width}");
-        if let Elements::I4(e) = elements {
-            assert!(width.is_multiple_of(GROUP) && e.pairs.len() * 2 == rows * width, "groups in rows of {width}");
-        }
-        Self { elements, scales: None, rows, width }
-    }
-
-    /// The same matrix with each row multiplied by its scale.
-    ///
-    /// # Panics
-    /// If there are not as many scales as rows.
-    pub fn scaled(self, scales: &'a [f32]) -> Self {
-        assert_eq!(scales.len(), self.rows, "scales of {} rows", self.rows);
-        Self { scales: Some(scales), ..self }
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    pub(super) fn elements(&self) -> Elements<'a> {
-        self.elements
-    }
-
-    pub(super) fn scales(&self) -> Option<&'a [f32]> {
-        self.scales
-    }
-
-    fn row_bytes(&self) -> usize {
-        self.elements.bytes() / self.rows.max(1)
-    }
-
-    /// The rows from `from` to `to`.
-    pub(super) fn block(&self, from: usize, to: usize) -> Self {
-        let elements = self.elements.slice(from * self.width..to * self.width);
-        Self { elements, scales: self.scales.map(|scales| &scales[from..to]), rows: to - from, width: self.width }
-    }
-}
-
-/// Activations `[rows, width]`, row-major.
-#[derive(Clone, Copy, Debug)]
-pub enum Activations<'a> {
-    F32(&'a [f32]),
-    /// Bits of bf16.
-    Bf16(&'a [u16]),
-}
-
-impl Activations<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::F32(x) => x.len(),
-            Self::Bf16(x) => x.len(),
-        }
-    }
-
-    /// The [`GROUP`] elements from `start` on.
-    #[inline(always)]
-    pub(super) fn group(&self, start: usize) -> [f32; GROUP] {
-        match self {
-            Self::F32(x) => x[start..start + GROUP].try_into().expect("so many"),
-            Self::Bf16(x) => {
-                let bits: [u16; GROUP] = x[start..start + GROUP].try_into().expect("so many");
-                bits.map(Bf16::to_f32)
-            }
-        }
-    }
-
-    fn part(&self, range: Range<usize>) -> Self {
-        match self {
-            Self::F32(x) => Self::F32(&x[range]),
-            Self::Bf16(x) => Self::Bf16(&x[range]),
-        }
-    }
-
-    pub(super) fn get(&self, at: usize) -> f32 {
-        match self {
-            Self::F32(x) => x[at],
-            Self::Bf16(x) => Bf16::to_f32(x[at]),
-        }
-    }
 }
 
 /// A block of products, as its consumer gets it.
@@ -380,69 +208,6 @@ fn block_rows(path: Path, rows: usize, columns: usize, weights: &[Matrix<'_>], t
     // A small matrix is still shared by all threads.
     let most = columns.div_ceil(4 * threads);
     wanted.min(most).next_multiple_of(unit)
-}
-
-/// How elements are loaded, two vectors at a time.
-pub(super) trait Format {
-    type Element: Copy;
-    /// One half of two vectors of elements: of bf16 those of even or of odd number, of all others the first or the second
-    /// vector (see [`Order`]).
-    unsafe fn load<S: Simd>(p: *const Self::Element, half: usize) -> S::F32;
-    fn to_f32(element: Self::Element) -> f32;
-}
-
-pub(super) struct F32;
-pub(super) struct Bf16;
-pub(super) struct F16;
-pub(super) struct I8;
-
-impl Format for F32 {
-    type Element = f32;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const f32, half: usize) -> S::F32 {
-        // SAFETY: the caller's promises: the instruction set, and two vectors' elements at p.
-        unsafe { S::load(p.add(half * S::LANES)) }
-    }
-    fn to_f32(element: f32) -> f32 {
-        element
-    }
-}
-
-impl Format for Bf16 {
-    type Element = u16;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u16, half: usize) -> S::F32 {
-        // SAFETY: as above.
-        unsafe { if half == 0 { S::load_bf16_even(p) } else { S::load_bf16_odd(p) } }
-    }
-    fn to_f32(element: u16) -> f32 {
-        f32::from_bits(u32::from(element) << 16)
-    }
-}
-
-impl Format for F16 {
-    type Element = u16;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u16, half: usize) -> S::F32 {
-        // SAFETY: as above.
-        unsafe { S::load_f16(p.add(half * S::LANES)) }
-    }
-    fn to_f32(element: u16) -> f32 {
-        half::f16::from_bits(element).to_f32()
-    }
-}
-
-impl Format for I8 {
-    type Element = i8;
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const i8, half: usize) -> S::F32 {
-        // SAFETY: as above.
-        unsafe { S::load_i8(p.add(half * S::LANES)) }
-    }
-    fn to_f32(element: i8) -> f32 {
-        f32::from(element)
-    }
 }
 
 /// Rows of activations as f32, ready to be multiplied with rows of `elements` that are `width` long.
@@ -830,32 +595,4 @@ impl<P: Product> Block<'_, P> {
             });
         }
     }
-}
-
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-// SAFETY: sixteen numbers, without padding.
-unsafe impl bytemuck::Zeroable for Line {}
-// SAFETY: as above.
-unsafe impl bytemuck::Pod for Line {}
-
-/// Calls `f` with memory of this thread for `len` numbers, aligned to cache lines; what is in it is left from earlier uses.
-pub(super) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
-    // One buffer for each depth of nesting.
-    thread_local!(static FREE: Cell<Vec<Vec<Line>>> = const { Cell::new(Vec::new()) });
-    let mut free = FREE.take();
-    let mut lines = free.pop().unwrap_or_default();
-    FREE.set(free);
-    let needed = len.div_ceil(16);
-    if lines.len() < needed {
-        lines.resize(needed, Line([0.0; 16]));
-    }
-    let result = f(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
-    let mut free = FREE.take();
-    free.push(lines);
-    FREE.set(free);
-    result
 }

@@ -10,7 +10,8 @@
 //! |---|---|
 //! | `simd` | vectors of f32, for each instruction set |
 //! | `isa` | which instruction sets there are, and running a kernel compiled for one |
-//! | `pool` | the threads |
+//! | `pool`, `scratch` | the threads, and memory for each |
+//! | [`operands`], `format` | weights as stored and activations; how elements of each type are loaded |
 //! | [`matmul`] | products of activations with weights as stored |
 //! | [`integer`] | the same in integers, for few activations and weights of few bits |
 //! | `widen` | weights converted once, for many activations |
@@ -37,13 +38,16 @@ macro_rules! unrolled {
 
 mod amx;
 pub mod attention;
+mod format;
 mod handlers;
 pub mod integer;
 mod isa;
 pub mod linear;
 pub mod matmul;
+pub mod operands;
 mod pool;
 pub mod probe;
+mod scratch;
 mod simd;
 mod widen;
 

@@ -4,9 +4,11 @@
 use std::ops::Range;
 
 use super::{
+    format::Format,
     integer::GROUP,
     isa::{self, Isa, Kernel},
-    matmul::{Elements, Format, Groups, with_scratch},
+    operands::{Elements, Groups},
+    scratch::with_scratch,
     simd::Simd,
 };
 

@@ -7,7 +7,7 @@ use gemma_pjrt::{
         attention::{self, KvCache, attention},
         integer::{GROUP, most_rows, quantize_group},
         linear::{Results, gate_up, linear, linear_max, linear_top},
-        matmul::{Activations, Elements, Groups, Matrix},
+        operands::{Activations, Elements, Groups, Matrix},
     },
     pjrt::{Arg, CompileOptions, Program, TensorType},
     runtime::{element_type, signature},
