@@ -163,8 +163,7 @@ fn plain(latex: &str, only_last_box: bool) -> String {
         LazyLock::new(|| expression(r#"\\mathrm\{th\}|\\!\s*|\\text\s*\{\s*\}|\\\$|\$|(?<!\\)["']|\\displaystyle"#));
     static COMMAND: LazyLock<Regex> = LazyLock::new(|| expression(r"\\\\(?=[a-zA-Z])"));
     static UNIT_TEXT: LazyLock<Regex> = LazyLock::new(|| expression(r"(\\(?:text|mbox)\{.*?\})(\^\d|\{\^\d\})?\z"));
-    static UNIT: LazyLock<Regex> =
-        LazyLock::new(|| expression(&format!(r"(\d|\}}|\s)\s*(?:{})(?:s|es)?\s*\z", UNITS.join("|"))));
+    static UNIT: LazyLock<Regex> = LazyLock::new(|| expression(&format!(r"(\d|\}}|\s)\s*(?:{})(?:s|es)?\s*\z", UNITS)));
 
     let mut text = in_boxes(latex, only_last_box);
     for fence in FENCES.iter() {
@@ -320,80 +319,8 @@ fn closing(text: &str) -> Option<usize> {
 }
 
 /// Words at a formula's end that are left out; each may have an s or es.
-const UNITS: [&str; 75] = [
-    "feet",
-    "sue",
-    "digit",
-    "pound",
-    "meal",
-    "edge",
-    "student",
-    "multiple",
-    "degree",
-    "mph",
-    "kmph",
-    "ft",
-    "m square",
-    "sq m",
-    "deg",
-    "mile",
-    "prime",
-    "ratio",
-    "rd",
-    "o",
-    "gm",
-    "lb",
-    "tile",
-    "per",
-    "dm",
-    "gain",
-    "ab",
-    "way",
-    "west",
-    "east",
-    "t",
-    "h",
-    "men",
-    "inches",
-    "cent",
-    "by",
-    "gal",
-    "c",
-    "acre",
-    "th",
-    "sq",
-    "mark",
-    "l",
-    "toy",
-    "coin",
-    "gallon",
-    "yr",
-    "women",
-    "am",
-    "pm",
-    "hr",
-    "square",
-    "cubic",
-    "cc",
-    "s",
-    "number",
-    "day",
-    "hour",
-    "minute",
-    "min",
-    "second",
-    "man",
-    "sec",
-    "cube",
-    "more",
-    "unit",
-    "kg",
-    "g",
-    "month",
-    "km|m|cm|mm",
-    "apple|lit(?:er|re)|loss|yard|pure|year",
-    "d",
-    "less|Surface|metre|meter|inch",
-    "soldier|monkey|pie|bc|excess|st|noon|kmh|rise|rupee|rounds|mtr|ohm|woman|mt|sq inch|mp|hectare|rs",
-    "increase|decrease|profit|are|children ticket|no change|minw|lt|cu cm",
-];
+const UNITS: &str = "feet|sue|digit|pound|meal|edge|student|multiple|degree|mph|kmph|ft|m square|sq m|deg|mile|prime|ratio|rd|o|gm|lb|tile|\
+    per|dm|gain|ab|way|west|east|t|h|men|inches|cent|by|gal|c|acre|th|sq|mark|l|toy|coin|gallon|yr|women|am|pm|hr|square|\
+    cubic|cc|s|number|day|hour|minute|min|second|man|sec|cube|more|unit|kg|g|month|km|m|cm|mm|apple|lit(?:er|re)|loss|\
+    yard|pure|year|d|less|Surface|metre|meter|inch|soldier|monkey|pie|bc|excess|st|noon|kmh|rise|rupee|rounds|mtr|ohm|\
+    woman|mt|sq inch|mp|hectare|rs|increase|decrease|profit|are|children ticket|no change|minw|lt|cu cm";
