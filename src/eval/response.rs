@@ -49,8 +49,8 @@ pub fn score(
 }
 
 /// Has all these items answered in words, with the way to answer for each; `on_done` is told of each item's number. `goes_on` is asked
-/// between steps; false ends it. Draws at random depend on the document's number alone. The
-/// ids of `stop_ids` end an answer.
+/// between steps; false ends it. Draws at random depend on the document's number alone. An answer
+/// ends at one of `stop_ids`.
 pub fn generate(
     engine: &mut Engine<'_>,
     items: &[(&Item, &Generate)],

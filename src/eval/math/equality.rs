@@ -62,8 +62,8 @@ pub fn equal(gold: Value, found: Value) -> bool {
             a.len() == b.len() && a.iter().zip(b).all(rows_are_equal)
         }
         (Value::Relations { .. } | Value::Matrix(_), _) | (_, Value::Relations { .. } | Value::Matrix(_)) => false,
-        (Value::List { .. } | Value::Interval { .. } | Value::Union(_), _) => sets_are_equal(&gold, &found),
-        (_, Value::List { .. } | Value::Interval { .. } | Value::Union(_)) => sets_are_equal(&gold, &found),
+        (Value::List { .. } | Value::Interval { .. } | Value::Union(_), _)
+        | (_, Value::List { .. } | Value::Interval { .. } | Value::Union(_)) => sets_are_equal(&gold, &found),
         (Value::Name(_), _) | (_, Value::Name(_)) => gold.letters().is_some() && gold.letters() == found.letters(),
         _ => numbers_are_equal(&gold, &found),
     }

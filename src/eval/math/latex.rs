@@ -25,7 +25,7 @@ pub fn are_equal(a: &str, b: &str) -> bool {
     values_are_equal(|point| Some((of(&a, point)?, of(&b, point)?)))
 }
 
-/// Whether two formulas have the same value wherever both have one; None where they are none.
+/// Whether two formulas have the same value at every point where both have one. `values` has None where one of them is none.
 pub fn values_are_equal(values: impl Fn(u32) -> Option<(f64, f64)>) -> bool {
     let mut compared = 0;
     for point in 0..POINTS {
