@@ -57,7 +57,8 @@ def labelled(texts, labels="ABCD"):
     return {"text": texts, "label": list(labels[: len(texts)])}
 
 
-def rows(make, n=DOCS):
+def rows(name, make, n=DOCS):
+    r.seed(name)  # the same whatever else is made
     found = [make(i) for i in range(n)]
     found[9] = dict(found[4])  # a document that is there twice
     return found
@@ -198,6 +199,11 @@ def bbh(i):
     return dict(input=odd(i, words(4, 15)), target=r.choice(["True", "False", "(A)", "seven nine"]))
 
 
+def bbh_choice(answers):
+    """Some have a right answer that is no choice."""
+    return lambda i: dict(input=odd(i, words(4, 15)), target=r.choice(answers) if i % 16 != 6 else "(Z)")
+
+
 def change(text):
     return r.choice([text, text.upper(), f" {text} ", f"the {text}", text + "!", text[:-1], words(1, 2)])
 
@@ -272,6 +278,8 @@ TASKS = {
     "toxigen": ("skg/toxigen-data", "annotated", "test", "train", toxigen, [0]),  # with examples the harness fails
     "agieval_aqua_rat": ("hails/agieval-aqua-rat", None, "test", None, agieval, [0]),  # with examples the harness fails
     "bbq": ("oskarvanderwal/bbq", "All", "test", None, bbq, [0, 2]),
+    "leaderboard_bbh_date_understanding": ("SaylorTwift/bbh", "date_understanding", "test", None, bbh_choice(["(A)", "(B)", "(F)"]), [0, 1]),
+    "leaderboard_bbh_object_counting": ("SaylorTwift/bbh", "object_counting", "test", None, bbh_choice(["0", "7", "12"]), [3]),
 }
 
 
@@ -401,11 +409,10 @@ def main(out, only):
     everything = {**{k: v + (None, 1) for k, v in TASKS.items()}, **IN_WORDS}
     files, rows_of = {}, {}
     for dataset, config, split, shots, make, *_ in everything.values():
-        if (dataset, config, split) not in files:
-            rows_of[dataset, config, split] = rows(make)
-            files[dataset, config, split] = write(out / "data", dataset, config, split, rows_of[dataset, config, split])
-        if shots and (dataset, config, shots) not in files:
-            files[dataset, config, shots] = write(out / "data", dataset, config, shots, rows(make, 12))
+        for key, n in (((dataset, config, split), DOCS), ((dataset, config, shots), 12)):
+            if key[2] and key not in files:
+                rows_of[key] = rows("/".join(map(str, key)), make, n)
+                files[key] = write(out / "data", *key, rows_of[key])
     manager = TaskManager()
     known = json.loads((out / "expected.json").read_text()) if only else []
     expected = [run for run in known if (run["task"] not in only if "chat" not in run else "chat" not in only)]
@@ -456,6 +463,7 @@ def main(out, only):
             run(task, model, num_fewshot, "demo")
         if answer:
             docs = rows_of[dataset, config, split]
+            r.seed(task)
             made_up = MadeUp([[answer(i, doc) for _ in range(repeats)] for i, doc in enumerate(docs)])
             run(task, made_up, numbers[0], "made up")
 
@@ -473,5 +481,4 @@ def main(out, only):
 
 if __name__ == "__main__":
     verdicts(Path(sys.argv[1]))
-    r.seed(7)
     main(Path(sys.argv[1]), sys.argv[2:])

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Error, Result, Task};
 
-const FILES: [&str; 27] = [
+const FILES: [&str; 28] = [
     include_str!("tasks/mmlu.toml"),
     include_str!("tasks/hellaswag.toml"),
     include_str!("tasks/piqa.toml"),
@@ -26,6 +26,7 @@ const FILES: [&str; 27] = [
     include_str!("tasks/agieval.toml"),
     include_str!("tasks/agieval_math.toml"),
     include_str!("tasks/bbh.toml"),
+    include_str!("tasks/leaderboard_bbh.toml"),
     include_str!("tasks/truthfulqa_mc1.toml"),
     include_str!("tasks/truthfulqa_mc2.toml"),
     include_str!("tasks/winogender_all.toml"),
@@ -98,6 +99,7 @@ mod tests {
         assert_eq!(count(&["mmlu"]).unwrap(), 57);
         assert_eq!(count(&["mmlu_stem", "mmlu_astronomy", "piqa", "piqa"]).unwrap(), 20);
         assert_eq!(count(&["bbh"]).unwrap(), 27);
+        assert_eq!(count(&["leaderboard_bbh"]).unwrap(), 24);
         assert_eq!(count(&["agieval_en"]).unwrap(), 10);
         assert_eq!(count(&["minerva_math", "gsm8k", "gsm8k_cot"]).unwrap(), 9);
         let error = count(&["helaswag"]).unwrap_err().to_string();
@@ -113,6 +115,8 @@ mod tests {
         assert_eq!(one("mmlu_us_foreign_policy").config.as_deref(), Some("us_foreign_policy"));
         let bbh = one("bbh_cot_fewshot_word_sorting");
         assert_eq!((bbh.shots.unwrap().samples.len(), bbh.description.contains("Sort")), (3, true));
+        let choices = |name: &str| one(name).values["answers"].as_array().unwrap().len();
+        assert_eq!((choices("leaderboard_bbh_navigate"), choices("leaderboard_bbh_object_counting")), (2, 19));
     }
 
     #[test]

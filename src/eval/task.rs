@@ -118,6 +118,8 @@ impl Subjects {
 struct Subject {
     description: Option<String>,
     samples: Option<Vec<Doc>>,
+    #[serde(default)]
+    values: Doc,
 }
 
 /// Where examples come from.
@@ -238,6 +240,7 @@ impl Task {
             config: self.config.as_ref().map(of_subject).transpose()?,
             description: own.description.map_or_else(|| of_subject(&self.description), Ok)?,
             shots,
+            values: self.values.clone().into_iter().chain(own.values).collect(),
             groups: std::iter::once(whole.clone()).chain(group.map(|group| format!("{whole}_{group}"))).collect(),
             of_subject: Some(subject.to_owned()),
             subjects: Subjects::default(),

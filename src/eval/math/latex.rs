@@ -298,19 +298,36 @@ impl Parser<'_> {
             "{" => self.closed_by("}"),
             "infty" => Some(f64::INFINITY),
             "pi" if self.rules == Rules::MathVerify => Some(std::f64::consts::PI),
-            _ => match function(&name) {
-                Some(function) => {
-                    let base = if self.eat('_') { Some(self.argument()?) } else { None };
-                    let power = if self.eat('^') { Some(self.argument()?) } else { None };
-                    let of = if self.eat('(') { self.until(')')? } else { self.product(false)? };
-                    let is_decimal = self.rules == Rules::MathVerify && name == "log";
-                    let value =
-                        function(of) / base.map_or(if is_decimal { std::f64::consts::LN_10 } else { 1.0 }, f64::ln);
-                    Some(power.map_or(value, |power| value.powf(power)))
-                }
-                None => self.name(name),
-            },
+            _ if function(&name).is_some() => {
+                let base = if self.eat('_') { Some(self.argument()?) } else { None };
+                let before = self.at;
+                self.applied(&name, base).or_else(|| self.applied_to_last_digit(&name, base?, before))
+            }
+            _ => self.name(name),
         }
+    }
+
+    /// A function's value, of what follows; `base` is that of a logarithm.
+    fn applied(&mut self, name: &str, base: Option<f64>) -> Option<f64> {
+        let power = if self.eat('^') { Some(self.argument()?) } else { None };
+        let of = if self.eat('(') { self.until(')')? } else { self.product(false)? };
+        let is_decimal = self.rules == Rules::MathVerify && name == "log";
+        let value = function(name)?(of) / base.map_or(if is_decimal { std::f64::consts::LN_10 } else { 1.0 }, f64::ln);
+        Some(power.map_or(value, |power| value.powf(power)))
+    }
+
+    /// sympy gives the index's last digit to a function that would have nothing: `\log_28` is `\log_2 8`.
+    fn applied_to_last_digit(&mut self, name: &str, index: f64, after: usize) -> Option<f64> {
+        let is_number = matches!(self.tokens[after - 1], Token::Number(_)) && index >= 10.0 && index.fract() == 0.0;
+        if self.rules != Rules::Sympy || !is_number {
+            return None;
+        }
+        let digit = std::iter::once(Token::Number(index % 10.0));
+        let tokens: Vec<Token> = digit.chain(self.tokens[after..].iter().cloned()).collect();
+        let mut rest = Parser { tokens: &tokens, at: 0, ..*self };
+        let value = rest.applied(name, Some((index / 10.0).floor()))?;
+        self.at = after + rest.at - 1;
+        Some(value)
     }
 
     fn closed_by(&mut self, name: &str) -> Option<f64> {
@@ -379,6 +396,10 @@ mod tests {
             ("\\frac{\\sqrt{2}}{2}", "\\frac{1}{\\sqrt{2}}"),
             ("\\sin^2x+\\cos^2x", "1"),
             ("\\log_2(8)", "3"),
+            ("\\log_28", "3"),
+            ("\\log_28^2+1", "7"),
+            ("\\log_1234", "\\log_{123}{4}"),
+            ("\\log_28x", "\\log_{28}x"),
             ("\\binom{5}{2}", "10"),
             ("6/2x", "3/x"),
             ("2^{10}", "2^10"),
