@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use gemma_pjrt::kernels::{
     Isa, Machine,
-    attention::{KvCache, Shape, attention},
+    attention::{KvCache, Row, Shape, attention},
     integer::GROUP,
     linear::{Results, linear},
     operands::{Activations, Elements, Groups, Matrix},
@@ -160,6 +160,14 @@ impl Work for Attending {
     fn run(&mut self, machine: Machine<'_>) {
         let cache = KvCache { keys: Elements::Bf16(&self.keys), values: Elements::Bf16(&self.values), scales: None };
         let (queries, results) = (Activations::Bf16(&self.queries), Results::Bf16(&mut self.results));
-        attention(machine, self.shape, queries, cache, &self.positions, 0, results);
+        attention(
+            machine,
+            self.shape,
+            queries,
+            cache,
+            &self.positions,
+            &[Row { slot: 0, len: self.shape.seq }],
+            results,
+        );
     }
 }

@@ -60,6 +60,9 @@ pub struct Args {
     /// Tokens in a chunk, for prefill and score
     #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = clap::value_parser!(i64).range(1..=8192))]
     bucket: i64,
+    /// Chunks that prefill takes at once
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(i64).range(1..=16))]
+    batch: i64,
     /// Sequences in the cache
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(i64).range(1..=1024))]
     slots: i64,
@@ -165,7 +168,7 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
         OutputName::Logits => Output::Logits,
     };
     let (program, end) = match args.program {
-        ProgramName::Prefill => (Program::Prefill { bucket: args.bucket, output }, args.bucket),
+        ProgramName::Prefill => (Program::Prefill { batch: args.batch, bucket: args.bucket, output }, args.bucket),
         ProgramName::Decode => (Program::Decode { output }, args.context),
         ProgramName::Score => (
             Program::Score {

@@ -7,8 +7,8 @@
 //!                       found in any slot, not computed        stop strings here; the slot is refilled at once
 //! ```
 //!
-//! [`Engine::step`] admits what fits, prefills (a chunk, or several short prompts; one for each data row of the mesh at a time), runs
-//! one dispatch of decoding, and returns what came of them. So prompts keep running answers waiting for one chunk at most. Nothing runs
+//! [`Engine::step`] admits what fits, prefills a chunk for each data row of the mesh, or several short prompts together, runs one
+//! dispatch of decoding, and returns what came of them. So prompts keep running answers waiting for one chunk at most. Nothing runs
 //! between steps: the caller's loop is the engine's thread.
 //!
 //! Sampling depends on a request's own seed and on positions alone, never on the slot or on the others.
@@ -24,7 +24,7 @@ use std::{
 
 pub use conversation::{Conversation, Turn};
 pub use request::{Answer, Event, FinishReason, Request, RequestId};
-use slots::{Slots, common_prefix};
+use slots::{Slot, Slots, common_prefix};
 
 use crate::{
     runtime::{Choice, Decode, Error, Extend, Model, Result, Session, Token},
@@ -133,21 +133,19 @@ enum Given {
     Chosen(Token),
 }
 
-/// The first sequence of each data row that is not prefilled yet; of these, all that are to be scored or all others, by what the first
-/// one is.
-fn coming<'s, 't>(slots: &'s Slots<Sequence<'t>>, session: &Session) -> Vec<(usize, &'s Sequence<'t>)> {
-    let mut first: Vec<Option<(usize, &Sequence<'t>)>> = vec![None; session.data_rows()];
-    let key = |s: &Sequence<'_>| (s.id, s.index);
-    for (slot, held) in slots.iter() {
-        let Some(sequence) = held.sequence.as_ref().filter(|s| s.is_prefilling()) else { continue };
-        let of_row = &mut first[session.row_of(slot as i64)];
-        if of_row.is_none_or(|(_, other)| key(sequence) < key(other)) {
-            *of_row = Some((slot, sequence));
-        }
-    }
-    let found: Vec<_> = first.into_iter().flatten().collect();
-    let is_scoring = found.iter().min_by_key(|(_, s)| key(s)).is_some_and(|(_, s)| s.is_scoring());
-    found.into_iter().filter(|(_, s)| s.is_scoring() == is_scoring).collect()
+/// What the sequences that are not prefilled yet have left, the first ones first: of those that are to be scored the first of each
+/// data row, or all others, by what the first one is. And whether they are to be scored.
+fn coming<'s>(slots: &'s Slots<Sequence<'_>>, session: &Session) -> (Vec<Extend<'s>>, bool) {
+    let prefilling = |held: &'s Slot<_>| held.sequence.as_ref().filter(|s: &&Sequence<'_>| s.is_prefilling());
+    let mut found: Vec<_> =
+        slots.iter().filter_map(|(slot, held)| Some((slot, held.held.len(), prefilling(held)?))).collect();
+    found.sort_unstable_by_key(|(_, _, s)| (s.id, s.index));
+    let is_scoring = found.first().is_some_and(|(_, _, s)| s.is_scoring());
+    let mut rows = BTreeSet::new();
+    found.retain(|(slot, _, s)| {
+        s.is_scoring() == is_scoring && (!is_scoring || rows.insert(session.row_of(*slot as i64)))
+    });
+    (found.into_iter().map(|(slot, held, s)| s.rest(slot, held)).collect(), is_scoring)
 }
 
 impl<'t> Engine<'t> {
@@ -282,41 +280,43 @@ impl<'t> Engine<'t> {
         Ok(())
     }
 
-    /// One chunk of the first sequence of each data row that is not prefilled yet; its tokens, or 0 if there is none, or no room for it.
+    /// One step for sequences that are not prefilled yet: a chunk of each data row's first one, and others that are short. How many
+    /// tokens a data row has in it at most, or 0 if there are none, or no room for them.
     fn prefill(&mut self, room: i64, events: &mut Vec<Event>) -> Result<i64> {
-        let (slots, sequences): (Vec<usize>, Vec<&Sequence<'t>>) =
-            coming(&self.slots, &self.session).into_iter().unzip();
-        let mut rests: Vec<Extend<'_>> = Vec::new();
-        for (&slot, sequence) in slots.iter().zip(&sequences) {
-            rests.push(sequence.rest(slot, self.slots.get(slot).held.len()));
-        }
-        let is_scoring = sequences.iter().any(|sequence| sequence.is_scoring());
+        let (rests, is_scoring) = coming(&self.slots, &self.session);
         let parts = self.session.cut(&rests, if is_scoring { Session::MAX_SCORE } else { Session::MAX_CHUNK });
-        let lengths: Vec<usize> = parts.iter().map(|part| part.tokens.len()).collect();
-        let longest = lengths.iter().max().map_or(0, |&longest| longest as i64);
-        if longest == 0 || longest > room {
+        let mut taken = vec![0; self.session.data_rows()];
+        for part in &parts {
+            taken[self.session.row_of(part.slot)] += part.tokens.len() as i64;
+        }
+        let taken = taken.into_iter().max().unwrap_or(0);
+        if taken == 0 || taken > room {
             return Ok(0);
         }
-        let ends: Vec<bool> = rests.iter().zip(&lengths).map(|(rest, &len)| rest.tokens.len() == len).collect();
+        let of = |part: &Extend<'_>| -> &Sequence<'t> {
+            self.slots.get(part.slot as usize).sequence.as_ref().expect("the part is its own")
+        };
+        let ends = |part: &Extend<'_>| part.start as usize + part.tokens.len() == of(part).request.prompt.len();
         let given: Vec<Given> = if is_scoring {
-            let targets: Vec<_> = parts.iter().zip(&sequences).map(|(part, s)| (*part, s.targets(part))).collect();
+            let targets: Vec<_> = parts.iter().map(|part| (*part, of(part).targets(part))).collect();
             let scored = self.session.score_parts(&targets, true)?;
             let tokens = scored.into_iter().map(|list| list.into_iter().map(|(token, _)| token).collect());
             tokens.map(Given::Scored).collect()
-        } else if ends.contains(&true) {
-            let choices: Vec<_> = parts.iter().zip(&sequences).map(|(part, s)| (*part, s.choice())).collect();
+        } else if parts.iter().any(ends) {
+            let choices: Vec<_> = parts.iter().map(|part| (*part, of(part).choice())).collect();
             let chosen = self.session.extend_and_choose(&choices)?;
-            let given = |(token, ends)| if ends { Given::Chosen(token) } else { Given::Nothing };
-            chosen.into_iter().zip(ends).map(given).collect()
+            let given = |(token, part)| if ends(part) { Given::Chosen(token) } else { Given::Nothing };
+            chosen.into_iter().zip(&parts).map(given).collect()
         } else {
             self.session.extend_only(&parts)?;
             parts.iter().map(|_| Given::Nothing).collect()
         };
         self.stats.prefill_steps += 1;
-        for ((slot, tokens), given) in slots.into_iter().zip(lengths).zip(given) {
+        let lengths: Vec<(usize, usize)> = parts.iter().map(|part| (part.slot as usize, part.tokens.len())).collect();
+        for ((slot, tokens), given) in lengths.into_iter().zip(given) {
             self.prefilled(slot, tokens, given, events)?;
         }
-        Ok(longest)
+        Ok(taken)
     }
 
     /// A slot has so many tokens more of its prompt, and was given something with them.

@@ -108,23 +108,26 @@ impl<'g> Array<'g> {
 
     /// With `new` `[batch, seq, kv_heads, ...]` at this step's positions.
     fn write(self, new: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
+        let each_row = |put: &dyn Fn(Self, i64, Op<'g>) -> Op<'g>| {
+            let with_row = |array: Self, row| Self { op: put(array, row, new.slice_in_dim(0, row, row + 1)), ..array };
+            (0..new.dim(0)).fold(self, with_row).op
+        };
         match positions.access {
-            CacheAccess::Slot { slot, start, is_real: None } => self.put(new, slot, start),
-            CacheAccess::Slot { slot, start, is_real: Some(is_real) } => {
-                let new = self.ordered(new);
-                let starts = self.starts(slot, start);
-                let old = self.op.dynamic_slice(&starts, &new.shape().dims);
-                self.op.dynamic_update_slice(is_real.select(new, old), &starts)
-            }
-            CacheAccess::EachRow if new.dim(0) <= MAX_UNROLLED => {
-                (0..new.dim(0))
-                    .fold(self, |array, row| {
-                        let slot = array.op.graph().scalar(DType::S32, row as f64);
-                        let position = positions.tokens.slice(&[row, 0], &[row + 1, 1]).reshape(&[]);
-                        Self { op: array.put(new.slice_in_dim(0, row, row + 1), slot, position), ..array }
-                    })
-                    .op
-            }
+            CacheAccess::Slots { slots, starts, may_be_empty } => each_row(&|array, row, new| {
+                let (slot, start) = (slots.scalar_at(row), starts.scalar_at(row));
+                if !may_be_empty {
+                    return array.put(new, slot, start);
+                }
+                let new = array.ordered(new);
+                let starts = array.starts(slot, start);
+                let old = array.op.dynamic_slice(&starts, &new.shape().dims);
+                let has_tokens = positions.lengths.scalar_at(row).gt(start.graph().scalar(DType::S32, 0.0));
+                array.op.dynamic_update_slice(has_tokens.select(new, old), &starts)
+            }),
+            CacheAccess::EachRow if new.dim(0) <= MAX_UNROLLED => each_row(&|array, row, new| {
+                let slot = array.op.graph().scalar(DType::S32, row as f64);
+                array.put(new, slot, positions.tokens.reshape(&[positions.tokens.dim(0)]).scalar_at(row))
+            }),
             CacheAccess::EachRow => {
                 let layer = match self.order {
                     Order::AllLayers(layer) | Order::ScalesOfAllLayers(layer) => Some(layer),
@@ -132,11 +135,7 @@ impl<'g> Array<'g> {
                 };
                 let state: Vec<Op<'g>> = [self.op, new, positions.tokens].into_iter().chain(layer).collect();
                 self.op.graph().repeat(new.dim(0), &state, |row, s| {
-                    let zero = row.graph().scalar(DType::S32, 0.0);
-                    let position = s[2].dynamic_slice(&[row, zero], &[1, 1]).reshape(&[]);
-                    let mut sizes = s[1].shape().dims;
-                    sizes[0] = 1;
-                    let one = s[1].dynamic_slice(&[row, zero, zero, zero], &sizes);
+                    let (one, position) = (s[1].row(row), s[2].row(row).reshape(&[]));
                     let order = match self.order {
                         Order::Layer => Order::Layer,
                         Order::AllLayers(_) => Order::AllLayers(s[3]),
@@ -163,29 +162,27 @@ impl<'g> Array<'g> {
         }
     }
 
-    /// What this step attends to, of the slots that it is about.
+    /// What this step attends to: of all slots, or of the only one that it is about.
     fn read(self, positions: &Positions<'g>) -> Op<'g> {
         let zero = self.op.graph().scalar(DType::S32, 0.0);
         let mut sizes = self.op.shape().dims;
-        let slot = match positions.access {
-            CacheAccess::EachRow => zero,
-            CacheAccess::Slot { slot, .. } => {
-                let (dim, one) = match self.order {
-                    Order::Layer => (0, 1),
-                    Order::AllLayers(_) => (1, 1),
-                    Order::ScalesOfAllLayers(_) => (2, self.kv_heads),
-                };
-                sizes[dim] = one;
-                slot
-            }
+        let (slots, window) = match self.order {
+            Order::Layer => (0, 2),
+            Order::AllLayers(_) => (1, 2),
+            Order::ScalesOfAllLayers(_) => (2, 1),
         };
-        match self.order {
-            Order::Layer if sizes[0] == self.op.dim(0) => return self.op.slice_in_dim(2, 0, positions.window),
-            Order::Layer => sizes[2] = positions.window,
-            Order::AllLayers(_) => (sizes[0], sizes[2]) = (1, positions.window),
-            Order::ScalesOfAllLayers(_) => (sizes[0], sizes[1]) = (1, positions.window),
+        sizes[window] = positions.window;
+        if !matches!(self.order, Order::Layer) {
+            sizes[0] = 1;
         }
-        self.op.dynamic_slice(&self.starts(slot, zero), &sizes)
+        match positions.access {
+            CacheAccess::EachRow if matches!(self.order, Order::Layer) => self.op.slice_in_dim(2, 0, positions.window),
+            CacheAccess::EachRow => self.op.dynamic_slice(&self.starts(zero, zero), &sizes),
+            CacheAccess::Slots { slots: slot, .. } => {
+                sizes[slots] = if let Order::ScalesOfAllLayers(_) = self.order { self.kv_heads } else { 1 };
+                self.op.dynamic_slice(&self.starts(slot.reshape(&[]), zero), &sizes)
+            }
+        }
     }
 }
 
@@ -235,6 +232,13 @@ impl<'g> Cache<'g> {
     pub(super) fn take(ops: &mut impl Iterator<Item = Op<'g>>, kv: DType) -> Self {
         let quantised = kv == DType::S8;
         Self { keys: Cached::take(ops, quantised), values: Cached::take(ops, quantised) }
+    }
+
+    /// The same, with the ops of another computation that [`Self::to_list`] gave to it, and the layer that is meant.
+    pub(super) fn within<'b>(&self, ops: &[Op<'b>], layer: Option<Op<'b>>) -> Cache<'b> {
+        let mut ops = ops.iter().copied();
+        let mut take = |cached: Cached<'g>| Cached { layer, ..Cached::take(&mut ops, cached.scale.is_some()) };
+        Cache { keys: take(self.keys), values: take(self.values) }
     }
 
     /// Of all layers' arrays, this layer's part.

@@ -1,7 +1,7 @@
 //! The architecture: embedding, RMSNorm, RoPE, attention, MLP, decoder layer, logits.
 //!
 //! Shapes in comments are those of one device. `heads`, `kv_heads`, `mlp` and `vocab` are this device's share;
-//! everything else is whole. Prefill and decode are the same code: prefill has `batch` 1 and `seq` tokens, decode has
+//! everything else is whole. Prefill and decode are the same code: prefill has `batch` prompts and `seq` tokens, decode has
 //! `batch` slots and `seq` 1.
 
 use super::{
@@ -25,6 +25,8 @@ pub(super) struct Context<'a> {
 pub(super) struct Positions<'g> {
     /// `s32[batch, seq]`: position of each token in its sequence.
     pub tokens: Op<'g>,
+    /// `s32[batch]`: how many tokens each row has; what follows them is padding, whose results mean nothing.
+    pub lengths: Op<'g>,
     /// Where the step writes in the cache, and what it reads of it.
     pub access: CacheAccess<'g>,
     /// Number of cache positions that attention looks at; all tokens' positions are below it.
@@ -35,29 +37,29 @@ impl<'g> Positions<'g> {
     /// The ops in it, to pass them to a computation.
     pub(super) fn to_list(self) -> Vec<Op<'g>> {
         match self.access {
-            CacheAccess::Slot { slot, start, is_real } => {
-                [self.tokens, slot, start].into_iter().chain(is_real).collect()
-            }
-            CacheAccess::EachRow => vec![self.tokens],
+            CacheAccess::Slots { slots, starts, .. } => vec![self.tokens, self.lengths, slots, starts],
+            CacheAccess::EachRow => vec![self.tokens, self.lengths],
         }
     }
 
-    /// From the list that [`Self::to_list`] made.
-    pub(super) fn from_list(ops: &[Op<'g>], window: i64) -> Self {
-        let access = match *ops {
-            [_, slot, start, ref is_real @ ..] => CacheAccess::Slot { slot, start, is_real: is_real.first().copied() },
-            _ => CacheAccess::EachRow,
+    /// The same, with the ops of another computation that [`Self::to_list`] gave to it.
+    pub(super) fn within<'b>(&self, ops: &[Op<'b>]) -> Positions<'b> {
+        let access = match self.access {
+            CacheAccess::Slots { may_be_empty, .. } => {
+                CacheAccess::Slots { slots: ops[2], starts: ops[3], may_be_empty }
+            }
+            CacheAccess::EachRow => CacheAccess::EachRow,
         };
-        Self { tokens: ops[0], access, window }
+        Positions { tokens: ops[0], lengths: ops[1], access, window: self.window }
     }
 }
 
 /// Which part of the cache belongs to a step.
 #[derive(Clone, Copy)]
 pub(super) enum CacheAccess<'g> {
-    /// All of the batch is one slot: `seq` tokens from position `start` on. Both `s32[]`. Unless `is_real` (`pred[]`), the cache
-    /// stays as it is.
-    Slot { slot: Op<'g>, start: Op<'g>, is_real: Option<Op<'g>> },
+    /// Row i of the batch is slot `slots[i]`, with tokens from position `starts[i]` on. Both `s32[batch]`. Where rows may have no
+    /// tokens, such a row leaves the cache as it is.
+    Slots { slots: Op<'g>, starts: Op<'g>, may_be_empty: bool },
     /// Row i of the batch is slot i, with one token.
     EachRow,
 }
@@ -133,13 +135,13 @@ fn attention<'g>(
     let graph = x.graph();
     let _scope = graph.scope("attention");
     let head_dim = cx.config.head_dim;
-    let [batch, seq] = [x.dim(0), x.dim(1)];
+    let ([batch, seq], lengths) = ([x.dim(0), x.dim(1)], positions.lengths);
     let heads = weights.q_proj.rows() / head_dim;
     let kv_heads = weights.k_proj.rows() / head_dim;
 
-    let q = cx.target.linear(x, weights.q_proj, cx.dtype).reshape(&[batch, seq, heads, head_dim]);
-    let k = cx.target.linear(x, weights.k_proj, cx.dtype).reshape(&[batch, seq, kv_heads, head_dim]);
-    let v = cx.target.linear(x, weights.v_proj, cx.dtype).reshape(&[batch, seq, kv_heads, head_dim]);
+    let q = cx.target.linear(x, lengths, weights.q_proj, cx.dtype).reshape(&[batch, seq, heads, head_dim]);
+    let k = cx.target.linear(x, lengths, weights.k_proj, cx.dtype).reshape(&[batch, seq, kv_heads, head_dim]);
+    let v = cx.target.linear(x, lengths, weights.v_proj, cx.dtype).reshape(&[batch, seq, kv_heads, head_dim]);
     let q = rope(cx, q, positions.tokens);
     let k = rope(cx, k, positions.tokens);
 
@@ -149,7 +151,8 @@ fn attention<'g>(
     };
     let cache = cx.target.in_place(cache);
     let mixed = cx.target.attend(q, cache, positions); // [batch, seq, heads, head_dim]
-    let out = cx.target.linear(mixed.reshape(&[batch, seq, heads * head_dim]), weights.o_proj, cx.dtype);
+    let mixed = mixed.reshape(&[batch, seq, heads * head_dim]);
+    let out = cx.target.linear(mixed, lengths, weights.o_proj, cx.dtype);
     (out, cache)
 }
 
@@ -163,10 +166,10 @@ pub(super) fn last_dimension(x: Op<'_>) -> (i64, Vec<i64>) {
 }
 
 /// `down(gelu(gate(x)) · up(x))`, still to be summed over devices.
-fn mlp<'g>(cx: Context<'_>, x: Op<'g>, weights: &LayerWeights<'g>) -> Op<'g> {
+fn mlp<'g>(cx: Context<'_>, x: Op<'g>, lengths: Op<'g>, weights: &LayerWeights<'g>) -> Op<'g> {
     let _scope = x.graph().scope("mlp");
-    let hidden = cx.target.gated_linear(x, weights.gate_proj, weights.up_proj, cx.dtype); // [batch, seq, mlp]
-    cx.target.linear(hidden, weights.down_proj, cx.dtype)
+    let hidden = cx.target.gated_linear(x, lengths, weights.gate_proj, weights.up_proj, cx.dtype); // [batch, seq, mlp]
+    cx.target.linear(hidden, lengths, weights.down_proj, cx.dtype)
 }
 
 /// `x + attention(norm(x))`, then `x + mlp(norm(x))`. Both partial results are summed over the devices, the only
@@ -180,25 +183,31 @@ pub(super) fn decoder_layer<'g>(
 ) -> (Op<'g>, Cache<'g>) {
     let (attended, cache) = attention(cx, rms_norm(cx, x, weights.input_layernorm), weights, cache, positions);
     let x = x + cx.mesh.sum(attended);
-    let x = x + cx.mesh.sum(mlp(cx, rms_norm(cx, x, weights.post_attention_layernorm), weights));
+    let x = x + cx.mesh.sum(mlp(cx, rms_norm(cx, x, weights.post_attention_layernorm), positions.lengths, weights));
     (x, cache)
 }
 
-/// `[rows, hidden]` to `f32[rows, vocab]`: this device's part of the vocabulary.
-pub(super) fn logits<'g>(cx: Context<'_>, x: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
+/// `[rows, hidden]` to `f32[rows, vocab]`: this device's part of the vocabulary. Of the rows, those matter of which `lengths` says so.
+pub(super) fn logits<'g>(cx: Context<'_>, x: Op<'g>, lengths: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
     let _scope = x.graph().scope("logits");
-    cx.target.linear(rms_norm(cx, x, weights.norm), weights.lm_head, DType::F32)
+    cx.target.linear(rms_norm(cx, x, weights.norm), lengths, weights.lm_head, DType::F32)
 }
 
 /// The largest of [`logits`] in each row, and its number in this device's part of the vocabulary: `f32[rows]`, `s32[rows]`.
-pub(super) fn largest_logit<'g>(cx: Context<'_>, x: Op<'g>, weights: &Weights<'g>) -> [Op<'g>; 2] {
+pub(super) fn largest_logit<'g>(cx: Context<'_>, x: Op<'g>, lengths: Op<'g>, weights: &Weights<'g>) -> [Op<'g>; 2] {
     let _scope = x.graph().scope("logits");
-    cx.target.linear_max(rms_norm(cx, x, weights.norm), weights.lm_head)
+    cx.target.linear_max(rms_norm(cx, x, weights.norm), lengths, weights.lm_head)
 }
 
 /// At least the `most` largest of [`logits`] in each row, and their numbers in this device's part of the vocabulary, if those are
 /// not all: `f32[rows, n]`, `s32[rows, n]`.
-pub(super) fn top_logits<'g>(cx: Context<'_>, x: Op<'g>, weights: &Weights<'g>, most: i64) -> (Op<'g>, Option<Op<'g>>) {
+pub(super) fn top_logits<'g>(
+    cx: Context<'_>,
+    x: Op<'g>,
+    lengths: Op<'g>,
+    weights: &Weights<'g>,
+    most: i64,
+) -> (Op<'g>, Option<Op<'g>>) {
     let _scope = x.graph().scope("logits");
-    cx.target.linear_top(rms_norm(cx, x, weights.norm), weights.lm_head, most)
+    cx.target.linear_top(rms_norm(cx, x, weights.norm), lengths, weights.lm_head, most)
 }

@@ -47,11 +47,12 @@ pub enum More {
 /// One of the model's programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Program {
-    /// A chunk of one slot's prompt: `bucket` tokens from position `start` on, of which those after `last` are padding.
+    /// Chunks of `batch` slots' prompts, padded to `bucket` tokens each.
     ///
-    /// Inputs: tokens `s32[bucket]`, slot `s32[]`, start `s32[]`, last `s32[]`; then the sampler's. Where there are several data
-    /// rows, this and all other programs for one slot also take, after start, whether there is a chunk for this row at all, `s32[]`.
-    Prefill { bucket: i64, output: Output },
+    /// Inputs: tokens `s32[batch, bucket]`; of each chunk the slot, the position where it starts, and its length, `s32[batch]` each;
+    /// then the sampler's. A chunk of no tokens leaves the cache as it is; there may be such ones where there are several chunks, or
+    /// several data rows.
+    Prefill { batch: i64, bucket: i64, output: Output },
     /// The next tokens of every slot, up to [`ProgramSpec::decode_steps`] of them in one dispatch; or one step's logits.
     ///
     /// Inputs: tokens `s32[slots]` and their positions `s32[slots]`. For tokens also: how many each slot may still have
@@ -61,13 +62,13 @@ pub enum Program {
     Decode { output: Output },
     /// A chunk of one slot's text, for its likelihood: as prefill, with the token that follows each one as a target.
     ///
-    /// Inputs: tokens `s32[bucket]`, slot `s32[]`, start `s32[]`, targets `s32[bucket]`. Outputs: the targets' log-probabilities
+    /// Inputs: those of one chunk, and targets `s32[1, bucket]`. Outputs: the targets' log-probabilities
     /// `f32[bucket]`, the most likely tokens `s32[bucket]` and, if asked for, all logits `f32[bucket, vocab]` or the few most likely
     /// tokens `s32[bucket, n]` and their log-probabilities `f32[bucket, n]`.
     Score { bucket: i64, more: More },
     /// Gives a slot what another one holds. Takes no weights. Inputs: from `s32[]`, to `s32[]`.
     Copy,
-    /// A chunk of one slot's text, for looking inside: inputs tokens `s32[bucket]`, slot `s32[]`, start `s32[]`. Output: what each
+    /// A chunk of one slot's text, for looking inside: inputs are those of one chunk. Output: what each
     /// layer takes, and what the last one gives, before the final norm, `f32[layers + 1, bucket, hidden]`.
     Trace { bucket: i64 },
 }
@@ -103,7 +104,8 @@ impl ProgramSpec {
             Output::Nothing => "nothing",
         };
         let program = match self.program {
-            Program::Prefill { bucket, output: o } => format!("prefill-{}-t{bucket}", output(o)),
+            Program::Prefill { batch: 1, bucket, output: o } => format!("prefill-{}-t{bucket}", output(o)),
+            Program::Prefill { batch, bucket, output: o } => format!("prefill-{}-{batch}xt{bucket}", output(o)),
             Program::Decode { output: o } => format!("decode-{}", output(o)),
             Program::Score { bucket, more: More::Nothing } => format!("score-t{bucket}"),
             Program::Score { bucket, more: More::Logits } => format!("score-logits-t{bucket}"),
@@ -150,46 +152,46 @@ impl ProgramSpec {
         let g = &graph;
         let s32 = |name: &str, dims: &[i64]| g.parameter(name, Shape::new(DType::S32, dims));
         let (window, hidden) = (self.window, self.config.hidden_size);
-        // Inputs of a chunk of one slot, and where its tokens stand.
-        let chunk = |bucket: i64| {
-            let (tokens, slot, start) = (s32("tokens", &[bucket]), s32("slot", &[]), s32("start", &[]));
-            let is_real = (self.mesh.data > 1).then(|| s32("is_real", &[]).gt(g.scalar(DType::S32, 0.0)));
+        // Inputs of chunks, and where their tokens stand.
+        let chunks = |batch: i64, bucket: i64| {
+            let (tokens, slots) = (s32("tokens", &[batch, bucket]), s32("slots", &[batch]));
+            let (starts, lengths) = (s32("starts", &[batch]), s32("lengths", &[batch]));
+            let may_be_empty = batch > 1 || self.mesh.data > 1;
             let positions = move || {
-                let tokens = g.iota(Shape::new(DType::S32, [1, bucket]), 1) + start;
-                Positions { tokens, access: CacheAccess::Slot { slot, start, is_real }, window }
+                let tokens = g.iota(Shape::new(DType::S32, [batch, bucket]), 1) + starts.reshape(&[batch, 1]);
+                Positions { tokens, lengths, access: CacheAccess::Slots { slots, starts, may_be_empty }, window }
             };
-            (tokens.reshape(&[1, bucket]), start, positions)
+            (tokens, starts, lengths, positions)
         };
         match self.program {
-            Program::Prefill { bucket, output } => {
-                let (tokens, start, positions) = chunk(bucket);
-                let last = s32("last", &[]);
-                let head = self.declare_head(g, output, 1);
+            Program::Prefill { batch, bucket, output } => {
+                let (tokens, starts, lengths, positions) = chunks(batch, bucket);
+                let head = self.declare_head(g, output, batch);
                 let run = self.forward(tokens, g, positions);
-                let zero = g.scalar(DType::S32, 0.0);
-                let row = run.hidden().reshape(&[bucket, hidden]).dynamic_slice(&[last, zero], &[1, hidden]);
+                let first = g.iota(Shape::new(DType::S32, [batch]), 0) * bucket as f64;
+                let rows = run.hidden().reshape(&[batch * bucket, hidden]).take_rows(first + lengths - 1.0); // [batch, hidden]
                 let out = match (output, head) {
                     (Output::Nothing, _) => vec![],
-                    (Output::Logits, _) => vec![self.all_logits(row, &run.weights)],
-                    (_, head) => {
-                        vec![head.choose(self, row, &run.weights, (start + last + 1.0).reshape(&[1])).packed()]
-                    }
+                    (Output::Logits, _) => vec![self.all_logits(rows, lengths, &run.weights)],
+                    (_, head) => vec![head.choose(self, rows, lengths, &run.weights, starts + lengths).packed()],
                 };
                 run.finish(g, &out)
             }
             Program::Decode { output: Output::Logits } => {
                 let (tokens, positions) = (s32("tokens", &[self.slots]), s32("positions", &[self.slots]));
-                let run = self.forward(tokens.reshape(&[self.slots, 1]), g, || self.each_row(positions));
+                let lengths = g.full(&Shape::new(DType::S32, [self.slots]), 1.0);
+                let run = self.forward(tokens.reshape(&[self.slots, 1]), g, || self.each_row(positions, lengths));
                 let rows = run.hidden().reshape(&[self.slots, hidden]);
-                run.finish(g, &[self.all_logits(rows, &run.weights)])
+                run.finish(g, &[self.all_logits(rows, lengths, &run.weights)])
             }
             Program::Decode { output } => self.decode(g, output),
             Program::Score { bucket, more } => {
-                let (tokens, _, positions) = chunk(bucket);
-                let targets = s32("targets", &[bucket]);
+                let (tokens, _, lengths, positions) = chunks(1, bucket);
+                let targets = s32("targets", &[1, bucket]);
                 let run = self.forward(tokens, g, positions);
-                let logits = logits(self.context(), run.hidden().reshape(&[bucket, hidden]), &run.weights);
-                let likelihood = sampling::log_probability(logits, targets, self.mesh);
+                let rows = run.hidden().reshape(&[bucket, hidden]);
+                let logits = logits(self.context(), rows, lengths, &run.weights);
+                let likelihood = sampling::log_probability(logits, targets.reshape(&[bucket]), self.mesh);
                 let mut outputs = vec![likelihood, sampling::greedy(logits, self.mesh)];
                 match more {
                     More::Nothing => {}
@@ -208,7 +210,7 @@ impl ProgramSpec {
                 g.finish(&given.iter().map(|&array| Cache::copied(array, kv_heads, from, to)).collect::<Vec<_>>())
             }
             Program::Trace { bucket } => {
-                let (tokens, _, positions) = chunk(bucket);
+                let (tokens, _, _, positions) = chunks(1, bucket);
                 let run = self.forward(tokens, g, positions);
                 let parts: Vec<Op<'_>> = run.hidden.iter().map(|x| x.convert(DType::F32)).collect();
                 run.finish(g, &[Op::concatenate(&parts, 0)])
@@ -259,19 +261,21 @@ impl ProgramSpec {
         let (head, weights) = (head.within(head_ops), weights.within(weight_ops));
         let (g, slots) = (step.graph(), self.slots);
 
-        let (hidden, caches) = self.layers(tokens.reshape(&[slots, 1]), &weights, caches, self.each_row(positions));
-        let rows = hidden.last().expect("the last layer's").reshape(&[slots, self.config.hidden_size]);
-        let chosen_now = head.choose(self, rows, &weights, positions + 1.0);
-        let next = chosen_now.tokens;
-
         let zero = g.scalar(DType::S32, 0.0);
         let goes_on = left.gt(zero);
+        let lengths = goes_on.convert(DType::S32);
+        let where_they_stand = self.each_row(positions, lengths);
+        let (hidden, caches) = self.layers(tokens.reshape(&[slots, 1]), &weights, caches, where_they_stand);
+        let rows = hidden.last().expect("the last layer's").reshape(&[slots, self.config.hidden_size]);
+        let chosen_now = head.choose(self, rows, lengths, &weights, positions + 1.0);
+        let next = chosen_now.tokens;
+
         let shown = Chosen { tokens: goes_on.select(next, g.scalar(DType::S32, -1.0)), ..chosen_now }.packed();
         let is_end = next.reshape(&[slots, 1]).eq(stop_ids).convert(DType::S32).reduce_max(&[1]).gt(zero);
         let changed = [
             step + 1.0,
             goes_on.select(next, tokens),
-            positions + goes_on.convert(DType::S32),
+            positions + lengths,
             goes_on.and(is_end.not()).select(left - 1.0, zero),
             chosen.dynamic_update_slice(shown.reshape(&[1, slots, shown.dim(1)]), &[step, zero, zero]),
         ];
@@ -292,14 +296,14 @@ impl ProgramSpec {
     }
 
     /// `f32[rows, vocab]`, whole on every device.
-    fn all_logits<'g>(&self, rows: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
-        self.mesh.gather(logits(self.context(), rows, weights), 1)
+    fn all_logits<'g>(&self, rows: Op<'g>, lengths: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
+        self.mesh.gather(logits(self.context(), rows, lengths, weights), 1)
     }
 
-    /// Row i of a step is slot i, with one token at its position.
-    fn each_row<'g>(&self, positions: Op<'g>) -> Positions<'g> {
+    /// Row i of a step is slot i, with one token at its position, or none.
+    fn each_row<'g>(&self, positions: Op<'g>, lengths: Op<'g>) -> Positions<'g> {
         let tokens = positions.reshape(&[self.slots, 1]);
-        Positions { tokens, access: CacheAccess::EachRow, window: self.window }
+        Positions { tokens, lengths, access: CacheAccess::EachRow, window: self.window }
     }
 
     fn context(&self) -> Context<'_> {
@@ -342,7 +346,7 @@ impl ProgramSpec {
         caches: &[Op<'g>],
         positions: Positions<'g>,
     ) -> (Vec<Op<'g>>, Vec<Op<'g>>) {
-        let (graph, window) = (x.graph(), self.window);
+        let graph = x.graph();
         let arrays = caches.len() / layers.len(); // of one layer
         let mut hidden = vec![x];
         let mut updated = Vec::new();
@@ -359,16 +363,16 @@ impl ProgramSpec {
                 self.cache_arrays().into_iter().take(arrays).map(|(name, _)| name.replace("cache.0.", ""));
             let names = std::iter::once("x".to_owned()).chain(cache_names).chain(weight_names);
             let names: Vec<String> =
-                names.chain(["positions", "slot", "start", "is_real"].map(str::to_owned)).collect();
+                names.chain(["positions", "lengths", "slots", "starts"].map(str::to_owned)).collect();
             let parameters: Vec<(&str, Shape)> = names.iter().map(String::as_str).zip(shapes.iter().cloned()).collect();
             // All layers are calls of one computation, unless a checkpoint stores some in other types.
             let known = computations.iter().position(|(s, _)| *s == shapes).unwrap_or_else(|| {
                 let computation = graph.computation("decoder_layer", &parameters, |_, p| {
                     let (cache, rest) = p[1..].split_at(arrays);
                     let cache = Cache::take(&mut cache.iter().copied(), self.kv);
-                    let (weights, positions) = rest.split_at(weight_ops.len());
+                    let (weights, own_positions) = rest.split_at(weight_ops.len());
                     let weights = LayerWeights::take(&mut weights.iter().copied(), layer_weights.forms());
-                    let positions = Positions::from_list(positions, window);
+                    let positions = positions.within(own_positions);
                     let (x, cache) = decoder_layer(self.context(), p[0], &weights, cache, &positions);
                     std::iter::once(x).chain(cache.to_list()).collect()
                 });
@@ -391,7 +395,7 @@ impl ProgramSpec {
         caches: &[Op<'g>],
         positions: Positions<'g>,
     ) -> (Vec<Op<'g>>, Vec<Op<'g>>) {
-        let (graph, window, forms) = (x.graph(), self.window, layers.forms());
+        let (graph, forms) = (x.graph(), layers.forms());
         let _scope = graph.scope("layers");
         let weights: Vec<Op<'g>> = layers.to_list().into_iter().map(|(_, op)| op).collect();
         let traced = matches!(self.program, Program::Trace { .. }).then(|| {
@@ -407,7 +411,7 @@ impl ProgramSpec {
             let part = |i: usize| &state[ends[i - 1]..ends[i]];
             let cache = Cache::take(&mut part(1).iter().copied(), self.kv).at(layer);
             let weights = LayerWeights::take(&mut part(2).iter().copied(), forms).at(layer);
-            let positions = Positions::from_list(part(3), window);
+            let positions = positions.within(part(3));
             let (x, cache) = decoder_layer(self.context(), state[0], &weights, cache, &positions);
             let zero = layer.graph().scalar(DType::S32, 0.0);
             let traced = part(4).iter().map(|traced| traced.dynamic_update_slice(x, &[layer + 1.0, zero, zero]));
@@ -502,25 +506,33 @@ impl<'g> Head<'g> {
         }
     }
 
-    /// From hidden states `[rows, hidden]`; the tokens will stand at `positions` `s32[rows]`.
-    fn choose(&self, spec: &ProgramSpec, rows: Op<'g>, weights: &Weights<'g>, positions: Op<'g>) -> Chosen<'g> {
+    /// From hidden states `[rows, hidden]`, of which those matter that have a length (`s32[rows]`); the tokens will stand at
+    /// `positions` `s32[rows]`.
+    fn choose(
+        &self,
+        spec: &ProgramSpec,
+        rows: Op<'g>,
+        lengths: Op<'g>,
+        weights: &Weights<'g>,
+        positions: Op<'g>,
+    ) -> Chosen<'g> {
         let (cx, mesh) = (spec.context(), spec.mesh);
         let tokens = match self {
             Self::Greedy => {
-                let [value, index] = largest_logit(cx, rows, weights);
+                let [value, index] = largest_logit(cx, rows, lengths, weights);
                 sampling::largest(value, index, weights.lm_head.rows(), mesh)
             }
             Self::SampleTop(params) => {
                 let most = i64::from(MAX_TOP_K);
-                let (logits, tokens) = top_logits(cx, rows, weights, most);
+                let (logits, tokens) = top_logits(cx, rows, lengths, weights, most);
                 let candidates = Candidates { logits, tokens, vocab: weights.lm_head.rows() }.merged(most, mesh);
                 sampling::sample(candidates, params, positions, Mesh::SINGLE)
             }
             Self::Sample(params) => {
-                sampling::sample(Candidates::all(logits(cx, rows, weights)), params, positions, mesh)
+                sampling::sample(Candidates::all(logits(cx, rows, lengths, weights)), params, positions, mesh)
             }
             Self::Adjusted { params, adjust, detailed } => {
-                let logits = logits(cx, rows, weights);
+                let logits = logits(cx, rows, lengths, weights);
                 let tokens = sampling::sample(Candidates::all(adjust.apply(logits)), params, positions, mesh);
                 let details = detailed.then(|| sampling::details(logits, tokens, mesh));
                 return Chosen { tokens, details };

@@ -83,13 +83,14 @@ impl Target {
         Shape::new(dtype, [dims.iter().product::<i64>() + SHIFT_BYTES / (dtype.bits() as i64 / 8)])
     }
 
-    /// `x wᵀ`: `[..., in]` by `[out, in]` to `[..., out]`, accumulated in f32 and rounded to `out`.
-    pub(super) fn linear<'g>(self, x: Op<'g>, weight: Matrix<'g>, out: DType) -> Op<'g> {
+    /// `x wᵀ`: `[..., in]` by `[out, in]` to `[..., out]`, accumulated in f32 and rounded to `out`. Of the rows, `lengths`
+    /// (`s32[batch]`, see [`Positions`]) tells those that matter: kernels compute no others. So for all products.
+    pub(super) fn linear<'g>(self, x: Op<'g>, lengths: Op<'g>, weight: Matrix<'g>, out: DType) -> Op<'g> {
         let (x, mut dims) = rows(x);
         dims.push(weight.rows());
         let product = if self.calls_kernels() {
             let shape = Shape::new(out, [x.dim(0), weight.rows()]);
-            kernel("gemma_pjrt.linear", x, &[weight], &[shape])[0]
+            kernel("gemma_pjrt.linear", [x, lengths], &[weight], &[shape])[0]
         } else {
             self.matmul(x, weight).convert(out)
         };
@@ -97,12 +98,19 @@ impl Target {
     }
 
     /// `gelu(x gateᵀ) · (x upᵀ)`, in f32 and rounded to `out`: `[..., in]` by twice `[mlp, in]` to `[..., mlp]`.
-    pub(super) fn gated_linear<'g>(self, x: Op<'g>, gate: Matrix<'g>, up: Matrix<'g>, out: DType) -> Op<'g> {
+    pub(super) fn gated_linear<'g>(
+        self,
+        x: Op<'g>,
+        lengths: Op<'g>,
+        gate: Matrix<'g>,
+        up: Matrix<'g>,
+        out: DType,
+    ) -> Op<'g> {
         let (x, mut dims) = rows(x);
         dims.push(gate.rows());
         let product = if self.calls_kernels() {
             let shape = Shape::new(out, [x.dim(0), gate.rows()]);
-            kernel("gemma_pjrt.gate_up", x, &[gate, up], &[shape])[0]
+            kernel("gemma_pjrt.gate_up", [x, lengths], &[gate, up], &[shape])[0]
         } else {
             (gelu_tanh(self.matmul(x, gate)) * self.matmul(x, up)).convert(out)
         };
@@ -111,23 +119,29 @@ impl Target {
 
     /// The largest element of each row of `x wᵀ` and its column, `f32[rows]` and `s32[rows]` from `[rows, in]` and
     /// `[out, in]`; the first one where several are equal.
-    pub(super) fn linear_max<'g>(self, x: Op<'g>, weight: Matrix<'g>) -> [Op<'g>; 2] {
+    pub(super) fn linear_max<'g>(self, x: Op<'g>, lengths: Op<'g>, weight: Matrix<'g>) -> [Op<'g>; 2] {
         if !self.calls_kernels() {
-            return self.linear(x, weight, DType::F32).max_with_index();
+            return self.linear(x, lengths, weight, DType::F32).max_with_index();
         }
         let results = [DType::F32, DType::S32].map(|dtype| Shape::new(dtype, [x.dim(0)]));
-        let found = kernel("gemma_pjrt.linear_max", x, &[weight], &results);
+        let found = kernel("gemma_pjrt.linear_max", [x, lengths], &[weight], &results);
         [found[0], found[1]]
     }
 
     /// At least the `most` largest elements of each row of `x wᵀ`, and their columns where they do not stand in theirs:
     /// `f32[rows, n]` and `s32[rows, n]` from `[rows, in]` and `[out, in]`.
-    pub(super) fn linear_top<'g>(self, x: Op<'g>, weight: Matrix<'g>, most: i64) -> (Op<'g>, Option<Op<'g>>) {
+    pub(super) fn linear_top<'g>(
+        self,
+        x: Op<'g>,
+        lengths: Op<'g>,
+        weight: Matrix<'g>,
+        most: i64,
+    ) -> (Op<'g>, Option<Op<'g>>) {
         if !self.calls_kernels() {
-            return (self.linear(x, weight, DType::F32), None);
+            return (self.linear(x, lengths, weight, DType::F32), None);
         }
         let results = [DType::F32, DType::S32].map(|dtype| Shape::new(dtype, [x.dim(0), most.min(weight.rows())]));
-        let found = kernel("gemma_pjrt.linear_top", x, &[weight], &results);
+        let found = kernel("gemma_pjrt.linear_top", [x, lengths], &[weight], &results);
         (found[0], Some(found[1]))
     }
 
@@ -137,14 +151,19 @@ impl Target {
     pub(super) fn attend<'g>(self, q: Op<'g>, cache: Cache<'g>, positions: &Positions<'g>) -> Op<'g> {
         let Cache { keys, values } = cache;
         if self.calls_kernels() {
-            let slot = match positions.access {
-                CacheAccess::Slot { slot, .. } => slot,
-                CacheAccess::EachRow => q.graph().scalar(DType::S32, 0.0),
+            let slots = match positions.access {
+                CacheAccess::Slots { slots, .. } => slots,
+                CacheAccess::EachRow => q.graph().iota(Shape::new(DType::S32, [q.dim(0)]), 0),
             };
             let scales = keys.scale.into_iter().chain(values.scale);
-            let operands: Vec<Op<'g>> =
-                [q, keys.elements, values.elements, positions.tokens, slot].into_iter().chain(scales).collect();
+            let operands: Vec<Op<'g>> = [q, keys.elements, values.elements, positions.tokens, positions.lengths, slots]
+                .into_iter()
+                .chain(scales)
+                .collect();
             return q.graph().custom_call("gemma_pjrt.attention", &operands, &[q.shape()], &[])[0];
+        }
+        if matches!(positions.access, CacheAccess::Slots { .. }) && q.dim(0) > 1 {
+            return self.attend_one_by_one(q, cache, positions);
         }
         let graph = q.graph();
         let dtype = q.shape().dtype;
@@ -182,6 +201,22 @@ impl Target {
         let mixed = probabilities.dot(values, &over_heads(3, window_dim), DType::F32).convert(dtype);
         let mixed = mixed.reshape(&[batch, kv_heads, seq, group, head_dim]).transpose(&[0, 2, 1, 3, 4]);
         mixed.reshape(&[batch, seq, heads, head_dim])
+    }
+
+    /// As [`Self::attend`], one slot after the other: they do not lie side by side, and to bring them together takes as long as to
+    /// attend to them.
+    fn attend_one_by_one<'g>(self, q: Op<'g>, cache: Cache<'g>, positions: &Positions<'g>) -> Op<'g> {
+        let (where_they_stand, arrays) = (positions.to_list(), cache.to_list());
+        let own = [q.graph().full(&q.shape(), 0.0), q];
+        let (arrays_from, end) = (2 + where_they_stand.len(), 2 + where_they_stand.len() + arrays.len());
+        let state: Vec<Op<'g>> =
+            [&own[..], &where_they_stand, &arrays].concat().into_iter().chain(cache.keys.layer).collect();
+        q.graph().repeat(q.dim(0), &state, |row, s| {
+            let positions = positions.within(&s[2..arrays_from].iter().map(|op| op.row(row)).collect::<Vec<_>>());
+            let cache = cache.within(&s[arrays_from..end], s.get(end).copied());
+            let mixed = s[0].with_row(self.attend(s[1].row(row), cache, &positions), row);
+            std::iter::once(mixed).chain(s[1..].iter().copied()).collect()
+        })[0]
     }
 
     /// `f32[rows, out]` from `[rows, in]` and `[out, in]`.
@@ -253,13 +288,14 @@ impl Target {
     }
 }
 
-/// Calls a kernel with activations and weights; scales, or the first indices of shifted weights, come after the weights.
-fn kernel<'g>(name: &str, x: Op<'g>, weights: &[Matrix<'g>], results: &[Shape]) -> Vec<Op<'g>> {
+/// Calls a kernel with activations, their lengths and weights; scales, or the first indices of shifted weights, come after the
+/// weights.
+fn kernel<'g>(name: &str, x: [Op<'g>; 2], weights: &[Matrix<'g>], results: &[Shape]) -> Vec<Op<'g>> {
     let elements = weights.iter().map(|weight| weight.elements);
     let scales = weights.iter().filter_map(|weight| weight.scale);
     let shifts = weights.iter().filter_map(|weight| Some(weight.shift?.first));
-    let operands: Vec<Op<'g>> = std::iter::once(x).chain(elements).chain(scales).chain(shifts).collect();
-    x.graph().custom_call(name, &operands, results, &[])
+    let operands: Vec<Op<'g>> = x.into_iter().chain(elements).chain(scales).chain(shifts).collect();
+    x[0].graph().custom_call(name, &operands, results, &[])
 }
 
 /// A four-bit weight with two elements in a byte, `u8[out, in / 2]`, times its groups' scales `[out, in / GROUP]`: `[out, in]`.
@@ -280,6 +316,8 @@ fn in_groups<'g>(x: Op<'g>, weight: Op<'g>, scale: Op<'g>) -> Op<'g> {
     let scale = scale.transpose(&[1, 0]).convert(DType::F32).reshape(&[groups, 1, out]);
     let weight = (weight.convert(DType::F32) * scale).convert(x.shape().dtype);
     let over_groups = DotDims { lhs_contract: vec![1, 2], rhs_contract: vec![0, 1], ..DotDims::default() };
+    // Of several sequences, XLA:TPU would join the reshape to the product, and then hold the whole weight converted.
+    let x = Op::optimization_barrier(&[x])[0];
     x.reshape(&[x.dim(0), groups, GROUP]).dot(weight, &over_groups, DType::F32)
 }
 

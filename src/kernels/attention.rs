@@ -39,6 +39,14 @@ pub struct Shape {
     pub cache_len: usize,
 }
 
+/// What a row of the batch attends to.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    pub slot: usize,
+    /// Tokens that it has, at most `seq`.
+    pub len: usize,
+}
+
 /// What is attended to: `[slots, kv_heads, cache_len, head_dim]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct KvCache<'a> {
@@ -50,8 +58,8 @@ pub struct KvCache<'a> {
 
 /// `softmax(q kᵀ / sqrt(head_dim)) v` over each token's own position and all before it.
 ///
-/// `queries` and `results` are `[batch, seq, heads, head_dim]`, `positions` `[batch, seq]`. Row i of the batch is slot
-/// `first_slot + i`. The softmax and all sums are f32.
+/// `queries` and `results` are `[batch, seq, heads, head_dim]`, `positions` `[batch, seq]`, `rows` `[batch]`. Results of tokens that
+/// a row does not have stay as they are. The softmax and all sums are f32.
 ///
 /// # Panics
 /// If arrays do not have these shapes, the cache has elements of four bits, or a position or slot is not in the cache.
@@ -61,12 +69,13 @@ pub fn attention(
     queries: Activations<'_>,
     cache: KvCache<'_>,
     positions: &[i32],
-    first_slot: usize,
+    rows: &[Row],
     results: Results<'_>,
 ) {
     let Shape { batch, seq, heads, kv_heads, head_dim, slots, cache_len } = shape;
-    assert!(heads.is_multiple_of(kv_heads) && first_slot + batch <= slots, "{shape:?}, slot {first_slot}");
-    assert_eq!(positions.len(), batch * seq);
+    assert!(heads.is_multiple_of(kv_heads), "{shape:?}");
+    assert_eq!((positions.len(), rows.len()), (batch * seq, batch));
+    assert!(rows.iter().all(|row| row.slot < slots && row.len <= seq), "{shape:?}: {rows:?}");
     let cached = slots * kv_heads * cache_len * head_dim;
     assert!(!matches!((cache.keys, cache.values), (Elements::I4(_), _) | (_, Elements::I4(_))), "a cache in four bits");
     assert!(cache.keys.len() == cached && cache.values.len() == cached, "{shape:?}: a cache of {cached} elements");
@@ -82,8 +91,13 @@ pub fn attention(
     let tokens = (ROWS / group).clamp(1, seq);
     let blocks = seq.div_ceil(tokens);
     let tasks = batch * kv_heads * blocks;
-    let longest = positions.iter().max().map_or(0, |&p| p as usize + 1);
-    let parts = (2 * machine.pool.threads()).div_ceil(tasks).min(longest.div_ceil(MIN_PART)).max(1);
+    let busy = rows.iter().map(|row| row.len.div_ceil(tokens)).sum::<usize>() * kv_heads;
+    if busy == 0 {
+        return;
+    }
+    let longest = rows.iter().zip(positions.chunks_exact(seq)).flat_map(|(row, p)| &p[..row.len]).max();
+    let longest = longest.map_or(0, |&p| p as usize + 1);
+    let parts = (2 * machine.pool.threads()).div_ceil(busy).min(longest.div_ceil(MIN_PART)).max(1);
 
     let task = |number: usize| {
         let (row, rest) = (number / (kv_heads * blocks), number % (kv_heads * blocks));
@@ -94,10 +108,10 @@ pub fn attention(
             cache,
             positions,
             group,
-            slot: first_slot + row,
+            slot: rows[row].slot,
             row,
             kv_head,
-            tokens: first..seq.min(first + tokens),
+            tokens: first..rows[row].len.clamp(first, first + tokens),
         }
     };
     let size = tokens * group * (head_dim + 2);
@@ -173,6 +187,9 @@ impl Task<'_> {
     fn part(&self, isa: Isa, part: usize, parts: usize, state: &mut [f32]) {
         let Shape { seq, heads, kv_heads, head_dim, cache_len, .. } = self.shape;
         let rows = self.rows();
+        if rows == 0 {
+            return;
+        }
         let (sums, rest) = state.split_at_mut(rows * head_dim);
         let (largest, rest) = rest.split_at_mut(rows);
         let weights = &mut rest[..rows];

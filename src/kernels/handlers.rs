@@ -6,10 +6,11 @@ use std::{collections::HashSet, path::PathBuf, sync::Mutex};
 
 use super::{
     Machine,
-    attention::{KvCache, Shape, attention},
+    attention::{KvCache, Row, Shape, attention},
     integer::GROUP,
     linear::{Results, gate_up, linear, linear_max, linear_top},
     operands::{Activations, Elements, Groups, Matrix},
+    rows::Rows,
 };
 use crate::pjrt::{
     Api, ElementType,
@@ -38,6 +39,9 @@ pub fn register(api: &Api) -> crate::pjrt::Result<()> {
 type Result<T> = std::result::Result<T, String>;
 
 /// `f32|bf16 [rows, in]` by a weight `[out, in]` to `f32|bf16 [rows, out]`.
+///
+/// As all products, after its activations it takes lengths `s32[batch]`: rows are `[batch, seq]`, and of each `seq` so many count.
+/// Others are not computed; their results are zeros.
 struct Linear;
 
 impl Handler for Linear {
@@ -46,8 +50,11 @@ impl Handler for Linear {
     fn call(frame: Frame<'_>) -> Result<()> {
         let (operands, [out]) = frame.arrays()?;
         let (x, rows, [weight]) = products(&operands)?;
-        expect("the result", out.dims(), &[rows, weight.rows()])?;
-        linear(Machine::whole(), x, weight, results(out)?);
+        expect("the result", out.dims(), &[rows.all, weight.rows()])?;
+        let out = results(out)?;
+        rows.of(x, weight.width, |x| {
+            rows.results(out, weight.rows(), |out| linear(Machine::whole(), x, weight, out));
+        });
         Ok(())
     }
 }
@@ -62,11 +69,14 @@ impl Handler for GateUp {
         let (operands, [out]) = frame.arrays()?;
         let (x, rows, [gate, up]) = products(&operands)?;
         let of = |index: usize| (operands[index].element_type(), operands[index].dims());
-        if of(1) != of(2) {
-            return Err(format!("gate is {:?} and up is {:?}; they must be alike", of(1), of(2)));
+        if of(2) != of(3) {
+            return Err(format!("gate is {:?} and up is {:?}; they must be alike", of(2), of(3)));
         }
-        expect("the result", out.dims(), &[rows, gate.rows()])?;
-        gate_up(Machine::whole(), x, gate, up, results(out)?);
+        expect("the result", out.dims(), &[rows.all, gate.rows()])?;
+        let out = results(out)?;
+        rows.of(x, gate.width, |x| {
+            rows.results(out, gate.rows(), |out| gate_up(Machine::whole(), x, gate, up, out));
+        });
         Ok(())
     }
 }
@@ -80,9 +90,14 @@ impl Handler for LinearMax {
     fn call(frame: Frame<'_>) -> Result<()> {
         let (operands, [values, columns]) = frame.arrays()?;
         let (x, rows, [weight]) = products(&operands)?;
-        expect("the largest values", values.dims(), &[rows])?;
-        expect("their columns", columns.dims(), &[rows])?;
-        linear_max(Machine::whole(), x, weight, values.as_mut_slice()?, columns.as_mut_slice()?);
+        expect("the largest values", values.dims(), &[rows.all])?;
+        expect("their columns", columns.dims(), &[rows.all])?;
+        let (values, columns) = (values.as_mut_slice()?, columns.as_mut_slice()?);
+        rows.of(x, weight.width, |x| {
+            rows.put(values, 1, |values| {
+                rows.put(columns, 1, |columns| linear_max(Machine::whole(), x, weight, values, columns));
+            });
+        });
         Ok(())
     }
 }
@@ -98,19 +113,24 @@ impl Handler for LinearTop {
         let (operands, [values, columns]) = frame.arrays()?;
         let (x, rows, [weight]) = products(&operands)?;
         let [_, most] = dims(values.dims(), "the largest values")?;
-        expect("the largest values", values.dims(), &[rows, most])?;
-        expect("their columns", columns.dims(), &[rows, most])?;
+        expect("the largest values", values.dims(), &[rows.all, most])?;
+        expect("their columns", columns.dims(), &[rows.all, most])?;
         if most == 0 || most > weight.rows() {
             return Err(format!("the {most} largest of {} products", weight.rows()));
         }
-        linear_top(Machine::whole(), x, weight, most, values.as_mut_slice()?, columns.as_mut_slice()?);
+        let (values, columns) = (values.as_mut_slice()?, columns.as_mut_slice()?);
+        rows.of(x, weight.width, |x| {
+            rows.put(values, most, |values| {
+                rows.put(columns, most, |columns| linear_top(Machine::whole(), x, weight, most, values, columns));
+            });
+        });
         Ok(())
     }
 }
 
 /// Queries `[batch, seq, heads, head_dim]`, keys and values `[slots, kv_heads, cache_len, head_dim]`, positions
-/// `s32[batch, seq]` and the slot of the batch's first row `s32[]` to `[batch, seq, heads, head_dim]`. In eight bits, keys' and
-/// values' scales `f32[slots, kv_heads, cache_len, 1]` follow.
+/// `s32[batch, seq]`, and of each row of the batch its length and its slot, `s32[batch]` each, to `[batch, seq, heads, head_dim]`.
+/// In eight bits, keys' and values' scales `f32[slots, kv_heads, cache_len, 1]` follow.
 struct Attention;
 
 impl Handler for Attention {
@@ -118,8 +138,8 @@ impl Handler for Attention {
 
     fn call(frame: Frame<'_>) -> Result<()> {
         let (operands, [out]) = frame.arrays()?;
-        let [queries, keys, values, positions, slot, scales @ ..] = &operands[..] else {
-            return Err(format!("takes 5 operands, and 2 scales if any, not {}", operands.len()));
+        let [queries, keys, values, positions, lengths, row_slots, scales @ ..] = &operands[..] else {
+            return Err(format!("takes 6 operands, and 2 scales if any, not {}", operands.len()));
         };
         let [batch, seq, heads, head_dim] = dims(queries.dims(), "queries")?;
         let [slots, kv_heads, cache_len, _] = dims(keys.dims(), "keys")?;
@@ -128,15 +148,18 @@ impl Handler for Attention {
             expect(what, found, &[slots, kv_heads, cache_len, head_dim])?;
         }
         expect("positions", positions.dims(), &[batch, seq])?;
-        expect("the slot", slot.dims(), &[])?;
+        expect("the rows' slots", row_slots.dims(), &[batch])?;
         expect("the result", out.dims(), &[batch, seq, heads, head_dim])?;
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(format!("{heads} query heads cannot share {kv_heads} key/value heads"));
         }
         let positions = positions.as_slice::<i32>()?;
-        let slot = slot.as_slice::<i32>()?[0];
-        if slot < 0 || slot as usize + batch > slots {
-            return Err(format!("slots {slot} to {} of a cache with {slots}", slot as usize + batch - 1));
+        expect("the rows' lengths", lengths.dims(), &[batch])?;
+        let lengths = lengths.as_slice::<i32>()?;
+        let rows = Rows::new(lengths, batch * seq)?;
+        let row_slots = row_slots.as_slice::<i32>()?;
+        if let Some(slot) = row_slots.iter().find(|&&slot| slot < 0 || slot as usize >= slots) {
+            return Err(format!("slot {slot} of a cache with {slots}"));
         }
         if let Some(p) = positions.iter().find(|&&p| p < 0 || p as usize >= cache_len) {
             return Err(format!("position {p} in a cache of {cache_len} positions"));
@@ -151,7 +174,14 @@ impl Handler for Attention {
         };
         let cache = KvCache { keys: elements(keys, "keys")?, values: elements(values, "values")?, scales };
         let queries = activations(queries)?;
-        attention(Machine::whole(), shape, queries, cache, positions, slot as usize, results(out)?);
+        let mut results = results(out)?;
+        match &mut results {
+            Results::F32(out) => rows.clear_others(out, heads * head_dim),
+            Results::Bf16(out) => rows.clear_others(out, heads * head_dim),
+        }
+        let row = |(&slot, &len): (&i32, &i32)| Row { slot: slot as usize, len: seq.min(len as usize) };
+        let of_batch: Vec<Row> = row_slots.iter().zip(lengths).map(row).collect();
+        attention(Machine::whole(), shape, queries, cache, positions, &of_batch, results);
         Ok(())
     }
 }
@@ -187,13 +217,16 @@ fn elements<'a>(x: &Operand<'a>, what: &str) -> Result<Elements<'a>> {
     }
 }
 
-/// Activations, their number of rows, and the weights that they are multiplied by. Operands are the activations, the weights,
-/// and the weights' scales where they have them, or the indices of their first elements where they are shifted.
-fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations<'a>, usize, [Matrix<'a>; N])> {
-    let (x, rest) = operands.split_first().ok_or("takes operands")?;
+/// Activations, which of their rows count, and the weights that they are multiplied by. Operands are the activations, the lengths
+/// that tell the rows, the weights, and the weights' scales where they have them, or the indices of their first elements where they
+/// are shifted.
+fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations<'a>, Rows, [Matrix<'a>; N])> {
+    let [x, lengths, rest @ ..] = operands else {
+        return Err(format!("takes activations, lengths and {N} weights, not {} operands", operands.len()));
+    };
     if rest.len() != N && rest.len() != 2 * N {
         return Err(format!(
-            "takes activations, {N} weights and their scales, if any, not {} operands",
+            "takes activations, lengths, {N} weights and their scales, if any, not {} operands",
             operands.len()
         ));
     }
@@ -232,7 +265,7 @@ fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations
         });
     }
     let matrices = matrices.try_into().map_err(|_| "unreachable: N weights were pushed")?;
-    Ok((activations(x)?, rows, matrices))
+    Ok((activations(x)?, Rows::new(lengths.as_slice()?, rows)?, matrices))
 }
 
 /// A matrix in an array of `len` elements, which has [`SHIFT_BYTES`] more than the matrix: from the element on whose index is

@@ -19,6 +19,7 @@
 //! | [`linear`] | what becomes of products: stored, GELU, the largest |
 //! | [`attention`] | causal attention over the KV cache |
 //! | [`probe`] | what this machine can do at best |
+//! | `rows` | which rows of a batch count, among padding |
 //! | `handlers` | the FFI handlers: check shapes and types, call the kernel |
 
 /// Repeats a block for every index below a constant of at most 6. A loop would do the same in more steps of the compiler: too
@@ -47,6 +48,7 @@ pub mod matmul;
 pub mod operands;
 mod pool;
 pub mod probe;
+mod rows;
 mod scratch;
 mod simd;
 mod widen;

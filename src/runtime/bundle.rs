@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    buckets::{MAX_PREFILL, buckets, window_for, windows},
+    buckets::{MAX_PREFILL, batches, buckets, window_for, windows},
     error::{Error, Result, While},
     machine::Machine,
     plan::Setup,
@@ -186,11 +186,13 @@ fn modules(setup: &Setup, samplers: &[Sampler]) -> Result<Vec<Module>> {
         names.extend(windows(*context).map(|window| (Program::Decode { output }, window)));
         for bucket in buckets(*context, MAX_PREFILL) {
             let windows = windows(*context).filter(|&window| window >= window_for(bucket, *context));
-            names.extend(windows.map(|window| (Program::Prefill { bucket, output }, window)));
+            names.extend(windows.flat_map(|window| {
+                batches(bucket, setup.slots).map(move |batch| (Program::Prefill { batch, bucket, output }, window))
+            }));
         }
     }
     // All but the last chunk of a long prompt.
-    let part = Program::Prefill { bucket: MAX_PREFILL, output: Output::Nothing };
+    let part = Program::Prefill { batch: 1, bucket: MAX_PREFILL, output: Output::Nothing };
     let windows = windows(*context).filter(|&window| window >= MAX_PREFILL && *context > MAX_PREFILL);
     names.extend(windows.map(|window| (part, window)));
     for (program, window) in names {

@@ -26,9 +26,9 @@ impl Input {
         Self::S32(values, dims)
     }
 
-    /// Token ids, padded with `<pad>` (0).
-    pub fn tokens(tokens: &[u32], len: i64) -> Self {
-        Self::S32(padded(tokens, len, 0), vec![len])
+    /// Token ids of each row, padded with `<pad>` (0).
+    pub fn tokens(rows: &[&[u32]], len: i64) -> Self {
+        Self::S32(rows.iter().flat_map(|tokens| padded(tokens, len, 0)).collect(), vec![rows.len() as i64, len])
     }
 
     fn floats(values: impl Iterator<Item = f32>) -> Self {

@@ -62,7 +62,7 @@ impl Setup {
     }
 
     fn prefill(&self) -> ProgramSpec {
-        self.spec(Program::Prefill { bucket: self.prompt(), output: Output::Token(Sampler::TopK) })
+        self.spec(Program::Prefill { batch: 1, bucket: self.prompt(), output: Output::Token(Sampler::TopK) })
     }
 
     /// Bytes of a device's weights.

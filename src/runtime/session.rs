@@ -1,10 +1,10 @@
 //! Sequences under way: their keys and values on the devices, and the steps that extend them.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
     bridge::tensor_type,
-    buckets::{self, MAX_PREFILL, bucket_for, chunks, window_for},
+    buckets::{self, MAX_PREFILL, batch_for, batch_of, bucket_for, chunks, window_for},
     error::{Error, Result, While},
     inputs::{Choice, Decode, Input},
     model::Model,
@@ -35,6 +35,11 @@ pub struct Extend<'a> {
     pub start: i64,
     /// At most [`Session::MAX_CHUNK`] of them.
     pub tokens: &'a [u32],
+}
+
+impl Extend<'_> {
+    /// In the place of a part that is not there.
+    const NOTHING: Self = Self { slot: 0, start: 0, tokens: &[] };
 }
 
 /// A token that was chosen, or one of a text.
@@ -132,6 +137,7 @@ impl Session {
         let of_chunk = |(i, chunk): (usize, buckets::Chunk)| {
             self.prefill_spec(
                 chunk.start + chunk.bucket,
+                1,
                 chunk.bucket,
                 if i == last { output } else { Output::Nothing },
             )
@@ -145,8 +151,8 @@ impl Session {
         self.model.spec(program, self.slots, self.cache_len, window_for(end, self.cache_len))
     }
 
-    fn prefill_spec(&self, end: i64, bucket: i64, output: Output) -> ProgramSpec {
-        self.spec(Program::Prefill { bucket, output }, end)
+    fn prefill_spec(&self, end: i64, batch: i64, bucket: i64, output: Output) -> ProgramSpec {
+        self.spec(Program::Prefill { batch, bucket, output }, end)
     }
 
     fn decode_spec(&self, end: i64, output: Output) -> ProgramSpec {
@@ -175,68 +181,77 @@ impl Session {
     ) -> Result<Buffer> {
         self.check_room(slot, start, tokens.len() as i64)?;
         let chunks = chunks(start, tokens.len() as i64, self.cache_len, MAX_PREFILL);
-        let last = chunks.last().copied();
-        for chunk in &chunks {
+        let part = |chunk: &buckets::Chunk| {
             let from = (chunk.start - start) as usize;
-            let part = Extend { slot, start: chunk.start, tokens: &tokens[from..from + chunk.len as usize] };
-            let output = if last == Some(*chunk) { output } else { Output::Nothing };
-            let row = self.row_of(slot);
-            if let Some(out) = self.extend(&[(part, *choice)], output)?.swap_remove(row) {
-                return Ok(out);
-            }
+            Extend { slot, start: chunk.start, tokens: &tokens[from..from + chunk.len as usize] }
+        };
+        let (last, others) =
+            chunks.split_last().ok_or_else(|| Error::Invalid("there are no tokens to prefill".into()))?;
+        for chunk in others {
+            self.extend(&[(part(chunk), *choice)], Output::Nothing)?;
         }
-        Err(Error::Invalid("there are no tokens to prefill".into()))
+        let mut outputs = self.extend(&[(part(last), *choice)], output)?;
+        Ok(outputs.swap_remove(self.row_of(slot)).swap_remove(0))
     }
 
-    /// One step of prefill, with at most one part for each data row; and how the token after it is chosen, if the output is one.
-    /// Returns each row's output, if there is one; that of a row without a part means nothing.
-    fn extend(&mut self, parts: &[(Extend<'_>, Choice<'_>)], output: Output) -> Result<Vec<Option<Buffer>>> {
+    /// One step of prefill, with at most one part for each slot; and how the token after it is chosen, if the output is one.
+    /// Returns each data row's output, if there is one: what each of its parts gives, in their order.
+    fn extend(&mut self, parts: &[(Extend<'_>, Choice<'_>)], output: Output) -> Result<Vec<Vec<Buffer>>> {
         let bucket = self.bucket(parts.iter().map(|(part, _)| part), MAX_PREFILL)?;
+        check_once(parts.iter().map(|(part, _)| part.slot), "slot")?;
         let end = parts.iter().map(|(part, _)| part.start + bucket).max().unwrap_or(bucket);
-        let program = self.model.program(&self.prefill_spec(end, bucket, output))?;
-        let plain = Choice::plain(Params::GREEDY);
+        let of_row = |row: usize| parts.iter().filter(|(part, _)| self.row_of(part.slot) == row).count();
+        let batch = batch_of((0..self.data_rows()).map(of_row).max().unwrap_or(1));
+        let program = self.model.program(&self.prefill_spec(end, batch, bucket, output))?;
+        let nothing = (Extend::NOTHING, Choice::plain(Params::GREEDY));
         let inputs = self.of_rows(
             parts,
             |(part, _)| part.slot,
-            |part| {
-                let (extend, choice) = part.map_or((None, &plain), |(extend, choice)| (Some(extend), choice));
-                let mut inputs = self.slot_inputs(extend, bucket);
-                inputs.push(Input::number(extend.map_or(0, |part| part.tokens.len() as i64 - 1)));
-                inputs.extend(Choice::inputs(std::slice::from_ref(choice), output, self.cache_len));
+            |row| {
+                let (extends, choices): (Vec<Extend<'_>>, Vec<Choice<'_>>) =
+                    filled(row, nothing, batch).into_iter().unzip();
+                let mut inputs = self.chunk_inputs(&extends, bucket);
+                inputs.extend(Choice::inputs(&choices, output, self.cache_len));
                 inputs
             },
         );
-        let outputs = self.run(&program, &inputs, true)?;
-        Ok(outputs.into_iter().map(|list| list.into_iter().next()).collect())
+        self.run(&program, &inputs, true)
     }
 
-    /// Extends sequences, at most one in each data row, without asking what follows.
+    /// What the first output of a step has for each part, `width` numbers each: in each data row they follow each other.
+    fn of_parts<T: bytemuck::Pod>(
+        &self,
+        outputs: &[Vec<Buffer>],
+        slots: impl Iterator<Item = i64>,
+        width: usize,
+    ) -> Result<Vec<Vec<T>>> {
+        let rows: Vec<Vec<T>> = outputs.iter().map(|list| read(&list[0])).collect::<Result<_>>()?;
+        let mut entries: Vec<_> = rows.iter().map(|row| row.chunks_exact(width)).collect();
+        let mut next =
+            |slot: i64| entries[self.row_of(slot)].next().expect("a row has as many entries as parts").to_vec();
+        Ok(slots.map(&mut next).collect())
+    }
+
+    /// Extends sequences without asking what follows, as [`Self::cut`] has given their parts.
     pub fn extend_only(&mut self, parts: &[Extend<'_>]) -> Result<()> {
         let parts: Vec<_> = parts.iter().map(|&part| (part, Choice::plain(Params::GREEDY))).collect();
         self.extend(&parts, Output::Nothing).map(drop)
     }
 
-    /// Extends sequences, at most one in each data row; returns the token that follows each.
+    /// As [`Self::extend_only`]; returns the token that follows each.
     pub fn extend_and_choose(&mut self, parts: &[(Extend<'_>, Choice<'_>)]) -> Result<Vec<Token>> {
         let sampler = parts.iter().map(|(_, choice)| choice.sampler()).max().unwrap_or(Sampler::Greedy);
         let output = Output::Token(sampler);
-        let mut outputs = self.extend(parts, output)?;
-        let mut token = |(part, choice): &(Extend<'_>, Choice<'_>)| {
-            let row = self.row_of(part.slot);
-            let out = outputs[row].take().expect("the program has an output, and each row one part");
-            Ok(unpack(&read::<i32>(&out)?, choice.detailed))
-        };
-        parts.iter().map(&mut token).collect()
+        let outputs = self.extend(parts, output)?;
+        let packed = self.of_parts(&outputs, parts.iter().map(|(part, _)| part.slot), output.width() as usize)?;
+        Ok(packed.iter().zip(parts).map(|(packed, (_, choice))| unpack(packed, choice.detailed)).collect())
     }
 
-    /// Extends sequences, at most one in each data row; returns the logits `f32[vocab]` after each.
+    /// As [`Self::extend_only`]; returns the logits `f32[vocab]` after each.
     pub fn extend_and_tell(&mut self, parts: &[Extend<'_>]) -> Result<Vec<Vec<f32>>> {
         let with_choice: Vec<_> = parts.iter().map(|&part| (part, Choice::plain(Params::GREEDY))).collect();
-        let mut outputs = self.extend(&with_choice, Output::Logits)?;
-        let mut logits = |part: &Extend<'_>| {
-            read(&outputs[self.row_of(part.slot)].take().expect("the program has an output, and each row one part"))
-        };
-        parts.iter().map(&mut logits).collect()
+        let outputs = self.extend(&with_choice, Output::Logits)?;
+        self.of_parts(&outputs, parts.iter().map(|part| part.slot), self.model.config.vocab_size as usize)
     }
 
     /// One dispatch of up to `steps` tokens, with one entry for each slot; the tokens of each, the one that ends it included.
@@ -318,6 +333,7 @@ impl Session {
     /// Each target with the most likely token at its place.
     pub fn score_parts(&mut self, parts: &[(Extend<'_>, &[u32])], top: bool) -> Result<Vec<Vec<(Token, u32)>>> {
         let bucket = self.bucket(parts.iter().map(|(part, _)| part), MAX_SCORE)?;
+        check_once(parts.iter().map(|(part, _)| self.row_of(part.slot) as i64), "data row")?;
         let outputs = self.score_step(parts, bucket, if top { More::Top } else { More::Nothing })?;
         let of_part = |(part, targets): &(Extend<'_>, &[u32])| -> Result<Vec<(Token, u32)>> {
             let out = &outputs[self.row_of(part.slot)];
@@ -342,10 +358,10 @@ impl Session {
         let inputs = self.of_rows(
             parts,
             |(part, _)| part.slot,
-            |part| {
-                let (extend, targets) = part.map_or((None, &[][..]), |(extend, targets)| (Some(extend), *targets));
-                let mut inputs = self.slot_inputs(extend, bucket);
-                inputs.push(Input::tokens(targets, bucket));
+            |row| {
+                let &(part, targets) = row.first().unwrap_or(&(Extend::NOTHING, &[]));
+                let mut inputs = self.chunk_inputs(&[part], bucket);
+                inputs.push(Input::tokens(&[targets], bucket));
                 inputs
             },
         );
@@ -384,18 +400,40 @@ impl Session {
         };
         let program = self.model.program(&self.spec(Program::Trace { bucket: chunk.bucket }, chunk.bucket))?;
         let part = Extend { slot: 0, start: 0, tokens };
-        let inputs = self.of_rows(&[part], |part| part.slot, |part| self.slot_inputs(part, chunk.bucket));
+        let inputs = self.of_rows(
+            &[part],
+            |part| part.slot,
+            |row| self.chunk_inputs(&filled(row, Extend::NOTHING, 1), chunk.bucket),
+        );
         let all = read::<f32>(&self.run(&program, &inputs, true)?[0][0])?;
         let hidden = self.model.config.hidden_size as usize;
         let layers = all.chunks_exact(chunk.bucket as usize * hidden);
         Ok(layers.flat_map(|layer| &layer[..tokens.len() * hidden]).copied().collect())
     }
 
-    /// What one step takes of these, at most one for each data row: a common bucket cuts them.
+    /// What one step takes of these: of each data row the first, cut by a common bucket, and others that are whole in it, as long as
+    /// the step takes hardly longer for them.
     pub fn cut<'a>(&self, rests: &[Extend<'a>], max: i64) -> Vec<Extend<'a>> {
-        let lengths: Vec<(i64, i64)> = rests.iter().map(|rest| (rest.start, rest.tokens.len() as i64)).collect();
-        let bucket = bucket_for(&lengths, self.cache_len, max) as usize;
-        rests.iter().map(|rest| Extend { tokens: &rest.tokens[..rest.tokens.len().min(bucket)], ..*rest }).collect()
+        let mut in_row = vec![0; self.data_rows()];
+        let (mut first, mut others) = (vec![], vec![]);
+        for rest in rests {
+            let seen: &mut i64 = &mut in_row[self.row_of(rest.slot)];
+            (if *seen == 0 { &mut first } else { &mut others }).push(*rest);
+            *seen = 1;
+        }
+        let lengths: Vec<(i64, i64)> = first.iter().map(|rest| (rest.start, rest.tokens.len() as i64)).collect();
+        let bucket = bucket_for(&lengths, self.cache_len, max);
+        for rest in &mut first {
+            rest.tokens = &rest.tokens[..rest.tokens.len().min(bucket as usize)];
+        }
+        let most = batch_for(bucket, self.slots);
+        others.retain(|rest| {
+            let taken = &mut in_row[self.row_of(rest.slot)];
+            let fits = rest.tokens.len() as i64 <= bucket && rest.start + bucket <= self.cache_len && *taken < most;
+            *taken += i64::from(fits);
+            fits
+        });
+        [first, others].concat()
     }
 
     /// The bucket that holds all parts.
@@ -414,25 +452,26 @@ impl Session {
         Ok(bucket)
     }
 
-    /// The inputs of each data row: of its part, if there is one among these.
-    fn of_rows<P>(
+    /// The inputs of each data row, by its parts among these.
+    fn of_rows<P: Copy>(
         &self,
         parts: &[P],
         slot: impl Fn(&P) -> i64,
-        inputs: impl Fn(Option<&P>) -> Vec<Input>,
+        inputs: impl Fn(&[P]) -> Vec<Input>,
     ) -> Vec<Vec<Input>> {
-        let of_row = |row: usize| inputs(parts.iter().find(|part| self.row_of(slot(part)) == row));
-        (0..self.data_rows()).map(of_row).collect()
+        let of_row = |row| parts.iter().copied().filter(|part| self.row_of(slot(part)) == row).collect::<Vec<P>>();
+        (0..self.data_rows()).map(|row| inputs(&of_row(row))).collect()
     }
 
-    /// The first inputs of a program for one slot.
-    fn slot_inputs(&self, part: Option<&Extend<'_>>, bucket: i64) -> Vec<Input> {
-        let Extend { slot, start, tokens } = part.copied().unwrap_or(Extend { slot: 0, start: 0, tokens: &[] });
-        let mut inputs = vec![Input::tokens(tokens, bucket), Input::number(slot % self.slots), Input::number(start)];
-        if self.data_rows() > 1 {
-            inputs.push(Input::number(i64::from(part.is_some())));
-        }
-        inputs
+    /// The first inputs of a program for chunks.
+    fn chunk_inputs(&self, parts: &[Extend<'_>], bucket: i64) -> Vec<Input> {
+        let tokens: Vec<&[u32]> = parts.iter().map(|part| part.tokens).collect();
+        vec![
+            Input::tokens(&tokens, bucket),
+            Input::numbers(parts.iter().map(|part| part.slot % self.slots)),
+            Input::numbers(parts.iter().map(|part| part.start)),
+            Input::numbers(parts.iter().map(|part| part.tokens.len() as i64)),
+        ]
     }
 
     fn check_room(&self, slot: i64, start: i64, tokens: i64) -> Result<()> {
@@ -476,6 +515,21 @@ impl Session {
         self.caches = outputs.iter_mut().map(|list| list.split_off(own)).collect();
         Ok(outputs.into_iter().step_by(of_row).collect())
     }
+}
+
+fn check_once(places: impl Iterator<Item = i64>, what: &str) -> Result<()> {
+    let mut seen = HashSet::new();
+    let twice = |place: &i64| !seen.insert(*place);
+    let mut places = places;
+    match places.find(twice) {
+        Some(place) => Err(Error::Invalid(format!("a step takes one part for each {what}, {what} {place} has two"))),
+        None => Ok(()),
+    }
+}
+
+/// Parts, and nothing in the place of those that lack to a batch.
+fn filled<P: Copy>(parts: &[P], nothing: P, batch: i64) -> Vec<P> {
+    parts.iter().copied().chain(std::iter::repeat(nothing)).take(batch as usize).collect()
 }
 
 /// From a program's packed result, see [`crate::sampling::details`].

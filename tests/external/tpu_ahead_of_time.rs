@@ -28,7 +28,8 @@ fn slice(name: &str, devices: usize) -> Machine {
 
 const TOP_K: Output = Output::Token(Sampler::TopK);
 const DECODE: Program = Program::Decode { output: TOP_K };
-const PREFILL: Program = Program::Prefill { bucket: 512, output: TOP_K };
+const PREFILL: Program = Program::Prefill { batch: 1, bucket: 512, output: TOP_K };
+const PREFILL_TOGETHER: Program = Program::Prefill { batch: 8, bucket: 32, output: TOP_K };
 
 /// The 7B with 8 slots of 1024 tokens.
 fn spec(program: Program, devices: usize, stored: StoredTypes, kv: DType) -> ProgramSpec {
@@ -74,7 +75,7 @@ fn the_7b_fits_v5e_with_nothing_copied() {
         let machine = slice(topology, devices);
         // 15.748 GiB; values some KiB apart were seen.
         assert!((15.74..15.75).contains(&(machine.memory.unwrap() as f64 / GIB)), "{:?}", machine.memory);
-        for program in [DECODE, PREFILL] {
+        for program in [DECODE, PREFILL, PREFILL_TOGETHER] {
             let spec = spec(program, devices, stored.clone(), kv);
             let (name, compiled) = (spec.name(), compile(&machine, &spec));
             let memory = compiled.memory_stats().unwrap();
@@ -163,12 +164,13 @@ fn everything_compiles_for_v5e() {
         for (program, stored, kv) in [
             (Program::Decode { output: sampled }, bf16(), DType::BF16),
             (Program::Decode { output: Output::Token(Sampler::Detailed) }, bf16(), DType::BF16),
-            (Program::Prefill { bucket: 64, output: Output::Nothing }, bf16(), DType::BF16),
+            (Program::Prefill { batch: 1, bucket: 64, output: Output::Nothing }, bf16(), DType::BF16),
+            (Program::Prefill { batch: 2, bucket: 64, output: sampled }, int8(), DType::S8),
             (Program::Copy, bf16(), DType::S8),
             (Program::Score { bucket: 64, more: More::Logits }, bf16(), DType::BF16),
             (Program::Trace { bucket: 64 }, bf16(), DType::BF16),
             (DECODE, StoredTypes::int4(DType::BF16), DType::S8),
-            (Program::Prefill { bucket: 64, output: TOP_K }, StoredTypes::int4(DType::BF16), DType::BF16),
+            (Program::Prefill { batch: 1, bucket: 64, output: TOP_K }, StoredTypes::int4(DType::BF16), DType::BF16),
         ] {
             let config = Config::preset("tiny").unwrap();
             let spec = ProgramSpec { config, mesh, window: 512, slots: 2, ..spec(program, 1, stored, kv) };

@@ -139,7 +139,8 @@ fn a_long_prompt_is_prefilled_between_steps_of_others() {
     let questions = questions();
     let running: Vec<RequestId> =
         questions[..3].iter().map(|p| engine.submit(Request::greedy(p.clone(), 60)).unwrap()).collect();
-    while engine.load().0 > 0 || engine.stats().prefill_steps < 3 {
+    let tokens: usize = questions[..3].iter().map(Vec::len).sum();
+    while engine.stats().prefilled + engine.stats().cached < tokens as u64 {
         engine.step().unwrap();
     }
     let long: Vec<u32> = questions.iter().flatten().copied().take(4000).collect();
@@ -158,6 +159,33 @@ fn a_long_prompt_is_prefilled_between_steps_of_others() {
     }
     assert_eq!(chunks, 8);
     finish(&mut engine);
+}
+
+/// Short prompts share a step, which gives each what it is given alone, on any mesh and target.
+#[test]
+fn short_prompts_are_prefilled_together() {
+    let _alone = several_devices();
+    let text: Vec<u32> = questions().iter().flatten().copied().collect();
+    let prompts = |n: usize, len: usize| -> Vec<Request> {
+        (0..n).map(|i| request(&[&[2], &text[i * 61..][..len + i % 5]].concat(), 6)).collect()
+    };
+    let check = |target, mesh: Mesh, (n, len, steps): (usize, usize, u64)| {
+        let requests = prompts(n, len);
+        let expected: Vec<_> = run(&mut engine(1, 256), &requests).iter().map(ids).collect();
+        let slots = n.div_ceil(mesh.data) as i64;
+        let mut engine = Engine::new(demo_model(target, mesh), demo_tokenizer(), slots, 256).unwrap();
+        let found: Vec<_> = run(&mut engine, &requests).iter().map(ids).collect();
+        assert_eq!(found, expected, "{n} prompts of {len} on {mesh}");
+        let stats = engine.stats();
+        assert_eq!(stats.prefilled, requests.iter().map(|one| one.prompt.len() as u64).sum::<u64>());
+        assert_eq!(stats.prefill_steps, steps, "{n} prompts of {len} on {mesh}");
+    };
+    for case in [(5, 9, 1), (6, 58, 2), (3, 200, 3), (16, 7, 1)] {
+        check(KERNELS, Mesh::SINGLE, case);
+    }
+    check(KERNELS, Mesh { data: 2, model: 2 }, (5, 9, 1));
+    check(Target::Tpu, Mesh::SINGLE, (5, 9, 1));
+    check(Target::Tpu, Mesh { data: 2, model: 2 }, (5, 9, 1));
 }
 
 /// Many questions with one header: it is computed once, whether they come one by one or at once.

@@ -34,7 +34,7 @@ fn spec(target: Target, preset: &str, program: Program, model: usize) -> Program
 /// Every program that has a golden file.
 fn goldens() -> Vec<(String, ProgramSpec)> {
     let programs = [
-        Program::Prefill { bucket: 128, output: GREEDY },
+        Program::Prefill { batch: 1, bucket: 128, output: GREEDY },
         Program::Decode { output: GREEDY },
         Program::Decode { output: Output::Token(Sampler::TopK) },
         Program::Decode { output: Output::Token(Sampler::Stochastic) },
@@ -58,9 +58,12 @@ fn goldens() -> Vec<(String, ProgramSpec)> {
         let detailed = spec(target, "tiny", Program::Decode { output: Output::Token(Sampler::Detailed) }, 4);
         let copy = spec(target, "tiny", Program::Copy, 1);
         let many = ProgramSpec { slots: 64, ..spec(target, "tiny", Program::Decode { output: GREEDY }, 1) };
-        let part = Program::Prefill { bucket: 128, output: Output::Nothing };
+        let part = Program::Prefill { batch: 1, bucket: 128, output: Output::Nothing };
         let rows = ProgramSpec { mesh: Mesh { data: 2, model: 2 }, ..spec(target, "tiny", part, 1) };
-        all.extend([detailed, copy, many, rows].map(|spec| (format!("tiny/{}.hlo.txt", spec.name()), spec)));
+        let together = Program::Prefill { batch: 4, bucket: 16, output: GREEDY };
+        let mut together = ProgramSpec { slots: 8, kv: DType::S8, ..spec(target, "tiny", together, 1) };
+        together.mesh = Mesh { data: 2, model: 2 };
+        all.extend([detailed, copy, many, rows, together].map(|spec| (format!("tiny/{}.hlo.txt", spec.name()), spec)));
     }
     // And one with keys and values in eight bits.
     for target in [KERNELS, NATIVE, Target::Tpu] {
@@ -115,7 +118,7 @@ fn programs_are_those_committed() {
 fn only_cpu_programs_call_kernels() {
     for (target, calls) in [(KERNELS, true), (NATIVE, false), (Target::Tpu, false), (Target::Cuda, false)] {
         for stored in [StoredTypes::uniform, StoredTypes::int8, StoredTypes::int4].map(|stored| stored(DType::BF16)) {
-            let mut spec = spec(target, "tiny", Program::Prefill { bucket: 64, output: GREEDY }, 2);
+            let mut spec = spec(target, "tiny", Program::Prefill { batch: 1, bucket: 64, output: GREEDY }, 2);
             spec.stored = stored;
             let found = spec.build().unwrap().text().contains("custom_call_target=\"gemma_pjrt");
             assert_eq!(found, calls, "{}", spec.name());
@@ -165,7 +168,7 @@ fn optimized(
 #[test]
 fn caches_are_updated_in_place() {
     let _alone = several_devices();
-    let prefill = Program::Prefill { bucket: 64, output: GREEDY };
+    let prefill = Program::Prefill { batch: 1, bucket: 64, output: GREEDY };
     let decode = Program::Decode { output: GREEDY };
     let cases = [
         (decode, 1, 1, DType::BF16, DType::BF16),

@@ -4,7 +4,7 @@ use gemma_pjrt::{
     hlo::{DType, Graph, Literal, Op, Shape},
     kernels::{
         Isa, Machine, Pool,
-        attention::{self, KvCache, attention},
+        attention::{self, KvCache, Row, attention},
         integer::{GROUP, most_rows, quantize_group},
         linear::{Results, gate_up, linear, linear_max, linear_top},
         operands::{Activations, Elements, Groups, Matrix},
@@ -195,9 +195,10 @@ proptest! {
         batch in 1_usize..4, threads in 1_usize..4, seed: u64,
     ) {
         let pool = Pool::new(threads);
-        // Prompts fill one slot; a decode step has rows at different positions.
-        let batch = if seq == 1 { batch } else { 1 };
-        let (slots, first_slot, cache_len) = (batch + extra, extra, 1000);
+        let (slots, cache_len) = (batch + extra, 1000);
+        // Tokens that a row does not have are left alone.
+        let row = |b: usize| Row { slot: (b * 7 + seed as usize % 5) % slots, len: if b == 0 { seq } else { (seed as usize / (b + 2)) % (seq + 1) } };
+        let rows: Vec<Row> = (0..batch).map(row).collect();
         let shape = attention::Shape { batch, seq, heads: kv_heads * group, kv_heads, head_dim, slots, cache_len };
         let positions: Vec<i32> = (0..batch).flat_map(|b| (0..seq).map(move |t| (start / (b + 1) + t) as i32)).collect();
         let q = Stored::random(queries, batch * seq * shape.heads * head_dim, seed);
@@ -209,13 +210,13 @@ proptest! {
             let scale = |i: usize| scales.map_or(1.0, |scales| f64::from(scales[i / head_dim]));
             part.values().iter().enumerate().map(|(i, x)| x * scale(i)).collect()
         };
-        let expected = to_f32(&reference_attention(shape, &q.values(), &values_of(&keys), &values_of(&values), &positions, first_slot));
+        let expected = to_f32(&reference_attention(shape, &q.values(), &values_of(&keys), &values_of(&values), &positions, &rows));
         for isa in isas() {
             println!("on {}", isa.name());
             let machine = Machine { pool: &pool, isa };
-            let mut found = vec![f32::NAN; expected.len()];
+            let mut found = vec![-7.0; expected.len()];
             let cache = KvCache { keys: keys.elements(), values: values.elements(), scales: scales.map(|s| [s; 2]) };
-            attention(machine, shape, q.activations(), cache, &positions, first_slot, Results::F32(&mut found));
+            attention(machine, shape, q.activations(), cache, &positions, &rows, Results::F32(&mut found));
             assert_close(&found, &expected, 2e-5);
         }
     }
@@ -227,15 +228,19 @@ fn reference_attention(
     k: &[f64],
     v: &[f64],
     positions: &[i32],
-    first_slot: usize,
+    rows: &[Row],
 ) -> Vec<f64> {
     let attention::Shape { batch, seq, heads, kv_heads, head_dim, cache_len, .. } = shape;
     let mut out = Vec::new();
     for b in 0..batch {
         for t in 0..seq {
             for h in 0..heads {
+                if t >= rows[b].len {
+                    out.extend(vec![-7.0; head_dim]);
+                    continue;
+                }
                 let q = &q[((b * seq + t) * heads + h) * head_dim..][..head_dim];
-                let cached = ((first_slot + b) * kv_heads + h / (heads / kv_heads)) * cache_len * head_dim;
+                let cached = (rows[b].slot * kv_heads + h / (heads / kv_heads)) * cache_len * head_dim;
                 let seen = positions[b * seq + t] as usize + 1;
                 let (k, v) = (&k[cached..][..seen * head_dim], &v[cached..][..seen * head_dim]);
                 let scores: Vec<f64> = product(q, k, head_dim).iter().map(|s| s / (head_dim as f64).sqrt()).collect();
@@ -293,7 +298,15 @@ fn what_is_no_number_stays_none_and_harms_nothing_else() {
         let cached = vec![0.25_f32; 300 * 16];
         let cache = KvCache { keys: Elements::F32(&cached), values: Elements::F32(&cached), scales: None };
         let mut out = vec![0.0; 32];
-        attention(machine, shape, Activations::F32(&q), cache, &[290], 0, Results::F32(&mut out));
+        attention(
+            machine,
+            shape,
+            Activations::F32(&q),
+            cache,
+            &[290],
+            &[Row { slot: 0, len: 1 }],
+            Results::F32(&mut out),
+        );
         assert!(out[..16].iter().all(|x| x.is_nan()));
         assert_close(&out[16..], &[0.25; 16], 1e-6);
     }
@@ -327,75 +340,103 @@ fn calls_that_are_wrong_are_errors() {
         Literal { bytes: vec![0; shape.bytes() as usize], shape }
     };
     let floats = |dims: &[i64]| array(DType::F32, dims);
-    let slot = |value: i32| Literal::s32s([], &[value]);
+    let first = |index: i32| Literal::s32s([], &[index]);
+    let (slot, len) = (|slot: i32| Literal::s32s([1], &[slot]), |len: i32| Literal::s32s([1], &[len]));
     let at = |position: i32| Literal::s32s([1, 1], &[position]);
     let (linear, attention) = ("gemma_pjrt.linear", "gemma_pjrt.attention");
     let (x, wide, result) = (floats(&[3, 8]), floats(&[3, 64]), Shape::new(DType::F32, [3, 5]));
     let (q, kv, mixed) = (floats(&[1, 1, 4, 8]), floats(&[2, 2, 16, 8]), Shape::new(DType::F32, [1, 1, 4, 8]));
     let cases = [
         (linear, vec![x.clone()], &result, "takes activations"),
-        (linear, vec![array(DType::S32, &[3, 8]), floats(&[5, 8])], &result, "activations of type Some(S32)"),
-        (linear, vec![floats(&[24]), floats(&[5, 8])], &result, "expected 2 of them"),
-        (linear, vec![x.clone(), floats(&[5, 7])], &result, "expected [5, 8]"),
-        (linear, vec![x.clone(), floats(&[6, 8])], &result, "expected [3, 6]"),
-        (linear, vec![x.clone(), array(DType::S32, &[5, 8])], &result, "a weight of type Some(S32)"),
-        (linear, vec![x.clone(), array(DType::S8, &[5, 8]), floats(&[4])], &result, "expected [5]"),
-        (linear, vec![x.clone(), array(DType::S8, &[5, 8]), array(DType::F16, &[5])], &result, "16-bit elements"),
-        (linear, vec![x.clone(), floats(&[40 + 16]), floats(&[1])], &result, "first index has dimensions [1]"),
-        (linear, vec![x.clone(), floats(&[41 + 16]), slot(0)], &result, "no rows of 8"),
-        (linear, vec![x.clone(), floats(&[40 + 16]), slot(17)], &result, "40 from 17 on, in an array of 56"),
-        (linear, vec![x.clone(), floats(&[40 + 16]), slot(-1)], &result, "from -1 on"),
-        (linear, vec![x.clone(), floats(&[48 + 16]), slot(3)], &result, "expected [3, 6]"),
-        (linear, vec![x.clone(), floats(&[3]), slot(0)], &result, "no rows of 8"),
-        (linear, vec![x.clone(), array(DType::U8, &[5, 4])], &result, "no scale"),
+        (linear, vec![x.clone(), len(-1), floats(&[5, 8])], &result, "a length of -1"),
+        (linear, vec![x.clone(), Literal::s32s([2], &[1, 1]), floats(&[5, 8])], &result, "2 lengths of 3 rows"),
+        (linear, vec![array(DType::S32, &[3, 8]), len(3), floats(&[5, 8])], &result, "activations of type Some(S32)"),
+        (linear, vec![floats(&[24]), len(3), floats(&[5, 8])], &result, "expected 2 of them"),
+        (linear, vec![x.clone(), len(3), floats(&[5, 7])], &result, "expected [5, 8]"),
+        (linear, vec![x.clone(), len(3), floats(&[6, 8])], &result, "expected [3, 6]"),
+        (linear, vec![x.clone(), len(3), array(DType::S32, &[5, 8])], &result, "a weight of type Some(S32)"),
+        (linear, vec![x.clone(), len(3), array(DType::S8, &[5, 8]), floats(&[4])], &result, "expected [5]"),
         (
             linear,
-            vec![x.clone(), array(DType::U8, &[5, 4]), array(DType::F16, &[5, 0])],
+            vec![x.clone(), len(3), array(DType::S8, &[5, 8]), array(DType::F16, &[5])],
+            &result,
+            "16-bit elements",
+        ),
+        (linear, vec![x.clone(), len(3), floats(&[40 + 16]), floats(&[1])], &result, "first index has dimensions [1]"),
+        (linear, vec![x.clone(), len(3), floats(&[41 + 16]), first(0)], &result, "no rows of 8"),
+        (linear, vec![x.clone(), len(3), floats(&[40 + 16]), first(17)], &result, "40 from 17 on, in an array of 56"),
+        (linear, vec![x.clone(), len(3), floats(&[40 + 16]), first(-1)], &result, "from -1 on"),
+        (linear, vec![x.clone(), len(3), floats(&[48 + 16]), first(3)], &result, "expected [3, 6]"),
+        (linear, vec![x.clone(), len(3), floats(&[3]), first(0)], &result, "no rows of 8"),
+        (linear, vec![x.clone(), len(3), array(DType::U8, &[5, 4])], &result, "no scale"),
+        (
+            linear,
+            vec![x.clone(), len(3), array(DType::U8, &[5, 4]), array(DType::F16, &[5, 0])],
             &result,
             "no whole groups of 32",
         ),
         (
             linear,
-            vec![wide.clone(), array(DType::U8, &[5, 64]), array(DType::F16, &[5, 2])],
+            vec![wide.clone(), len(3), array(DType::U8, &[5, 64]), array(DType::F16, &[5, 2])],
             &result,
             "expected [5, 32]",
         ),
         (
             linear,
-            vec![wide.clone(), array(DType::U8, &[5, 32]), array(DType::F16, &[5, 1])],
+            vec![wide.clone(), len(3), array(DType::U8, &[5, 32]), array(DType::F16, &[5, 1])],
             &result,
             "expected [5, 2]",
         ),
-        (linear, vec![wide, array(DType::U8, &[5, 32]), floats(&[5, 2])], &result, "must be F16"),
-        ("gemma_pjrt.gate_up", vec![x.clone(), floats(&[5, 8]), array(DType::BF16, &[5, 8])], &result, "must be alike"),
-        (attention, vec![q.clone(), kv.clone(), kv.clone(), at(16), slot(0)], &mixed, "position 16 in a cache of 16"),
-        (attention, vec![q.clone(), kv.clone(), kv.clone(), at(-1), slot(0)], &mixed, "position -1"),
-        (attention, vec![q.clone(), kv.clone(), kv.clone(), at(3), slot(2)], &mixed, "a cache with 2"),
+        (linear, vec![wide, len(3), array(DType::U8, &[5, 32]), floats(&[5, 2])], &result, "must be F16"),
+        (
+            "gemma_pjrt.gate_up",
+            vec![x.clone(), len(3), floats(&[5, 8]), array(DType::BF16, &[5, 8])],
+            &result,
+            "must be alike",
+        ),
         (
             attention,
-            vec![q.clone(), kv.clone(), floats(&[2, 2, 16, 7]), at(3), slot(0)],
+            vec![q.clone(), kv.clone(), kv.clone(), at(16), len(1), slot(0)],
+            &mixed,
+            "position 16 in a cache of 16",
+        ),
+        (attention, vec![q.clone(), kv.clone(), kv.clone(), at(-1), len(1), slot(0)], &mixed, "position -1"),
+        (attention, vec![q.clone(), kv.clone(), kv.clone(), at(3), len(1), slot(2)], &mixed, "a cache with 2"),
+        (
+            attention,
+            vec![q.clone(), kv.clone(), floats(&[2, 2, 16, 7]), at(3), len(1), slot(0)],
             &mixed,
             "values has dimensions",
         ),
         (
             attention,
-            vec![q.clone(), floats(&[2, 3, 16, 8]), floats(&[2, 3, 16, 8]), at(3), slot(0)],
+            vec![q.clone(), floats(&[2, 3, 16, 8]), floats(&[2, 3, 16, 8]), at(3), len(1), slot(0)],
             &mixed,
             "cannot share",
         ),
         (
             attention,
-            vec![q.clone(), kv.clone(), kv.clone(), at(3), slot(0), floats(&[2, 2, 16, 1]), floats(&[2, 2, 15, 1])],
+            vec![
+                q.clone(),
+                kv.clone(),
+                kv.clone(),
+                at(3),
+                len(1),
+                slot(0),
+                floats(&[2, 2, 16, 1]),
+                floats(&[2, 2, 15, 1]),
+            ],
             &mixed,
             "expected [2, 2, 16, 1]",
         ),
         (
             attention,
-            vec![q.clone(), kv.clone(), kv.clone(), at(3), slot(0), floats(&[2, 2, 16, 1])],
+            vec![q.clone(), kv.clone(), kv.clone(), at(3), len(1), slot(0), floats(&[2, 2, 16, 1])],
             &mixed,
             "1 scales, expected",
         ),
-        (attention, vec![q, kv.clone(), kv], &mixed, "takes 5 operands"),
+        (attention, vec![q.clone(), kv.clone(), kv.clone(), at(3), len(-2), slot(0)], &mixed, "a length of -2"),
+        (attention, vec![q, kv.clone(), kv], &mixed, "takes 6 operands"),
     ];
     for (target, operands, result, words) in cases {
         let error = refused(target, &operands, std::slice::from_ref(result));

@@ -147,6 +147,31 @@ impl<'g> Op<'g> {
         self.graph.push("dynamic-update-slice", Type::Array(shape), &operands, Attributes::None)
     }
 
+    /// The element at `index` of an array `[n]`: `[]`.
+    #[track_caller]
+    pub fn scalar_at(self, index: i64) -> Self {
+        self.slice_in_dim(0, index, index + 1).reshape(&[])
+    }
+
+    /// The part at `index` (`s32[]`) of the first dimension: `[1, ...]`.
+    #[track_caller]
+    pub fn row(self, index: Self) -> Self {
+        let mut sizes = self.shape().dims;
+        sizes[0] = 1;
+        self.dynamic_slice(&self.row_starts(index), &sizes)
+    }
+
+    /// With `row` `[1, ...]` at `index` (`s32[]`) of the first dimension.
+    #[track_caller]
+    pub fn with_row(self, row: Self, index: Self) -> Self {
+        self.dynamic_update_slice(row, &self.row_starts(index))
+    }
+
+    fn row_starts(self, index: Self) -> Vec<Self> {
+        let zero = self.graph.scalar(DType::S32, 0.0);
+        std::iter::once(index).chain(std::iter::repeat(zero)).take(self.shape().rank()).collect()
+    }
+
     /// HLO's gather of windows of the operand at `indices`.
     #[track_caller]
     pub fn gather(self, indices: Self, dims: GatherDims) -> Self {
