@@ -11,6 +11,7 @@
 //! | [`cache_dir`], [`download`] | where files are kept, and how they arrive |
 //! | [`plugins`] | finding, installing and verifying plugin libraries |
 //! | [`hub`] | models by name: Hugging Face's cache and hub |
+//! | [`kernel_abi`] | names and sizes that CPU programs and kernels agree on |
 //! | [`kernels`] | CPU kernels behind typed FFI: products of weights as stored, attention |
 //! | [`sampling`] | choosing the next token on the device |
 //! | [`gemma`] | the architecture: config, weights and their sharding, layers, programs |
@@ -32,6 +33,7 @@ pub mod eval;
 pub mod gemma;
 pub mod hlo;
 pub mod hub;
+pub mod kernel_abi;
 pub mod kernels;
 pub mod pjrt;
 pub mod plugins;
