@@ -1,279 +1,244 @@
-//! The KV cache: what it holds, and how a step writes to it.
+//! The KV cache: its arrays, and reading and writing blocks of positions in them.
 
-use super::{
-    Target,
-    layers::{CacheAccess, Positions},
+use super::ModelSpec;
+use crate::{
+    hlo::{DType, Op, Shape, Tree},
+    tree,
 };
-use crate::hlo::{DType, Op, Shape};
 
-/// Keys and values, donated to the program and updated in place.
-#[derive(Clone, Copy)]
-pub struct Cache<'g> {
-    pub(super) keys: Cached<'g>,
-    pub(super) values: Cached<'g>,
-}
-
-/// One layer's keys or values, or those of all layers.
+/// Keys and values of one layer, donated to the program and updated in place; or those of all layers, and the layer.
 ///
-/// On CPU each layer has arrays of its own, `[slots, kv_heads, cache_len, head_dim]`: what a head reads is contiguous. Elsewhere
-/// one array holds all layers, `[layers, slots, cache_len, kv_heads, head_dim]`: the order in which XLA:TPU updates it in place
-/// in the loop over the layers; any other costs a copy of the whole cache.
+/// Where layers are emitted one by one, each has arrays of its own, `[slots, kv_heads, cache_len, head_dim]`: what a head reads is
+/// contiguous. Where they are a loop, one array holds all layers, `[layers, slots, kv_heads, cache_len, head_dim]`.
+#[derive(Clone, Copy)]
+pub(super) struct Cache<'g> {
+    pub keys: Cached<'g>,
+    pub values: Cached<'g>,
+    /// The layer that is meant, of arrays that hold all layers: `s32[]`.
+    pub layer: Option<Op<'g>>,
+}
+tree!(Cache { keys, values, layer });
+
+/// Keys or values.
 #[derive(Clone, Copy)]
 pub(super) struct Cached<'g> {
     pub elements: Op<'g>,
-    /// In eight bits: what a position's elements are to be multiplied by, `f32[slots, kv_heads, cache_len, 1]`, or
-    /// `f32[layers, cache_len, slots * kv_heads]` for all layers: a TPU's memory is padded to 128 of the last dimension.
+    /// Of eight-bit elements: what each head of each position is to be multiplied by, `f32[slots, kv_heads, cache_len, 1]`, or
+    /// `f32[layers, cache_len, slots * kv_heads]` of all layers, because a TPU pads the last dimension to 128.
     pub scale: Option<Op<'g>>,
-    /// Of all layers' arrays, the one that is meant: `s32[]`.
-    pub layer: Option<Op<'g>>,
 }
+tree!(Cached { elements, scale });
 
-impl<'g> Cached<'g> {
-    fn take(ops: &mut impl Iterator<Item = Op<'g>>, quantised: bool) -> Self {
-        let elements = next_of(ops);
-        let scale = quantised.then(|| next_of(ops));
-        Self { elements, scale, layer: None }
-    }
-
-    fn to_list(self) -> impl Iterator<Item = Op<'g>> {
-        std::iter::once(self.elements).chain(self.scale)
-    }
-
-    /// With this step's keys or values `[batch, seq, kv_heads, head_dim]`, at their positions.
-    pub fn updated(self, target: Target, new: Op<'g>, positions: &Positions<'g>) -> Self {
-        let Some(scale) = self.scale else {
-            return Self { elements: self.elements().write(target.cached(new), positions), ..self };
-        };
-        let (steps, new_scale) = quantize(new);
-        let elements = self.elements().write(steps, positions);
-        Self { elements, scale: Some(self.scale_array(scale).write(new_scale, positions)), ..self }
-    }
-
-    /// The elements that this step attends to, `[batch, kv_heads, window, head_dim]`, or of all layers' arrays
-    /// `[batch, window, kv_heads, head_dim]`; and which dimension of them is the window.
-    pub fn read(self, positions: &Positions<'g>) -> (Op<'g>, i64) {
-        let part = self.elements().read(positions);
-        if self.layer.is_none() { (part, 2) } else { (part.reshape(&part.shape().dims[1..]), 1) }
-    }
-
-    /// Their scales, if any: `[batch, kv_heads, 1, 1, window]`.
-    pub fn read_scale(self, positions: &Positions<'g>) -> Option<Op<'g>> {
-        let array = self.scale_array(self.scale?);
-        let (part, heads) = (array.read(positions), array.kv_heads);
-        let batch = part.shape().elements() / heads / positions.window;
-        let heads_first = |part: Op<'g>| part.reshape(&[positions.window, batch, heads]).transpose(&[1, 2, 0]);
-        let part = if self.layer.is_none() { part } else { heads_first(part) };
-        Some(part.reshape(&[batch, heads, 1, 1, positions.window]))
-    }
-
-    fn elements(self) -> Array<'g> {
-        let order = self.layer.map_or(Order::Layer, Order::AllLayers);
-        let kv_heads = self.elements.dim(if self.layer.is_none() { 1 } else { 3 });
-        Array { op: self.elements, kv_heads, order }
-    }
-
-    fn scale_array(self, scale: Op<'g>) -> Array<'g> {
-        Array { op: scale, order: self.layer.map_or(Order::Layer, Order::ScalesOfAllLayers), ..self.elements() }
-    }
-}
-
-/// An array of the cache, and what its dimensions are.
+/// Keys or values of positions, as the cache holds them: elements `[.., head_dim]`, and scales `[.., 1]` if it has some.
 #[derive(Clone, Copy)]
-struct Array<'g> {
-    op: Op<'g>,
-    kv_heads: i64,
-    order: Order<'g>,
+pub(super) struct Block<'g> {
+    pub elements: Op<'g>,
+    pub scale: Option<Op<'g>>,
 }
-
-#[derive(Clone, Copy)]
-enum Order<'g> {
-    /// `[slots, kv_heads, cache_len, ...]`
-    Layer,
-    /// `[layers, slots, cache_len, kv_heads, head_dim]`, and the layer.
-    AllLayers(Op<'g>),
-    /// `[layers, cache_len, slots * kv_heads]`, and the layer.
-    ScalesOfAllLayers(Op<'g>),
-}
-
-impl<'g> Array<'g> {
-    /// Where a slot's position begins.
-    fn starts(self, slot: Op<'g>, position: Op<'g>) -> Vec<Op<'g>> {
-        let zero = slot.graph().scalar(DType::S32, 0.0);
-        match self.order {
-            Order::Layer => vec![slot, zero, position, zero],
-            Order::AllLayers(layer) => vec![layer, slot, position, zero, zero],
-            Order::ScalesOfAllLayers(layer) => vec![layer, position, slot * self.kv_heads as f64],
-        }
-    }
-
-    /// With `new` `[batch, seq, kv_heads, ...]` at this step's positions.
-    fn write(self, new: Op<'g>, positions: &Positions<'g>) -> Op<'g> {
-        let each_row = |put: &dyn Fn(Self, i64, Op<'g>) -> Op<'g>| {
-            let with_row = |array: Self, row| Self { op: put(array, row, new.slice_in_dim(0, row, row + 1)), ..array };
-            (0..new.dim(0)).fold(self, with_row).op
-        };
-        match positions.access {
-            CacheAccess::Slots { slots, starts, may_be_empty } => each_row(&|array, row, new| {
-                let (slot, start) = (slots.scalar_at(row), starts.scalar_at(row));
-                if !may_be_empty {
-                    return array.put(new, slot, start);
-                }
-                let new = array.ordered(new);
-                let starts = array.starts(slot, start);
-                let old = array.op.dynamic_slice(&starts, &new.shape().dims);
-                let has_tokens = positions.lengths.scalar_at(row).gt(start.graph().scalar(DType::S32, 0.0));
-                array.op.dynamic_update_slice(has_tokens.select(new, old), &starts)
-            }),
-            CacheAccess::EachRow if new.dim(0) <= MAX_UNROLLED => each_row(&|array, row, new| {
-                let slot = array.op.graph().scalar(DType::S32, row as f64);
-                array.put(new, slot, positions.tokens.reshape(&[positions.tokens.dim(0)]).scalar_at(row))
-            }),
-            CacheAccess::EachRow => {
-                let layer = match self.order {
-                    Order::AllLayers(layer) | Order::ScalesOfAllLayers(layer) => Some(layer),
-                    Order::Layer => None,
-                };
-                let state: Vec<Op<'g>> = [self.op, new, positions.tokens].into_iter().chain(layer).collect();
-                self.op.graph().repeat(new.dim(0), &state, |row, s| {
-                    let (one, position) = (s[1].row(row), s[2].row(row).reshape(&[]));
-                    let order = match self.order {
-                        Order::Layer => Order::Layer,
-                        Order::AllLayers(_) => Order::AllLayers(s[3]),
-                        Order::ScalesOfAllLayers(_) => Order::ScalesOfAllLayers(s[3]),
-                    };
-                    let array = Array { op: s[0], kv_heads: self.kv_heads, order }.put(one, row, position);
-                    std::iter::once(array).chain(s[1..].iter().copied()).collect()
-                })[0]
-            }
-        }
-    }
-
-    /// With `new` `[1, seq, kv_heads, ...]` in this slot, from this position on.
-    fn put(self, new: Op<'g>, slot: Op<'g>, position: Op<'g>) -> Op<'g> {
-        self.op.dynamic_update_slice(self.ordered(new), &self.starts(slot, position))
-    }
-
-    /// `[1, seq, kv_heads, ...]` in the order of the array's dimensions.
-    fn ordered(self, new: Op<'g>) -> Op<'g> {
-        match self.order {
-            Order::Layer => new.transpose(&[0, 2, 1, 3]),
-            Order::AllLayers(_) => new.reshape(&[&[1], &new.shape().dims[..]].concat()),
-            Order::ScalesOfAllLayers(_) => new.reshape(&[1, new.dim(1), self.kv_heads]),
-        }
-    }
-
-    /// What this step attends to: of all slots, or of the only one that it is about.
-    fn read(self, positions: &Positions<'g>) -> Op<'g> {
-        let zero = self.op.graph().scalar(DType::S32, 0.0);
-        let mut sizes = self.op.shape().dims;
-        let (slots, window) = match self.order {
-            Order::Layer => (0, 2),
-            Order::AllLayers(_) => (1, 2),
-            Order::ScalesOfAllLayers(_) => (2, 1),
-        };
-        sizes[window] = positions.window;
-        if !matches!(self.order, Order::Layer) {
-            sizes[0] = 1;
-        }
-        match positions.access {
-            CacheAccess::EachRow if matches!(self.order, Order::Layer) => self.op.slice_in_dim(2, 0, positions.window),
-            CacheAccess::EachRow => self.op.dynamic_slice(&self.starts(zero, zero), &sizes),
-            CacheAccess::Slots { slots: slot, .. } => {
-                sizes[slots] = if let Order::ScalesOfAllLayers(_) = self.order { self.kv_heads } else { 1 };
-                self.op.dynamic_slice(&self.starts(slot.reshape(&[]), zero), &sizes)
-            }
-        }
-    }
-}
-
-/// Above so many slots a step's tokens are put into the cache by a loop: as many updates would take minutes to compile.
-const MAX_UNROLLED: i64 = 16;
 
 impl<'g> Cache<'g> {
-    /// An array of [`Self::arrays`] with what one slot holds given to another.
-    pub(super) fn copied(array: Op<'g>, kv_heads: i64, from: Op<'g>, to: Op<'g>) -> Op<'g> {
-        let zero = array.graph().scalar(DType::S32, 0.0);
-        let mut sizes = array.shape().dims;
-        // As `Order` has them: a layer's arrays, those of all layers, and scales of all layers, each slot with its heads.
-        let (dim, one) = [(2, kv_heads), (0, 1), (1, 1)][sizes.len() - 3];
-        sizes[dim] = one;
-        let starts = |slot: Op<'g>| -> Vec<Op<'g>> {
-            (0..sizes.len()).map(|i| if i == dim { slot * one as f64 } else { zero }).collect()
-        };
-        array.dynamic_update_slice(array.dynamic_slice(&starts(from), &sizes), &starts(to))
-    }
-
-    /// Names and shapes of a device's arrays, those of a layer in the order of [`Self::to_list`]. `kv` is the type of activations,
-    /// or S8; `dims` are slots, key/value heads, positions and `head_dim`.
-    pub(super) fn arrays(target: Target, kv: DType, layers: i64, dims: [i64; 4]) -> Vec<(String, Shape)> {
-        let [slots, kv_heads, cache_len, head_dim] = dims;
-        let (elements, scale): (Vec<i64>, Vec<i64>) = if target.stacks_layers() {
-            (vec![layers, slots, cache_len, kv_heads, head_dim], vec![layers, cache_len, slots * kv_heads])
+    /// Names and shapes of a device's arrays, in the order of the tree's leaves, layer by layer.
+    pub fn arrays(model: &ModelSpec, slots: i64, cache_len: i64) -> Vec<(String, Shape)> {
+        let (layers, head_dim, kv_heads) = (model.config.num_hidden_layers, model.config.head_dim, model.kv_heads());
+        let of_layer = [slots, kv_heads, cache_len, head_dim];
+        let (elements, scale): (Vec<i64>, Vec<i64>) = if model.lowering.stacks_layers {
+            ([&[layers], &of_layer[..]].concat(), vec![layers, cache_len, slots * kv_heads])
         } else {
-            (dims.to_vec(), vec![slots, kv_heads, cache_len, 1])
+            (of_layer.to_vec(), vec![slots, kv_heads, cache_len, 1])
         };
-        let elements = Shape::new(target.cache_dtype(kv), elements);
-        let scale = (kv == DType::S8).then(|| Shape::new(DType::F32, scale));
-        let of_layer = |prefix: String| {
-            ["keys", "values"].map(|name| {
-                let scale = scale.clone().map(|scale| (format!("{prefix}{name}_scale"), scale));
-                std::iter::once((format!("{prefix}{name}"), elements.clone())).chain(scale)
-            })
-        };
-        let prefixes: Vec<String> = if target.stacks_layers() {
+        let elements = Shape::new(model.cache_dtype(), elements);
+        let scale = (model.kv == DType::S8).then(|| Shape::new(DType::F32, scale));
+        let prefixes: Vec<String> = if model.lowering.stacks_layers {
             vec!["cache.".into()]
         } else {
             (0..layers).map(|layer| format!("cache.{layer}.")).collect()
         };
-        prefixes.into_iter().flat_map(of_layer).flatten().collect()
+        let mut all = Vec::new();
+        for prefix in prefixes {
+            for name in ["keys", "values"] {
+                all.push((format!("{prefix}{name}"), elements.clone()));
+                all.extend(scale.iter().map(|scale| (format!("{prefix}{name}_scale"), scale.clone())));
+            }
+        }
+        all
     }
 
-    /// From the ops that [`Self::to_list`] gave.
-    pub(super) fn take(ops: &mut impl Iterator<Item = Op<'g>>, kv: DType) -> Self {
-        let quantised = kv == DType::S8;
-        Self { keys: Cached::take(ops, quantised), values: Cached::take(ops, quantised) }
+    /// The caches whose arrays these are: one for each layer, or one of all layers.
+    pub fn from_arrays(model: &ModelSpec, arrays: &[Op<'g>]) -> Vec<Self> {
+        let mut arrays = arrays.iter().copied();
+        let mut caches = Vec::new();
+        while let Some(keys) = arrays.next() {
+            let mut next = || arrays.next().expect("as many as Cache::arrays lists");
+            let quantised = model.kv == DType::S8;
+            let keys = Cached { elements: keys, scale: quantised.then(&mut next) };
+            let values = Cached { elements: next(), scale: quantised.then(&mut next) };
+            caches.push(Self { keys, values, layer: None });
+        }
+        caches
     }
 
-    /// The same, with the ops of another computation that [`Self::to_list`] gave to it, and the layer that is meant.
-    pub(super) fn within<'b>(&self, ops: &[Op<'b>], layer: Option<Op<'b>>) -> Cache<'b> {
-        let mut ops = ops.iter().copied();
-        let mut take = |cached: Cached<'g>| Cached { layer, ..Cached::take(&mut ops, cached.scale.is_some()) };
-        Cache { keys: take(self.keys), values: take(self.values) }
+    /// The arrays, without the number of the layer.
+    pub fn to_arrays(caches: &[Self]) -> Vec<Op<'g>> {
+        caches.iter().flat_map(|cache| (cache.keys, cache.values).flatten()).collect()
     }
 
-    /// Of all layers' arrays, this layer's part.
-    pub(super) fn at(self, layer: Op<'g>) -> Self {
-        let at = |cached: Cached<'g>| Cached { layer: Some(layer), ..cached };
-        Self { keys: at(self.keys), values: at(self.values) }
+    /// Of all layers' arrays, this layer's.
+    pub fn at(self, layer: Op<'g>) -> Self {
+        Self { layer: Some(layer), ..self }
     }
 
-    /// With other ops in the place of its own, which `f` makes of them all.
-    pub(super) fn map_all(self, f: impl FnOnce(&[Op<'g>]) -> Vec<Op<'g>>) -> Self {
-        let mut new = f(&self.to_list()).into_iter();
-        let mut map = |cached: Cached<'g>| {
-            let mut next = || next_of(&mut new);
-            Cached { elements: next(), scale: cached.scale.map(|_| next()), layer: cached.layer }
+    /// All layers' arrays again.
+    pub fn of_all_layers(self) -> Self {
+        Self { layer: None, ..self }
+    }
+
+    /// Holds the arrays in the order in which they are updated in place, see
+    /// [`Lowering::needs_barriers`](super::Lowering::needs_barriers).
+    pub fn in_place(self, model: &ModelSpec) -> Self {
+        let arrays = (self.keys, self.values);
+        let (keys, values) = if model.lowering.needs_barriers {
+            arrays.rebuild(&mut Op::optimization_barrier(&arrays.flatten()).into_iter())
+        } else {
+            arrays.map(Op::row_major)
         };
-        Self { keys: map(self.keys), values: map(self.values) }
+        Self { keys, values, layer: self.layer }
     }
 
-    pub(super) fn to_list(self) -> Vec<Op<'g>> {
-        self.keys.to_list().chain(self.values.to_list()).collect()
+    /// Copies all that one slot holds to another. `array` is one of [`Self::arrays`]; slots are `s32[]`.
+    pub fn copy_slot(array: Op<'g>, kv_heads: i64, from: Op<'g>, to: Op<'g>) -> Op<'g> {
+        let zero = array.graph().s32(0);
+        let mut sizes = array.shape().dims;
+        // One layer's arrays, scales of all layers, elements of all layers.
+        let (dim, size) = match sizes.len() {
+            4 => (0, 1),
+            3 => (2, kv_heads),
+            _ => (1, 1),
+        };
+        sizes[dim] = size;
+        let starts = |slot: Op<'g>| -> Vec<Op<'g>> {
+            (0..sizes.len()).map(|i| if i == dim { slot * size } else { zero }).collect()
+        };
+        array.dynamic_update_slice(array.dynamic_slice(&starts(from), &sizes), &starts(to))
+    }
+
+    /// Keys and values of `len` positions of a slot, from `position` on: `[kv_heads, len, ..]`.
+    pub fn read(&self, slot: Op<'g>, position: Op<'g>, len: i64) -> [Block<'g>; 2] {
+        [self.keys, self.values].map(|cached| {
+            let elements = cached.elements;
+            let (starts, mut sizes) = (self.starts(slot, position), elements.shape().dims);
+            let rank = sizes.len();
+            let [heads, head_dim] = [sizes[rank - 3], sizes[rank - 1]];
+            sizes[..rank - 3].fill(1);
+            sizes[rank - 2] = len;
+            let elements = elements.dynamic_slice(&starts, &sizes).reshape(&[heads, len, head_dim]);
+            let scale = cached.scale.map(|scale| match self.layer {
+                None => scale.dynamic_slice(&starts, &[1, heads, len, 1]).reshape(&[heads, len, 1]),
+                Some(_) => {
+                    let block = scale.dynamic_slice(&self.scale_starts(slot, position, heads), &[1, len, heads]);
+                    block.reshape(&[len, heads]).transpose(&[1, 0]).reshape(&[heads, len, 1])
+                }
+            });
+            Block { elements, scale }
+        })
+    }
+
+    /// Keys and values of the first `len` positions of all slots: `[slots, kv_heads, len, ..]`.
+    pub fn read_all_slots(&self, len: i64) -> [Block<'g>; 2] {
+        [self.keys, self.values].map(|cached| {
+            let zero = cached.elements.graph().s32(0);
+            let mut sizes = cached.elements.shape().dims;
+            let rank = sizes.len();
+            let [slots, heads] = [sizes[rank - 4], sizes[rank - 3]];
+            sizes[..rank - 4].fill(1);
+            sizes[rank - 2] = len;
+            let part = cached.elements.dynamic_slice(&self.starts(zero, zero), &sizes);
+            let elements = part.reshape(&sizes[rank - 4..]);
+            let scale = cached.scale.map(|scale| match self.layer {
+                None => scale.slice_in_dim(2, 0, len),
+                Some(layer) => {
+                    let part = scale.dynamic_slice(&[layer, zero, zero], &[1, len, slots * heads]);
+                    part.reshape(&[len, slots * heads]).transpose(&[1, 0]).reshape(&[slots, heads, len, 1])
+                }
+            });
+            Block { elements, scale }
+        })
+    }
+
+    /// Writes keys and values `[kv_heads, len, ..]` to a slot, from `position` on.
+    pub fn write(&self, slot: Op<'g>, position: Op<'g>, blocks: [Block<'g>; 2]) -> Self {
+        let write = |cached: Cached<'g>, block: Block<'g>| {
+            let starts = self.starts(slot, position);
+            let in_rank = |x: Op<'g>| {
+                let dims = x.shape().dims;
+                x.reshape(&[vec![1; starts.len() - 3], dims].concat())
+            };
+            let elements = cached.elements.dynamic_update_slice(in_rank(block.elements), &starts);
+            let scale = cached.scale.zip(block.scale).map(|(scale, new)| match self.layer {
+                None => scale.dynamic_update_slice(in_rank(new), &starts),
+                Some(_) => {
+                    let [heads, len] = [new.dim(0), new.dim(1)];
+                    let new = new.reshape(&[heads, len]).transpose(&[1, 0]).reshape(&[1, len, heads]);
+                    scale.dynamic_update_slice(new, &self.scale_starts(slot, position, heads))
+                }
+            });
+            Cached { elements, scale }
+        };
+        let [keys, values] = blocks;
+        Self { keys: write(self.keys, keys), values: write(self.values, values), layer: self.layer }
+    }
+
+    /// Where a slot's position begins in an array of elements.
+    fn starts(&self, slot: Op<'g>, position: Op<'g>) -> Vec<Op<'g>> {
+        let zero = slot.graph().s32(0);
+        self.layer.into_iter().chain([slot, zero, position, zero]).collect()
+    }
+
+    /// Where a slot's position begins in an array of all layers' scales.
+    fn scale_starts(&self, slot: Op<'g>, position: Op<'g>, heads: i64) -> [Op<'g>; 3] {
+        [self.layer.expect("an array of all layers"), position, slot * heads]
     }
 }
 
-fn next_of<'g>(ops: &mut impl Iterator<Item = Op<'g>>) -> Op<'g> {
-    ops.next().expect("as many ops as to_list gave")
+impl<'g> Block<'g> {
+    /// Activations `[rows, kv_heads, head_dim]` as the cache holds them, rows first: quantised, or as the bits of their type.
+    pub fn of_activations(model: &ModelSpec, x: Op<'g>) -> Self {
+        if model.kv == DType::S8 {
+            return quantise(x);
+        }
+        let (dtype, cached) = (x.shape().dtype, model.cache_dtype());
+        let elements = if dtype == cached { x } else { x.bitcast_convert(cached) };
+        Self { elements, scale: None }
+    }
+
+    /// The elements as activations, without their scale.
+    pub fn activations(&self, model: &ModelSpec) -> Op<'g> {
+        match self.elements.shape().dtype {
+            DType::U16 => self.elements.bitcast_convert(model.compute),
+            _ => self.elements.convert(model.compute),
+        }
+    }
+
+    /// The block with both parts replaced.
+    pub fn map(self, f: impl Fn(Op<'g>) -> Op<'g>) -> Self {
+        Self { elements: f(self.elements), scale: self.scale.map(f) }
+    }
+
+    /// This block where `mask` holds, else `other`.
+    pub fn or(self, mask: Op<'g>, other: Self) -> Self {
+        let scale = self.scale.zip(other.scale).map(|(own, other)| mask.select(own, other));
+        Self { elements: mask.select(self.elements, other.elements), scale }
+    }
 }
 
-/// Rounds each head of each token `[batch, seq, kv_heads, head_dim]` to 127 steps of its largest magnitude; returns steps and
-/// their size `f32[batch, seq, kv_heads, 1]`.
-fn quantize(x: Op<'_>) -> (Op<'_>, Op<'_>) {
+/// Rounds each head of each token `[rows, kv_heads, head_dim]` to 127 steps of its largest magnitude; the scale is the size of
+/// a step, `f32[rows, kv_heads, 1]`.
+fn quantise(x: Op<'_>) -> Block<'_> {
     let x = x.convert(DType::F32);
-    let mut dims = x.shape().dims;
-    dims[3] = 1;
-    let largest = x.abs().reduce_max(&[3]).reshape(&dims);
-    let zero = x.graph().scalar(DType::F32, 0.0);
-    let steps = x * largest.gt(zero).select(x.graph().scalar(DType::F32, 127.0) / largest, zero);
-    ((steps + 0.5).floor().convert(DType::S8), largest * (1.0 / 127.0))
+    let largest = x.abs().reduce_max(&[2]).reshape(&[x.dim(0), x.dim(1), 1]);
+    let graph = x.graph();
+    let inverse = largest.gt(graph.f32(0.0)).select(graph.f32(127.0) / largest, graph.f32(0.0));
+    Block {
+        elements: (x * inverse + 0.5).floor().convert(DType::S8),
+        scale: Some(largest * (1.0 / 127.0)),
+    }
 }

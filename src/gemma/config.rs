@@ -24,6 +24,13 @@ pub struct Config {
     pub tie_word_embeddings: bool,
 }
 
+/// What distinguishes the layers of a model from each other. Those of Gemma 1 are all alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LayerKind {
+    /// Attention over the whole context, with norms before attention and MLP.
+    Global,
+}
+
 /// A config that cannot be used, or things about it worth telling.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{0}")]
@@ -191,6 +198,11 @@ impl Config {
             "torch_dtype": "bfloat16",
             "vocab_size": self.vocab_size,
         })
+    }
+
+    /// The kind of a layer.
+    pub fn layer_kind(&self, _layer: i64) -> LayerKind {
+        LayerKind::Global
     }
 
     /// Query heads that share one key/value head.

@@ -1,9 +1,9 @@
 //! Gemma 1 and 1.1: configuration, weights and how they are split over devices, the layers, the programs.
 //!
-//! Reading order: [`Config`], [`weights`], `layers` (the architecture), [`Target`] (the few primitives that platforms lower in
-//! their own way: products, the softmax of attention), [`Program`], [`Cost`]. Graphs here are the program of **one
-//! device**, Megatron style: q/k/v/gate/up are split by rows, o/down by columns, each followed by one all-reduce; the
-//! embedding is split by tokens. On one device there are no collectives at all.
+//! Reading order: [`Config`], [`tensors`] (the table of weights), [`ModelSpec`], `layers` (the architecture), `attention` and
+//! `products` (what a [`Lowering`] changes), [`Program`], [`Cost`]. Graphs here are the program of **one device**, Megatron style:
+//! q/k/v/gate/up are split by rows, o/down by columns, each followed by one all-reduce; the embedding is split by tokens. On one
+//! device there are no collectives at all.
 //!
 //! What is special about Gemma (and easy to get wrong), all checked against Hugging Face transformers:
 //! - RMSNorm multiplies by `1 + w`; the checkpoint stores `w`.
@@ -12,18 +12,30 @@
 //! - The MLP's GELU is the tanh form, also where a config says plain `gelu`.
 //! - The output layer is the embedding, transposed.
 
+mod attention;
 mod cache;
 mod config;
+mod context;
 mod cost;
+mod forward;
+mod heads;
+mod inputs;
 mod layers;
-mod programs;
-mod stacking;
-mod target;
-pub mod weights;
+mod lowering;
+mod placing;
+mod products;
+mod program;
+mod spec;
+mod storage;
+pub mod tensors;
+mod weights;
 
-pub use cache::Cache;
-pub use config::{Config, ConfigError};
-pub use cost::{Cost, Extension};
-pub use programs::{More, Output, Program, ProgramSpec, STOP_IDS};
-pub use stacking::{put_layer, stacked, zeros};
-pub use target::Target;
+pub use config::{Config, ConfigError, LayerKind};
+use context::Context;
+pub use cost::{Cost, SequencePart};
+pub use inputs::{Field, InputLayout, MAX_STOP_IDS, PackedInputs};
+pub use lowering::Lowering;
+pub use placing::zeros;
+pub use program::{Head, MAX_SCORED_ROWS, Program, ProgramSpec};
+pub use spec::ModelSpec;
+pub use storage::{Argument, StoredTypes, parameters, weight_shape};

@@ -167,27 +167,24 @@ impl Graph {
         index
     }
 
-    /// Builds a sub-computation whose one parameter is a tuple, which is how loops pass their state.
+    /// Begins a sub-computation whose one parameter is a tuple, which is how loops and branches take their state. Returns it with
+    /// the parameter's index.
     #[track_caller]
-    pub(super) fn tuple_computation(
-        &self,
-        name: &str,
-        state: &[Shape],
-        body: impl for<'a> FnOnce(&'a Graph, &[Op<'a>]) -> Vec<Op<'a>>,
-        tuple: bool,
-    ) -> Computation {
+    pub(super) fn tuple_graph(&self, name: &str, state: &[Shape]) -> (Graph, usize) {
         let graph = Graph::with_shared(name, self.shared.clone());
         graph.parameters.set(1);
-        let all = graph.push("parameter", Type::Tuple(state.to_vec()), &[], Attributes::Parameter { number: 0 });
-        graph.instructions.borrow_mut()[all.index].name = "state".into();
-        let ops = all.elements();
-        let roots = body(&graph, &ops);
-        let results: Vec<Shape> = roots.iter().map(|op| op.shape()).collect();
-        let root = if tuple { graph.tuple(&roots).index } else { roots[0].index };
-        graph.close(root, state.to_vec(), results)
+        let all = graph.push("parameter", Type::Tuple(state.to_vec()), &[], Attributes::Parameter { number: 0 }).index;
+        graph.instructions.borrow_mut()[all].name = "state".into();
+        (graph, all)
     }
 
-    fn close(self, root: usize, parameters: Vec<Shape>, results: Vec<Shape>) -> Computation {
+    /// The value of an instruction.
+    pub(super) fn op(&self, index: usize) -> Op<'_> {
+        Op { graph: self, index }
+    }
+
+    /// Ends a sub-computation.
+    pub(super) fn close(self, root: usize, parameters: Vec<Shape>, results: Vec<Shape>) -> Computation {
         let Graph { name, id, shared, instructions, .. } = self;
         let instructions = instructions.into_inner();
         let mut computations = shared.computations.borrow_mut();

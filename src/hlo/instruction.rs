@@ -115,6 +115,8 @@ pub(super) enum Attributes {
         config: String,
         /// Whether it is a typed-FFI handler, not something that XLA itself knows.
         is_ffi: bool,
+        /// Pairs of a result and an operand that share their memory.
+        aliases: Vec<(usize, usize)>,
     },
 }
 

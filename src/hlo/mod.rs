@@ -25,6 +25,7 @@ mod ops;
 pub mod proto;
 mod shape;
 mod text;
+mod tree;
 
 pub use dtype::DType;
 pub use error::HloError;
@@ -36,3 +37,4 @@ pub use module::{Collective, Module};
 pub use ops::Padding;
 pub use shape::{Shape, Type};
 pub use text::to_text;
+pub use tree::{Tree, join};

@@ -226,7 +226,14 @@ impl Module {
                 out.source_target_pairs = pairs.iter().map(pair).collect();
             }
             Attributes::TupleIndex(index) => out.tuple_index = *index as i64,
-            Attributes::CustomCall { target, config, is_ffi } => {
+            Attributes::CustomCall { target, config, is_ffi, aliases } => {
+                let is_tuple = matches!(instruction.ty, Type::Tuple(_));
+                let alias = |&(result, operand): &(usize, usize)| proto::OutputOperandAliasing {
+                    output_shape_index: if is_tuple { vec![result as i64] } else { vec![] },
+                    operand_index: operand as i64,
+                    operand_shape_index: vec![],
+                };
+                out.output_operand_aliasing = aliases.iter().map(alias).collect();
                 out.custom_call_target.clone_from(target);
                 out.backend_config = config.clone().into_bytes();
                 out.custom_call_api_version = if *is_ffi { TYPED_FFI } else { ORIGINAL };

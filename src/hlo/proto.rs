@@ -210,8 +210,21 @@ pub struct Instruction {
     pub is_stable: bool,
     #[prost(string, tag = "63")]
     pub comparison_direction: String,
+    #[prost(message, repeated, tag = "74")]
+    pub output_operand_aliasing: Vec<OutputOperandAliasing>,
     #[prost(int32, tag = "77")]
     pub custom_call_api_version: i32,
+}
+
+/// Says that a custom call's result and one of its operands share their memory.
+#[derive(Clone, PartialEq, Message)]
+pub struct OutputOperandAliasing {
+    #[prost(int64, repeated, tag = "1")]
+    pub output_shape_index: Vec<i64>,
+    #[prost(int64, tag = "2")]
+    pub operand_index: i64,
+    #[prost(int64, repeated, tag = "3")]
+    pub operand_shape_index: Vec<i64>,
 }
 
 #[derive(Clone, PartialEq, Message)]

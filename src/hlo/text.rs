@@ -145,6 +145,13 @@ impl Printer<'_> {
             let shapes: Vec<String> = i.operand_shapes_with_layout.iter().map(shape_text).collect();
             list.push(("operand_layout_constraints", format!("{{{}}}", shapes.join(", "))));
         }
+        if !i.output_operand_aliasing.is_empty() {
+            let entry = |a: &proto::OutputOperandAliasing| {
+                format!("{{{}}}: ({}, {{}})", join(&a.output_shape_index), a.operand_index)
+            };
+            let entries: Vec<String> = i.output_operand_aliasing.iter().map(entry).collect();
+            list.push(("output_to_operand_aliasing", format!("{{{}}}", entries.join(", "))));
+        }
         if !i.custom_call_target.is_empty() {
             list.push(("custom_call_target", format!("{:?}", i.custom_call_target)));
             if i.custom_call_api_version == 4 {

@@ -3,7 +3,7 @@
 use super::token_offset;
 use crate::hlo::{DType, Mesh, Op, Shape};
 
-/// How many of the most likely tokens are told.
+/// Number of most likely tokens that are reported.
 pub const TOP_LOGPROBS: i64 = 20;
 
 /// Log-probability of each row's target: `f32[rows]` from `f32[rows, vocab / mesh.model]` and `s32[rows]`.
@@ -11,7 +11,7 @@ pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, mesh: Mesh) -> Op<'g
     let graph = logits.graph();
     let _scope = graph.scope("log_probability");
     let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(graph, logits.dim(1), mesh);
-    let zero = graph.scalar(DType::F32, 0.0);
+    let zero = graph.f32(0.0);
     let is_target = ids.eq(targets.reshape(&[logits.dim(0), 1]));
     mesh.sum(is_target.select(logits, zero).reduce_sum(&[1])) - log_total(logits, mesh)
 }
@@ -29,23 +29,27 @@ pub fn top_logprobs<'g>(logits: Op<'g>, mesh: Mesh) -> [Op<'g>; 2] {
         let [at, values] = largest(mesh.gather(values, 1), TOP_LOGPROBS.min(vocab * mesh.model as i64));
         let [n, all] = [at.dim(1), tokens.dim(1)];
         let is_there = at.reshape(&[rows, n, 1]).eq(logits.graph().iota(Shape::new(DType::S32, [rows, n, all]), 2));
-        let zero = logits.graph().scalar(DType::S32, 0.0);
+        let zero = logits.graph().s32(0);
         [is_there.select(tokens.reshape(&[rows, 1, all]), zero).reduce_sum(&[2]), values]
     };
     [tokens, values - log_total(logits, mesh).reshape(&[rows, 1])]
 }
 
-/// What is told of each chosen token `s32[rows]`: its log-probability, then the most likely tokens, then theirs; floats as their
-/// bits: `s32[rows, 1 + 2 TOP_LOGPROBS]`. A vocabulary of fewer tokens leaves the rest 0.
-pub fn details<'g>(logits: Op<'g>, chosen: Op<'g>, mesh: Mesh) -> Op<'g> {
+/// Packs the log-probability of each row's token `s32[rows]` and, if `top`, the most likely tokens and their
+/// log-probabilities: `s32[rows, 1]` or `s32[rows, 1 + 2 TOP_LOGPROBS]`, floats as their bits. A vocabulary of fewer tokens
+/// leaves the rest 0.
+pub fn packed_logprobs<'g>(logits: Op<'g>, tokens: Op<'g>, top: bool, mesh: Mesh) -> Op<'g> {
     let rows = logits.dim(0);
-    let own = log_probability(logits, chosen, mesh).reshape(&[rows, 1]).bitcast_convert(DType::S32);
+    let own = log_probability(logits, tokens, mesh).reshape(&[rows, 1]).bitcast_convert(DType::S32);
+    if !top {
+        return own;
+    }
     let [tokens, values] = top_logprobs(logits, mesh);
-    Op::concatenate(&[own, filled(tokens), filled(values.bitcast_convert(DType::S32))], 1)
+    Op::concatenate(&[own, padded(tokens), padded(values.bitcast_convert(DType::S32))], 1)
 }
 
-/// `s32[rows, n]` to `s32[rows, TOP_LOGPROBS]`.
-fn filled(x: Op<'_>) -> Op<'_> {
+/// Pads `s32[rows, n]` with zeros to `s32[rows, TOP_LOGPROBS]`.
+fn padded(x: Op<'_>) -> Op<'_> {
     let missing = TOP_LOGPROBS - x.dim(1);
     let none = x.graph().full(&Shape::new(DType::S32, [x.dim(0), missing]), 0.0);
     if missing == 0 { x } else { Op::concatenate(&[x, none], 1) }
@@ -58,19 +62,19 @@ fn largest(x: Op<'_>, n: i64) -> [Op<'_>; 2] {
     let rows = x.dim(0);
     let indices = graph.full(&Shape::new(DType::S32, [rows, n]), 0.0);
     let values = graph.full(&Shape::new(DType::F32, [rows, n]), 0.0);
-    let out = graph.repeat(n, &[x, indices, values], |turn, s| {
-        let (g, x) = (turn.graph(), s[0]);
+    let [_, indices, values] = graph.repeat(n, &[x, indices, values], |rank, [x, indices, values]| {
+        let g = rank.graph();
         let [value, index] = x.max_with_index();
         let is_taken = g.iota(x.shape().with_dtype(DType::S32), 1).eq(index.reshape(&[rows, 1]));
-        let at = [g.scalar(DType::S32, 0.0), turn];
-        let [index, value] = [index, value].map(|one| one.reshape(&[rows, 1]));
-        vec![
-            is_taken.select(g.scalar(DType::F32, f64::NEG_INFINITY), x),
-            s[1].dynamic_update_slice(index, &at),
-            s[2].dynamic_update_slice(value, &at),
+        let at = [g.s32(0), rank];
+        let [index, value] = [index, value].map(|found| found.reshape(&[rows, 1]));
+        [
+            is_taken.select(g.f32(f64::NEG_INFINITY), x),
+            indices.dynamic_update_slice(index, &at),
+            values.dynamic_update_slice(value, &at),
         ]
     });
-    [out[1], out[2]]
+    [indices, values]
 }
 
 /// log Σ exp of each row's logits: `f32[rows]`.

@@ -8,16 +8,19 @@
 //!
 //! The order of what changes the distribution is that of transformers: penalties and biases, temperature, top-k, top-p, min-p.
 
-mod adjust;
 mod logprobs;
+mod penalties;
 mod random;
 mod threshold;
 
-pub use adjust::{Adjust, AdjustOps, MAX_BIAS};
-pub use logprobs::{TOP_LOGPROBS, details, log_probability, top_logprobs};
+pub use logprobs::{TOP_LOGPROBS, log_probability, packed_logprobs, top_logprobs};
+pub use penalties::{MAX_BIAS, Penalties, PenaltyInputs, PenaltyOps};
 pub use random::{gumbel, threefry2x32};
 
-use crate::hlo::{DType, Graph, Mesh, Op, Shape};
+use crate::{
+    hlo::{DType, Graph, Mesh, Op},
+    tree,
+};
 
 /// What a program can do with logits, from fast to slow; a slower one does what a faster one can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,21 +31,29 @@ pub enum Sampler {
     TopK,
     /// By each row's parameters; rows with temperature 0 are greedy.
     Stochastic,
-    /// As that, of logits that penalties and biases have changed.
-    Adjusted,
-    /// As that, and the log-probability of the token, and those of the [`TOP_LOGPROBS`] most likely ones.
-    Detailed,
+    /// As [`Self::Stochastic`], after penalties and biases.
+    Penalized,
+    /// As [`Self::Penalized`], with the log-probabilities of the token and of the [`TOP_LOGPROBS`] most likely ones.
+    Logprobs,
 }
 
 impl Sampler {
+    /// All of them, from fast to slow.
+    pub const ALL: [Self; 5] = [Self::Greedy, Self::TopK, Self::Stochastic, Self::Penalized, Self::Logprobs];
+
+    /// s32 numbers that a program returns for each row: the token, and its log-probabilities if there are some.
+    pub fn width(self) -> i64 {
+        if self == Self::Logprobs { 2 + 2 * TOP_LOGPROBS } else { 1 }
+    }
+
     /// Name in program names.
     pub fn name(self) -> &'static str {
         match self {
             Self::Greedy => "greedy",
             Self::TopK => "topk",
             Self::Stochastic => "sample",
-            Self::Adjusted => "adjust",
-            Self::Detailed => "detail",
+            Self::Penalized => "penalties",
+            Self::Logprobs => "logprobs",
         }
     }
 }
@@ -77,7 +88,10 @@ impl Params {
         }
     }
 
-    /// Says what is wrong with the parameters, if anything.
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// The first parameter that is out of its range.
     pub fn check(&self) -> Result<(), String> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(format!("temperature must be a number from 0 (greedy) up, not {}", self.temperature));
@@ -109,29 +123,7 @@ pub struct ParamOps<'g> {
     /// `u32[rows, 2]`: low and high word.
     pub seed: Op<'g>,
 }
-
-impl<'g> ParamOps<'g> {
-    /// Declares the inputs.
-    pub fn declare(graph: &'g Graph, rows: i64) -> Self {
-        Self {
-            temperature: graph.parameter("temperature", Shape::new(DType::F32, [rows])),
-            top_k: graph.parameter("top_k", Shape::new(DType::S32, [rows])),
-            top_p: graph.parameter("top_p", Shape::new(DType::F32, [rows])),
-            min_p: graph.parameter("min_p", Shape::new(DType::F32, [rows])),
-            seed: graph.parameter("seed", Shape::new(DType::U32, [rows, 2])),
-        }
-    }
-
-    /// The ops in it, to pass them to a computation.
-    pub fn to_list(self) -> [Op<'g>; 5] {
-        [self.temperature, self.top_k, self.top_p, self.min_p, self.seed]
-    }
-
-    /// From the list that [`Self::to_list`] made.
-    pub fn from_list(ops: &[Op<'g>]) -> Self {
-        Self { temperature: ops[0], top_k: ops[1], top_p: ops[2], min_p: ops[3], seed: ops[4] }
-    }
-}
+tree!(ParamOps { temperature, top_k, top_p, min_p, seed });
 
 /// The largest logit's token of each row: `s32[rows]` from `f32[rows, vocab / mesh.model]`. First one wins.
 pub fn greedy(logits: Op<'_>, mesh: Mesh) -> Op<'_> {
@@ -146,7 +138,7 @@ pub fn largest<'g>(value: Op<'g>, index: Op<'g>, vocab: i64, mesh: Mesh) -> Op<'
         return index;
     }
     let token = index + token_offset(value.graph(), vocab, mesh);
-    let none = value.graph().scalar(DType::S32, f64::from(i32::MAX));
+    let none = value.graph().s32(i64::from(i32::MAX));
     mesh.min(value.ge(mesh.max(value)).select(token, none))
 }
 
@@ -193,8 +185,8 @@ pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: 
     let _scope = graph.scope("sample");
     let column = |x: Op<'g>| x.reshape(&[rows, 1]);
 
-    let is_greedy = column(params.temperature.le(graph.scalar(DType::F32, 0.0))); // [rows, 1]
-    let one = graph.scalar(DType::F32, 1.0);
+    let is_greedy = column(params.temperature.le(graph.f32(0.0))); // [rows, 1]
+    let one = graph.f32(1.0);
     let scaled = logits / is_greedy.select(one, column(params.temperature)); // [rows, n]
 
     let by_top_k = threshold::top_k(scaled, column(params.top_k), mesh);
@@ -207,13 +199,13 @@ pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: 
     let numbers = graph.iota(logits.shape().with_dtype(DType::S32), 1);
     let ids = tokens.unwrap_or(numbers) + token_offset(graph, vocab, mesh);
     let noise = gumbel(params.seed, positions, ids); // [rows, n]
-    let zero = graph.scalar(DType::F32, 0.0);
+    let zero = graph.f32(0.0);
     let noisy = scaled + is_greedy.select(zero, noise);
-    let masked = kept.or(is_greedy).select(noisy, graph.scalar(DType::F32, f64::NEG_INFINITY));
+    let masked = kept.or(is_greedy).select(noisy, graph.f32(f64::NEG_INFINITY));
 
     let [value, index] = masked.max_with_index();
     let Some(tokens) = tokens else { return largest(value, index, vocab, mesh) };
-    let none = graph.scalar(DType::S32, 0.0);
+    let none = graph.s32(0);
     let token = numbers.eq(column(index)).select(tokens, none).reduce_sum(&[1]);
     largest(value, token, vocab, mesh)
 }
@@ -221,7 +213,7 @@ pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: 
 /// Id of the first token of this device's part of the vocabulary, of `vocab` tokens: `s32[]`.
 fn token_offset(graph: &Graph, vocab: i64, mesh: Mesh) -> Op<'_> {
     if mesh.model == 1 {
-        return graph.scalar(DType::S32, 0.0);
+        return graph.s32(0);
     }
-    mesh.model_rank(graph) * vocab as f64
+    mesh.model_rank(graph) * vocab
 }

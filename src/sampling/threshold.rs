@@ -3,7 +3,7 @@
 //! Floats are mapped to integer keys of the same order. Bisection over the keys keeps the largest key for which a monotone
 //! property of "all tokens at or above it" still holds; 32 steps find it exactly.
 
-use crate::hlo::{DType, Graph, Mesh, Op, Shape};
+use crate::hlo::{DType, Mesh, Op, Shape};
 
 /// u32 keys in the same order as the f32 numbers (-0 below +0).
 pub fn key(x: Op<'_>) -> Op<'_> {
@@ -16,11 +16,11 @@ pub fn key(x: Op<'_>) -> Op<'_> {
 
 /// The largest key `u32[rows, 1]` for which at least `k` tokens are at or above it; 0 where `k` is 0 (keep all).
 pub fn top_k<'g>(logits: Op<'g>, k: Op<'g>, mesh: Mesh) -> Op<'g> {
-    bisect(&[key(logits), k], |g, state, candidate| {
-        let above = state[0].ge(candidate).convert(DType::S32).reduce_sum(&[1]);
+    bisect([key(logits), k], |[keys, k], candidate| {
+        let above = keys.ge(candidate).convert(DType::S32).reduce_sum(&[1]);
         let count = mesh.sum(above).reshape(&[candidate.dim(0), 1]);
         // With k = 0 every count is enough, which would drive the key up to the maximum: answer no instead, and stay at 0.
-        count.ge(state[1]).and(state[1].gt(g.scalar(DType::S32, 0.0)))
+        count.ge(k).and(k.gt(k.graph().s32(0)))
     })
 }
 
@@ -29,33 +29,32 @@ pub fn top_k<'g>(logits: Op<'g>, k: Op<'g>, mesh: Mesh) -> Op<'g> {
 pub fn top_p<'g>(logits: Op<'g>, floor: Op<'g>, p: Op<'g>, mesh: Mesh) -> Op<'g> {
     let rows = logits.dim(0);
     let column = |x: Op<'g>| x.reshape(&[rows, 1]);
-    let zero = logits.graph().scalar(DType::F32, 0.0);
+    let graph = logits.graph();
     let largest = column(mesh.max(logits.reduce_max(&[1])));
     let keys = key(logits);
-    let weights = keys.ge(floor).select((logits - largest).exp(), zero); // [rows, vocab/m], unnormalised
+    let weights = keys.ge(floor).select((logits - largest).exp(), graph.f32(0.0)); // [rows, vocab/m], unnormalised
     let wanted = p * column(mesh.sum(weights.reduce_sum(&[1])));
-    let found = bisect(&[keys, weights, wanted], |g, state, candidate| {
-        let zero = g.scalar(DType::F32, 0.0);
-        let mass = state[0].ge(candidate).select(state[1], zero).reduce_sum(&[1]);
-        mesh.sum(mass).reshape(&[candidate.dim(0), 1]).ge(state[2])
+    let found = bisect([keys, weights, wanted], |[keys, weights, wanted], candidate| {
+        let mass = keys.ge(candidate).select(weights, candidate.graph().f32(0.0)).reduce_sum(&[1]);
+        mesh.sum(mass).reshape(&[candidate.dim(0), 1]).ge(wanted)
     });
-    let one = logits.graph().scalar(DType::F32, 1.0);
-    p.ge(one).select(floor, found.max(floor))
+    p.ge(graph.f32(1.0)).select(floor, found.max(floor))
 }
 
-/// The largest u32 key [rows, 1] for which `holds` says yes, found bit by bit from the top; `holds` must be monotone. The
-/// candidate is passed beside `state`.
-fn bisect<'g>(state: &[Op<'g>], holds: impl for<'a> FnOnce(&'a Graph, &[Op<'a>], Op<'a>) -> Op<'a>) -> Op<'g> {
+/// The largest u32 key [rows, 1] for which `holds` says yes, found bit by bit from the top. `holds` must be monotone; it is given
+/// `state` and the candidate.
+fn bisect<'g, const N: usize>(
+    state: [Op<'g>; N],
+    holds: impl for<'b> FnOnce([Op<'b>; N], Op<'b>) -> Op<'b>,
+) -> Op<'g> {
     let graph = state[0].graph();
     let rows = state[0].dim(0);
     let found = graph.full(&Shape::new(DType::U32, [rows, 1]), 0.0);
-    let carried: Vec<Op<'g>> = std::iter::once(found).chain(state.iter().copied()).collect();
-    let out = graph.repeat(32, &carried, |bits, carried| {
-        let (g, found) = (bits.graph(), carried[0]);
-        let bit = g.scalar(DType::U32, f64::from(0x8000_0000_u32)).shift_right_logical(bits.convert(DType::U32));
+    let (found, _) = graph.repeat(32, &(found, state), |bits, (found, state)| {
+        let high_bit = bits.graph().scalar(DType::U32, f64::from(0x8000_0000_u32));
+        let bit = high_bit.shift_right_logical(bits.convert(DType::U32));
         let candidate = found.or(bit.broadcast_to(&found.shape().dims));
-        let found = holds(g, &carried[1..], candidate).select(candidate, found);
-        std::iter::once(found).chain(carried[1..].iter().copied()).collect()
+        (holds(state, candidate).select(candidate, found), state)
     });
-    out[0]
+    found
 }

@@ -1,55 +1,86 @@
 //! Control flow, calls, and calls of functions outside the program.
 
-use crate::hlo::{Computation, DType, Graph, Op, Shape, Type, instruction::Attributes};
+use crate::hlo::{Computation, DType, Graph, Op, Shape, Tree, Type, instruction::Attributes};
 
 impl Graph {
-    /// Runs `body` so many times on the state; it is told how often it has run before (`s32[]`).
+    /// Runs `body` `times` times on the state. It is given the number of runs before (`s32[]`).
     #[track_caller]
-    pub fn repeat<'g>(
+    pub fn repeat<'g, T: Tree<'g>>(
         &'g self,
         times: i64,
-        state: &[Op<'g>],
-        body: impl for<'a> FnOnce(Op<'a>, &[Op<'a>]) -> Vec<Op<'a>>,
-    ) -> Vec<Op<'g>> {
-        let carried: Vec<Op<'g>> = std::iter::once(self.scalar(DType::S32, 0.0)).chain(state.iter().copied()).collect();
-        self.turns(
-            times,
-            &carried,
-            |s| s[0].lt(s[0].graph().scalar(DType::S32, times as f64)),
-            |s| std::iter::once(s[0] + 1.0).chain(body(s[0], &s[1..])).collect(),
-        )
-        .split_off(1)
+        state: &T,
+        body: impl for<'b> FnOnce(Op<'b>, T::In<'b>) -> T::In<'b>,
+    ) -> T::In<'g> {
+        self.while_loop(times, self.s32(times), state, None::<for<'b> fn(Op<'b>, T::In<'b>) -> Op<'b>>, body)
     }
 
-    /// Runs `body` on the state for as long as `condition` (`pred[]`) holds of it.
+    /// As [`Self::repeat`], as often as `times` (`s32[]`) says when the program runs.
     #[track_caller]
-    pub fn repeat_while<'g>(
+    pub fn repeat_dynamic<'g, T: Tree<'g>>(
         &'g self,
-        state: &[Op<'g>],
-        condition: impl for<'a> FnOnce(&[Op<'a>]) -> Op<'a>,
-        body: impl for<'a> FnOnce(&[Op<'a>]) -> Vec<Op<'a>>,
-    ) -> Vec<Op<'g>> {
-        self.turns(1, state, condition, body)
+        times: Op<'g>,
+        state: &T,
+        body: impl for<'b> FnOnce(Op<'b>, T::In<'b>) -> T::In<'b>,
+    ) -> T::In<'g> {
+        self.while_loop(1, times, state, None::<for<'b> fn(Op<'b>, T::In<'b>) -> Op<'b>>, body)
     }
 
+    /// As [`Self::repeat_dynamic`], while `condition` (`pred[]`) holds of the state.
     #[track_caller]
-    fn turns<'g>(
+    pub fn repeat_while<'g, T: Tree<'g>>(
         &'g self,
-        times: i64,
-        state: &[Op<'g>],
-        condition: impl for<'a> FnOnce(&[Op<'a>]) -> Op<'a>,
-        body: impl for<'a> FnOnce(&[Op<'a>]) -> Vec<Op<'a>>,
-    ) -> Vec<Op<'g>> {
-        let shapes: Vec<Shape> = state.iter().map(|op| op.shape()).collect();
-        let condition = self.tuple_computation("condition", &shapes, |_, s| vec![condition(s)], false);
-        let body = self.tuple_computation("body", &shapes, |_, s| body(s), true);
-        if body.results != shapes || condition.results != [Shape::new(DType::Pred, [])] {
-            self.fail("while", "the condition must return pred[], the body the state's shapes".into(), state);
-            return state.to_vec();
+        times: Op<'g>,
+        state: &T,
+        condition: impl for<'b> FnOnce(Op<'b>, T::In<'b>) -> Op<'b>,
+        body: impl for<'b> FnOnce(Op<'b>, T::In<'b>) -> T::In<'b>,
+    ) -> T::In<'g> {
+        self.while_loop(1, times, state, Some(condition), body)
+    }
+
+    /// HLO's while, on an index, the number of times, and the state. `known` is how often the body runs, as far as it is known:
+    /// what is in it is counted so often.
+    #[track_caller]
+    fn while_loop<'g, T: Tree<'g>>(
+        &'g self,
+        known: i64,
+        times: Op<'g>,
+        state: &T,
+        condition: Option<impl for<'b> FnOnce(Op<'b>, T::In<'b>) -> Op<'b>>,
+        body: impl for<'b> FnOnce(Op<'b>, T::In<'b>) -> T::In<'b>,
+    ) -> T::In<'g> {
+        let leaves: Vec<Op<'g>> = [self.s32(0), times].into_iter().chain(state.flatten()).collect();
+        let shapes: Vec<Shape> = leaves.iter().map(|op| op.shape()).collect();
+        let condition = {
+            let (graph, all) = self.tuple_graph("condition", &shapes);
+            let root = {
+                let s = graph.op(all).elements();
+                let is_before = s[0].lt(s[1]);
+                let root = match condition {
+                    None => is_before,
+                    Some(holds) => is_before.and(holds(s[0], state.rebuild(&mut s[2..].iter().copied()))),
+                };
+                root.index
+            };
+            graph.close(root, shapes.clone(), vec![Shape::new(DType::Pred, [])])
+        };
+        let body = {
+            let (graph, all) = self.tuple_graph("body", &shapes);
+            let (root, results) = {
+                let s = graph.op(all).elements();
+                let new = body(s[0], state.rebuild(&mut s[2..].iter().copied()));
+                let roots: Vec<Op<'_>> = [s[0] + 1, s[1]].into_iter().chain(new.flatten()).collect();
+                (graph.tuple(&roots).index, roots.iter().map(|op| op.shape()).collect::<Vec<_>>())
+            };
+            graph.close(root, shapes.clone(), results)
+        };
+        if body.results != shapes {
+            self.fail("while", "the body must return the state's shapes".into(), &leaves);
+            return state.rebuild(&mut leaves.into_iter().skip(2));
         }
-        let tuple = self.tuple(state);
-        let attributes = Attributes::While { condition: condition.index, body: body.index, times };
-        self.push("while", Type::Tuple(shapes), &[tuple], attributes).elements()
+        let tuple = self.tuple(&leaves);
+        let attributes = Attributes::While { condition: condition.index, body: body.index, times: known };
+        let out = self.push("while", Type::Tuple(shapes), &[tuple], attributes).elements();
+        state.rebuild(&mut out.into_iter().skip(2))
     }
 
     /// The branch of number `index` (`s32[]`; the last one if it is out of range), each with its own operands.
@@ -68,7 +99,10 @@ impl Graph {
         }
         // Each branch of HLO takes one operand: a tuple that the computation takes apart.
         let wrap = |(computation, _): &(&Computation, &[Op<'g>])| {
-            self.tuple_computation("branch", &computation.parameters, |g, p| g.call(computation, p), true).index
+            let (graph, all) = self.tuple_graph("branch", &computation.parameters);
+            let out = graph.call(computation, &graph.op(all).elements());
+            let root = graph.tuple(&out).index;
+            graph.close(root, computation.parameters.clone(), computation.results.clone()).index
         };
         let branches = branches.iter().map(wrap).collect();
         self.push("conditional", Type::Tuple(results), &operands, Attributes::Conditional { branches }).elements()
@@ -86,7 +120,8 @@ impl Graph {
         self.push("call", ty, arguments, Attributes::Call { apply: computation.index }).elements()
     }
 
-    /// Calls a typed-FFI handler that the plugin knows as `target`. `attributes` are 64-bit integers.
+    /// Calls a typed-FFI handler that the plugin knows as `target`. `attributes` are 64-bit integers. `aliases` are pairs of a
+    /// result and an operand that share their memory: the handler updates the operand in place.
     #[track_caller]
     pub fn custom_call<'g>(
         &'g self,
@@ -94,11 +129,18 @@ impl Graph {
         operands: &[Op<'g>],
         results: &[Shape],
         attributes: &[(&str, i64)],
+        aliases: &[(usize, usize)],
     ) -> Vec<Op<'g>> {
+        for &(result, operand) in aliases {
+            if results.get(result) != operands.get(operand).map(|op| op.shape()).as_ref() {
+                let message = format!("result {result} cannot reuse the memory of operand {operand}: the shapes differ");
+                self.fail("custom-call", message, operands);
+            }
+        }
         let entries: Vec<String> = attributes.iter().map(|(name, value)| format!("{name} = {value} : i64")).collect();
         let config = format!("{{{}}}", entries.join(", "));
         let ty = if let [one] = results { Type::Array(one.clone()) } else { Type::Tuple(results.to_vec()) };
-        let attributes = Attributes::CustomCall { target: target.to_owned(), config, is_ffi: true };
+        let attributes = Attributes::CustomCall { target: target.to_owned(), config, is_ffi: true, aliases: aliases.to_vec() };
         self.push("custom-call", ty, operands, attributes).elements()
     }
 }
@@ -108,7 +150,7 @@ impl Op<'_> {
     #[track_caller]
     pub fn row_major(self) -> Self {
         let (target, config) = ("LayoutConstraint".to_owned(), String::new());
-        let attributes = Attributes::CustomCall { target, config, is_ffi: false };
+        let attributes = Attributes::CustomCall { target, config, is_ffi: false, aliases: vec![] };
         self.graph().push("custom-call", Type::Array(self.shape()), &[self], attributes)
     }
 }

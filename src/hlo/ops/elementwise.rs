@@ -122,7 +122,7 @@ impl<'g> Op<'g> {
         self.graph.push(opcode, Type::Array(Shape::new(a.dtype, dims)), &[x, y], Attributes::None)
     }
 
-    /// The same with a scalar of this element type.
+    /// The same with a scalar of this element type; integers are exact up to 2^53.
     #[track_caller]
     fn binary_scalar(self, opcode: &'static str, value: f64, takes: Takes) -> Self {
         let constant = self.graph.scalar(self.shape().dtype, value);
@@ -233,8 +233,15 @@ macro_rules! operators {
         }
         impl<'g> $trait<f64> for Op<'g> {
             type Output = Op<'g>;
+            /// With a floating-point constant of the array's type.
             #[track_caller]
-            fn $method(self, other: f64) -> Self { self.binary_scalar($opcode, other, Takes::Any) }
+            fn $method(self, other: f64) -> Self { self.binary_scalar($opcode, other, Takes::Floats) }
+        }
+        impl<'g> $trait<i64> for Op<'g> {
+            type Output = Op<'g>;
+            /// With an integer constant of the array's type.
+            #[track_caller]
+            fn $method(self, other: i64) -> Self { self.binary_scalar($opcode, other as f64, Takes::Integers) }
         }
     )*};
 }

@@ -163,12 +163,12 @@ impl<'g> Op<'g> {
 
     /// With `row` `[1, ...]` at `index` (`s32[]`) of the first dimension.
     #[track_caller]
-    pub fn with_row(self, row: Self, index: Self) -> Self {
+    pub fn dynamic_update_row(self, row: Self, index: Self) -> Self {
         self.dynamic_update_slice(row, &self.row_starts(index))
     }
 
     fn row_starts(self, index: Self) -> Vec<Self> {
-        let zero = self.graph.scalar(DType::S32, 0.0);
+        let zero = self.graph.s32(0);
         std::iter::once(index).chain(std::iter::repeat(zero)).take(self.shape().rank()).collect()
     }
 
@@ -213,10 +213,10 @@ impl<'g> Op<'g> {
         self.graph.push("scatter", Type::Array(shape), &[self, indices, updates], attributes)
     }
 
-    /// Parts of an array `[elements]`, `width` elements from integer `starts` `[...]` on: `[..., width]`. Starts are clamped so that
-    /// parts lie inside.
+    /// Slices of an array `[elements]`, `width` elements from integer `starts` `[...]` on: `[..., width]`. Starts are clamped so
+    /// that slices lie inside.
     #[track_caller]
-    pub fn take_parts(self, starts: Self, width: i64) -> Self {
+    pub fn gather_slices(self, starts: Self, width: i64) -> Self {
         let rank = starts.shape().rank() as i64;
         self.gather(
             starts,

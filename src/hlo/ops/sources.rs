@@ -9,6 +9,21 @@ impl Graph {
         self.constant(Literal::scalar(dtype, value))
     }
 
+    /// An s32 constant, `s32[]`.
+    ///
+    /// # Panics
+    /// If the value does not fit s32.
+    #[track_caller]
+    pub fn s32(&self, value: i64) -> Op<'_> {
+        self.constant(Literal::s32s([], &[i32::try_from(value).expect("a constant that fits s32")]))
+    }
+
+    /// An f32 constant, `f32[]`.
+    #[track_caller]
+    pub fn f32(&self, value: f64) -> Op<'_> {
+        self.scalar(DType::F32, value)
+    }
+
     /// An array that holds `value` everywhere.
     #[track_caller]
     pub fn full(&self, shape: &Shape, value: f64) -> Op<'_> {

@@ -1,0 +1,98 @@
+//! What a step computes from the last hidden states of chosen rows: the next token, log-probabilities, or logits.
+
+use super::{
+    Context,
+    inputs::Inputs,
+    layers::{largest_logit, logits, top_logits},
+    weights::Weights,
+};
+use crate::{
+    hlo::{Mesh, Op},
+    sampling::{self, Candidates, MAX_TOP_K, ParamOps, PenaltyOps, Sampler},
+    tree,
+};
+
+/// What a sampler needs of each row.
+#[derive(Clone, Copy)]
+pub(super) struct SamplingOps<'g> {
+    params: Option<ParamOps<'g>>,
+    penalties: Option<PenaltyOps<'g>>,
+    sampler: Sampler,
+}
+tree!(SamplingOps { params, penalties } keeping { sampler });
+
+impl<'g> SamplingOps<'g> {
+    /// Takes them from the program's inputs.
+    pub fn new(cx: Context<'_, 'g>, inputs: &Inputs<'g>, sampler: Sampler) -> Self {
+        let penalties = || PenaltyOps::new(inputs.penalties(), cx.model.local_vocab(), cx.model.mesh);
+        Self {
+            params: (sampler > Sampler::Greedy).then(|| inputs.params()),
+            penalties: (sampler >= Sampler::Penalized).then(penalties),
+            sampler,
+        }
+    }
+
+    /// Counts a token of each row, `s32[rows]`, as generated.
+    pub fn after(self, cx: Context<'_, 'g>, tokens: Op<'g>) -> Self {
+        Self { penalties: self.penalties.map(|penalties| penalties.after(tokens, cx.model.mesh)), ..self }
+    }
+
+    /// Samples a token for each row of hidden states `[rows, hidden]`; it will stand at `positions` `s32[rows]`. Returns the tokens
+    /// `s32[rows]`, and all that is reported of them, `s32[rows, width]`: the token and its packed log-probabilities.
+    pub fn sample(
+        &self,
+        cx: Context<'_, 'g>,
+        hidden: Op<'g>,
+        weights: &Weights<'g>,
+        positions: Op<'g>,
+    ) -> (Op<'g>, Op<'g>) {
+        let (mesh, vocab) = (cx.model.mesh, weights.output().rows());
+        let params = || self.params.as_ref().expect("samplers other than greedy have parameters");
+        let mut packed_logprobs = None;
+        let tokens = match self.sampler {
+            Sampler::Greedy => {
+                let [value, index] = largest_logit(cx, hidden, weights);
+                sampling::largest(value, index, vocab, mesh)
+            }
+            Sampler::TopK => {
+                let most = i64::from(MAX_TOP_K);
+                let (logits, tokens) = top_logits(cx, hidden, weights, most);
+                let candidates = Candidates { logits, tokens, vocab }.merged(most, mesh);
+                sampling::sample(candidates, params(), positions, Mesh::SINGLE)
+            }
+            Sampler::Stochastic => {
+                sampling::sample(Candidates::all(logits(cx, hidden, weights)), params(), positions, mesh)
+            }
+            Sampler::Penalized | Sampler::Logprobs => {
+                let logits = logits(cx, hidden, weights);
+                let changed = self.penalties.expect("the sampler has penalties").apply(logits);
+                let tokens = sampling::sample(Candidates::all(changed), params(), positions, mesh);
+                // Log-probabilities are those of the model's own distribution.
+                packed_logprobs = (self.sampler == Sampler::Logprobs)
+                    .then(|| sampling::packed_logprobs(logits, tokens, true, mesh));
+                tokens
+            }
+        };
+        let column = tokens.reshape(&[tokens.dim(0), 1]);
+        (tokens, packed_logprobs.map_or(column, |logprobs| Op::concatenate(&[column, logprobs], 1)))
+    }
+}
+
+/// The most likely token of each row and the log-probability of its target `s32[rows]`, with those of the most likely tokens if
+/// `top`: `s32[rows, 2]` or `s32[rows, 2 + 2 TOP_LOGPROBS]`, floats as their bits.
+pub(super) fn score<'g>(
+    cx: Context<'_, 'g>,
+    hidden: Op<'g>,
+    weights: &Weights<'g>,
+    targets: Op<'g>,
+    top: bool,
+) -> Op<'g> {
+    let logits = logits(cx, hidden, weights);
+    let greedy = sampling::greedy(logits, cx.model.mesh).reshape(&[targets.dim(0), 1]);
+    Op::concatenate(&[greedy, sampling::packed_logprobs(logits, targets, top, cx.model.mesh)], 1)
+}
+
+/// `f32[rows, vocab]`, whole on every device.
+pub(super) fn all_logits<'g>(cx: Context<'_, 'g>, hidden: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
+    cx.model.mesh.gather(logits(cx, hidden, weights), 1)
+}
