@@ -18,7 +18,10 @@
 //! | [`checkpoint`] | safetensors files: mapping, strict checks, writing |
 //! | [`tokenizer`] | tokenizer.json, the chat template, streaming text |
 //! | [`demo`] | the demo model, embedded |
-//! | [`runtime`] | platform, placed weights, program cache, sessions, generation, conversations |
+//! | [`device`] | the platform, and the grid of devices |
+//! | [`compile`] | programs: compiled, cached, bundled; machines to compile for. The only room that sees graphs and plugins together |
+//! | [`runtime`] | placed weights, sessions: steps over a KV cache |
+//! | [`plan`] | memory and speed on machines that are elsewhere |
 //! | [`engine`] | many requests at once: slots, continuous batching, prefix cache |
 //! | [`eval`] | benchmarks: tasks, datasets, likelihoods, metrics |
 //! | [`cli`] | the commands |
@@ -26,7 +29,9 @@
 pub mod cache_dir;
 pub mod checkpoint;
 pub mod cli;
+pub mod compile;
 pub mod demo;
+pub mod device;
 pub mod download;
 pub mod engine;
 pub mod eval;
@@ -36,6 +41,7 @@ pub mod hub;
 pub mod kernel_abi;
 pub mod kernels;
 pub mod pjrt;
+pub mod plan;
 pub mod plugins;
 pub mod runtime;
 pub mod sampling;

@@ -152,8 +152,17 @@ impl ModelSpec {
         let first = &argument.tensors[0];
         let layers = argument.is_stacked.then_some(argument.tensors.len() as i64);
         let dims: Vec<i64> = layers.into_iter().chain(first.local_dims(&self.config, self.mesh)).collect();
-        let dtype = self.stored.of(first);
-        if self.is_unaligned(first) { unaligned_shape(dtype, &dims) } else { weight_shape(self.lowering, dtype, &dims) }
+        self.shape_of(first, &dims)
+    }
+
+    /// Shape in which programs take a device's shard of one tensor that is not stacked, or one layer's part of a stacked one.
+    pub fn tensor_shape(&self, tensor: &TensorSpec) -> Shape {
+        self.shape_of(tensor, &tensor.local_dims(&self.config, self.mesh))
+    }
+
+    fn shape_of(&self, tensor: &TensorSpec, dims: &[i64]) -> Shape {
+        let dtype = self.stored.of(tensor);
+        if self.is_unaligned(tensor) { unaligned_shape(dtype, dims) } else { weight_shape(self.lowering, dtype, dims) }
     }
 
     /// Whether programs take the tensor inside a larger array, see [`StoredTypes::unaligned`].

@@ -3,26 +3,25 @@
 use std::sync::Arc;
 
 use super::{
-    bundle::Bundle,
-    error::Result,
-    loading::{Job, OnProgress, Placed, Weights},
-    platform::Platform,
-    program_cache::ProgramCache,
-    programs::{CompileReport, Programs},
-    weights::{self, Placement},
+    buckets::{step_sizes, windows},
+    loader::{OnProgress, PendingWeights, PlacedWeights, WeightLoader},
+    placement::{self, Placement},
 };
 use crate::{
     checkpoint::Checkpoint,
-    gemma::{Config, Program, ProgramSpec, Target, weights::StoredTypes},
-    hlo::{DType, Mesh},
+    compile::{Bundle, CompileReport, DiskCache, Programs},
+    device::{DeviceGrid, Error, Platform, Result},
+    gemma::{Config, Head, Lowering, ModelSpec, Program, ProgramSpec, zeros},
+    hlo::{DType, Mesh, Module, Shape},
     pjrt::Executable,
+    sampling::Sampler,
 };
 
 /// How a model is to be run.
 #[derive(Clone, Debug)]
-pub struct ModelOptions {
-    /// What programs are emitted for; see [`super::target`] for what a platform wants. The CPU can run programs for a TPU, too.
-    pub target: Target,
+pub struct RunOptions {
+    /// How programs are lowered; see [`crate::compile::lowering`] for what a platform wants. The CPU can run a TPU's programs, too.
+    pub lowering: Lowering,
     pub mesh: Mesh,
     /// Type of activations: BF16 or F32.
     pub compute: DType,
@@ -34,66 +33,77 @@ pub struct ModelOptions {
 
 /// A model on devices.
 pub struct Model {
-    pub(super) config: Config,
-    pub(super) options: ModelOptions,
-    stored: StoredTypes,
-    weights: Weights,
-    pub(super) programs: Arc<Programs>,
+    spec: Arc<ModelSpec>,
+    weights: PendingWeights,
+    programs: Arc<Programs>,
 }
 
 impl Model {
     /// Checks the checkpoint against the config, and places its weights on the mesh's devices: on accelerators in the background,
     /// so that programs can be compiled meanwhile. `on_progress` is told of copied bytes.
+    ///
+    /// # Errors
+    /// A checkpoint, mesh or bundle that does not fit, or too little memory.
     pub fn load(
         platform: &Platform,
         checkpoint: &Checkpoint,
         config: Config,
-        options: ModelOptions,
-        warn: fn(&str),
+        options: RunOptions,
         on_progress: OnProgress,
     ) -> Result<Self> {
-        let ModelOptions { target, mesh, .. } = options;
-        options.bundle.as_ref().map_or(Ok(()), |bundle| bundle.check(platform))?;
+        let RunOptions { lowering, mesh, compute, kv, bundle } = options;
+        bundle.as_ref().map_or(Ok(()), |bundle| bundle.check(platform))?;
         config.check_mesh(mesh)?;
-        let (mut stored, pairs) = weights::select(checkpoint, &config)?;
-        stored.check(target, &config, mesh)?;
-        let devices = platform.devices(mesh.devices())?;
-        stored.shifted = weights::are_shifted(target, &stored, &pairs);
-        let programs =
-            Arc::new(Programs::new(platform, devices, ProgramCache::new(platform, options.bundle.clone(), warn))?);
-        let weights = if target.stacks_layers() {
-            let job = Job::new(programs.clone(), target, config.clone(), mesh, stored.clone(), &pairs)?;
-            Weights::load(job, on_progress)
+        let (stored, pairs) = placement::select(checkpoint, &config)?;
+        let mut spec = ModelSpec { config, mesh, lowering, compute, kv, stored };
+        spec.check()?;
+        spec.stored.unaligned = placement::takes_unaligned(&spec, &pairs);
+        let grid = DeviceGrid::new(platform, mesh)?;
+        let programs = Arc::new(Programs::new(platform, grid, DiskCache::new(platform, bundle)));
+        let spec = Arc::new(spec);
+        let weights = if lowering.stacks_layers {
+            PendingWeights::load(WeightLoader::new(programs.clone(), spec.clone(), &pairs)?, on_progress)
         } else {
-            let (client, devices) = (&programs.client, &programs.devices);
-            let (buffers, placement) = weights::place(client, target, devices, &config, mesh, &stored, &pairs)?;
-            if placement.unaligned > 0 {
-                warn(&format!(
-                    "note: {:.2} GiB of weights are not aligned to 64 bytes in their files, and were copied instead of mapped",
-                    placement.unaligned as f64 / f64::from(1 << 30)
-                ));
+            let placed = placement::place(&programs.client, &programs.grid, &spec, &pairs)?;
+            if placed.placement.unaligned > 0 {
+                tracing::info!(
+                    "{:.2} GiB of weights are not aligned to 64 bytes in their files, and were copied instead of mapped",
+                    placed.placement.unaligned as f64 / f64::from(1 << 30)
+                );
             }
-            Weights::placed(buffers, placement)
+            PendingWeights::placed(placed)
         };
-        Ok(Self { config, options, stored, weights, programs })
+        Ok(Self { spec, weights, programs })
+    }
+
+    /// The model, and how it is run.
+    pub fn spec(&self) -> &Arc<ModelSpec> {
+        &self.spec
     }
 
     /// The model's sizes.
     pub fn config(&self) -> &Config {
-        &self.config
+        &self.spec.config
     }
 
     /// The devices that it is placed on.
     pub fn mesh(&self) -> Mesh {
-        self.options.mesh
+        self.spec.mesh
     }
 
     /// The weights, once they are there.
-    pub(super) fn weights(&self) -> Result<&Placed> {
+    pub(super) fn weights(&self) -> Result<&PlacedWeights> {
         self.weights.get()
     }
 
+    pub(super) fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
     /// How the weights were placed; waits until they are.
+    ///
+    /// # Errors
+    /// Those of loading.
     pub fn placement(&self) -> Result<Placement> {
         Ok(self.weights()?.placement)
     }
@@ -104,29 +114,72 @@ impl Model {
     }
 
     /// All that determines this program's graph.
-    pub fn spec(&self, program: Program, slots: i64, cache_len: i64, window: i64) -> ProgramSpec {
-        let ModelOptions { target, mesh, compute, kv, .. } = self.options;
-        ProgramSpec {
-            program,
-            target,
-            config: self.config.clone(),
-            mesh,
-            compute,
-            kv,
-            stored: self.stored.clone(),
-            slots,
-            cache_len,
-            window: if target.has_windows() { window } else { cache_len },
-        }
+    pub fn program_spec(&self, program: Program, slots: i64, cache_len: i64, window: i64) -> ProgramSpec {
+        ProgramSpec { model: self.spec.clone(), program, slots, cache_len, window }
     }
 
     /// The compiled program: from memory, from the disk cache, or compiled now.
+    ///
+    /// # Errors
+    /// The plugin's, while compiling.
     pub fn program(&self, spec: &ProgramSpec) -> Result<Arc<Executable>> {
         self.programs.get(spec)
     }
 
     /// Makes several programs ready, side by side.
+    ///
+    /// # Errors
+    /// The plugin's, while compiling.
     pub fn prepare(&self, specs: Vec<ProgramSpec>) -> Result<()> {
         self.programs.prepare(specs)
     }
+}
+
+/// All programs that running a model takes with sessions of this shape: steps with these heads and decoding with their samplers,
+/// copying slots, and placing weights and caches.
+///
+/// # Errors
+/// A graph that cannot be built: a defect of this crate.
+pub fn session_modules(
+    model: &Arc<ModelSpec>,
+    (slots, context): (i64, i64),
+    samplers: &[Sampler],
+    scores: bool,
+) -> Result<Vec<Module>> {
+    let spec = |program, window| ProgramSpec { model: model.clone(), program, slots, cache_len: context, window };
+    let sizes = step_sizes(model.lowering, slots);
+    let mut specs = vec![spec(Program::Copy, context)];
+    let mut heads: Vec<Head> = samplers.iter().map(|&sampler| Head::Sample(sampler)).collect();
+    if scores {
+        heads.extend([Head::Logprobs { top: false }, Head::Logprobs { top: true }]);
+    }
+    for &tokens in &sizes {
+        specs.extend(heads.iter().map(|&head| spec(Program::Step { tokens, head }, context)));
+    }
+    // All but the last step of a long prompt.
+    let tokens = *sizes.last().expect("there are sizes");
+    specs.push(spec(Program::Step { tokens, head: Head::None }, context));
+    if model.lowering.batches_decode {
+        for &sampler in samplers {
+            specs.extend(windows(context).map(|window| spec(Program::Decode { sampler }, window)));
+        }
+    }
+    let built = |name: String, module: std::result::Result<Module, crate::hlo::HloError>| {
+        module.map_err(|cause| Error::Graph { program: name, cause })
+    };
+    let mut modules = Vec::new();
+    for spec in &specs {
+        modules.push(built(spec.name(), spec.build())?);
+    }
+    if model.lowering.stacks_layers {
+        let shapes = |named: Vec<(String, Shape)>| named.into_iter().map(|(_, shape)| shape).collect::<Vec<_>>();
+        let mut allocate = |name: &str, shapes: &[Shape]| -> Result<()> {
+            modules.push(built(name.to_owned(), zeros(name, shapes))?);
+            Ok(())
+        };
+        allocate("allocate_weights", &shapes(model.stacked_weights()))?;
+        allocate("allocate_cache", &shapes(specs[0].cache_arrays()))?;
+        modules.push(built("put_layer".into(), model.put_layer())?);
+    }
+    Ok(modules)
 }

@@ -1,121 +1,101 @@
 //! Sequences under way: their keys and values on the devices, and the steps that extend them.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{
-    bridge::tensor_type,
-    buckets::{self, MAX_PREFILL, batch_for, batch_of, bucket_for, chunks, window_for},
-    error::{Error, Result, While},
-    inputs::{Choice, Decode, Input},
+    batch::{
+        BatchHead, DecodeRow, RowRef, Segment, StepBatch, StepOutput, Token, pack_tokens, pieces, unpack_score,
+        unpack_token,
+    },
+    buckets::{MAX_STEP_TOKENS, step_sizes, window_for},
     model::Model,
 };
 use crate::{
-    gemma::{More, Output, Program, ProgramSpec, zeros},
+    compile::tensor_type,
+    device::{During, Error, Result},
+    gemma::{Field, Head, InputLayout, PackedInputs, Program, ProgramSpec, zeros},
     hlo::Shape,
-    pjrt::{Arg, Buffer, Executable, TensorType},
-    sampling::{Params, Sampler, TOP_LOGPROBS},
+    pjrt::{Arg, Buffer, ElementType, TensorType},
+    sampling::Sampler,
 };
 
-/// Likelihood of a text's tokens, given those before them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Scored {
-    /// Natural log-probability of each token after the first.
-    pub logprobs: Vec<f32>,
-    /// The most likely token at each of those places.
-    pub greedy: Vec<u32>,
-    /// Logits after each token, the last one included: `f32 [tokens, vocab]`, if asked for.
-    pub logits: Option<Vec<f32>>,
-}
-
-/// Tokens that extend a slot's sequence, in a step of prefill or scoring.
-#[derive(Clone, Copy, Debug)]
-pub struct Extend<'a> {
-    pub slot: i64,
-    /// How many tokens the slot has.
-    pub start: i64,
-    /// At most [`Session::MAX_CHUNK`] of them.
-    pub tokens: &'a [u32],
-}
-
-impl Extend<'_> {
-    /// In the place of a part that is not there.
-    const NOTHING: Self = Self { slot: 0, start: 0, tokens: &[] };
-}
-
-/// A token that was chosen, or one of a text.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Token {
-    pub id: u32,
-    pub logprobs: Option<Logprobs>,
-}
-
-/// Natural log-probabilities, of the model's own distribution (before temperature, penalties and biases).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Logprobs {
-    /// The token's.
-    pub own: f32,
-    /// The most likely tokens', largest first; at most [`TOP_LOGPROBS`].
-    pub top: Vec<(u32, f32)>,
-}
-
-/// Slots of a cache, each with one sequence of up to `cache_len` tokens. Each data row of the mesh has as many, numbered one row
-/// after the other.
+/// Slots of a KV cache, each with one sequence of up to `cache_len` tokens. Each replica of the mesh has as many, numbered one
+/// replica after the other.
 pub struct Session {
     model: Arc<Model>,
-    /// Of each data row.
+    /// Of each replica.
     slots: i64,
     cache_len: i64,
-    decode_steps: i64,
+    /// Token counts of steps.
+    sizes: Vec<i64>,
     /// `[device][array]`; empty after a failed step, which takes the caches with it.
     caches: Vec<Vec<Buffer>>,
 }
 
-/// Longest chunk that is scored at once: f32 logits of 256k tokens take 1 MiB for each.
-const MAX_SCORE: i64 = 128;
-
 impl Session {
-    /// The most tokens that a step of prefill takes of a sequence.
-    pub const MAX_CHUNK: i64 = MAX_PREFILL;
-    /// The most tokens that a step of scoring takes of a sequence.
-    pub const MAX_SCORE: i64 = MAX_SCORE;
-
-    /// Allocates caches for `slots` sequences of up to `cache_len` tokens in each data row, filled with zeros (attention multiplies
-    /// what it masks by 0, so it must be finite).
+    /// Allocates caches for `slots` sequences of up to `cache_len` tokens in each replica.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if they do not fit.
     pub fn new(model: Arc<Model>, slots: i64, cache_len: i64) -> Result<Self> {
-        let spec = model.spec(Program::Copy, slots, cache_len, cache_len);
-        let types: Vec<TensorType> = spec.cache_arrays().iter().map(|(_, shape)| tensor_type(shape)).collect();
-        let doing = || format!("allocating the KV cache of {slots} x {cache_len} tokens");
-        let programs = &model.programs;
-        let needed = types.iter().map(|ty| ty.host_bytes() as u64).sum::<u64>() * programs.devices.len() as u64;
-        programs.require_memory(needed, doing)?;
-        let caches = if spec.target.stacks_layers() {
-            // A few large arrays, made where they are.
-            let shapes: Vec<Shape> = spec.cache_arrays().into_iter().map(|(_, shape)| shape).collect();
-            let allocate = programs.make(format!("allocate-{}", spec.name()), || zeros("allocate_cache", &shapes))?;
-            allocate.execute(programs.devices.iter().map(|_| vec![]).collect()).during(doing)?.wait().during(doing)?
-        } else {
-            let zeros = vec![0u8; types.iter().map(TensorType::host_bytes).max().unwrap_or_default()];
-            let allocate = |device| -> Result<Vec<Buffer>> {
-                let one = |ty: &TensorType| programs.client.upload(&zeros[..ty.host_bytes()], ty, device).during(doing);
-                types.iter().map(one).collect()
-            };
-            programs.devices.iter().map(allocate).collect::<Result<_>>()?
-        };
-        Ok(Self { model, slots, cache_len, decode_steps: spec.decode_steps(), caches })
+        let sizes = step_sizes(model.spec().lowering, slots);
+        let mut session = Self { model, slots, cache_len, sizes, caches: vec![] };
+        session.reset()?;
+        Ok(session)
     }
 
-    /// Slots of all data rows.
+    /// Allocates the caches anew, filled with zeros (attention multiplies what it masks by 0, so it must be finite).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if they do not fit.
+    pub fn reset(&mut self) -> Result<()> {
+        self.caches.clear();
+        let spec = self.spec(Program::Copy, self.cache_len);
+        let shapes: Vec<Shape> = spec.cache_arrays().into_iter().map(|(_, shape)| shape).collect();
+        let types: Vec<TensorType> = shapes.iter().map(tensor_type).collect();
+        let doing = || format!("allocating the KV cache of {} x {} tokens", self.slots, self.cache_len);
+        let programs = self.model.programs();
+        let devices = programs.grid.local().count();
+        let needed = types.iter().map(|ty| ty.host_bytes() as u64).sum::<u64>() * devices as u64;
+        programs.require_memory(needed, doing)?;
+        self.caches = if spec.model.lowering.stacks_layers {
+            // A few large arrays, made where they are.
+            let allocate = programs.make(format!("allocate-{}", spec.name()), || zeros("allocate_cache", &shapes))?;
+            programs.execute(&allocate, vec![vec![]; devices].into_iter().map(|_: Vec<()>| vec![]).collect(), doing)?
+        } else {
+            let zeros = vec![0u8; types.iter().map(TensorType::host_bytes).max().unwrap_or_default()];
+            let mut caches = Vec::new();
+            for (_, device) in programs.grid.local() {
+                let upload = |ty: &TensorType| programs.client.upload(&zeros[..ty.host_bytes()], ty, device);
+                caches.push(types.iter().map(upload).collect::<crate::pjrt::Result<_>>().during(doing)?);
+            }
+            caches
+        };
+        Ok(())
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Slots of all replicas.
     pub fn slots(&self) -> i64 {
-        self.slots * self.data_rows() as i64
+        self.slots * self.replicas() as i64
+    }
+
+    /// Slots of each replica.
+    pub fn slots_per_replica(&self) -> i64 {
+        self.slots
     }
 
     /// Parts of the mesh that each hold the whole model, and run sequences of their own.
-    pub fn data_rows(&self) -> usize {
-        self.model.mesh().data
+    pub fn replicas(&self) -> usize {
+        self.model.spec().mesh.data
     }
 
-    /// The data row that a slot belongs to.
-    pub fn row_of(&self, slot: i64) -> usize {
+    /// The replica that a slot belongs to.
+    pub fn replica_of(&self, slot: i64) -> usize {
         (slot / self.slots) as usize
     }
 
@@ -124,354 +104,246 @@ impl Session {
         self.cache_len
     }
 
+    /// The most tokens of each replica in one step.
+    pub fn max_step_tokens(&self) -> i64 {
+        *self.sizes.last().unwrap_or(&MAX_STEP_TOKENS)
+    }
+
+    /// The most rows of each replica that one step scores.
+    pub fn max_scored_rows(&self) -> i64 {
+        self.step_spec(self.max_step_tokens(), Head::Logits).head_rows()
+    }
+
     /// The most tokens that one dispatch decodes for a slot.
     pub fn decode_steps(&self) -> i64 {
-        self.decode_steps
+        self.model.spec().decode_steps()
     }
 
     /// Makes the programs ready that it takes to extend a sequence of `start` tokens by `tokens`, and to begin decoding.
+    ///
+    /// # Errors
+    /// The plugin's, while compiling.
     pub fn prepare(&self, start: i64, tokens: i64, sampler: Sampler) -> Result<()> {
-        let output = Output::Token(sampler);
-        let chunks = chunks(start, tokens, self.cache_len, MAX_PREFILL);
-        let last = chunks.len().saturating_sub(1);
-        let of_chunk = |(i, chunk): (usize, buckets::Chunk)| {
-            self.prefill_spec(
-                chunk.start + chunk.bucket,
-                1,
-                chunk.bucket,
-                if i == last { output } else { Output::Nothing },
-            )
-        };
-        let mut specs: Vec<ProgramSpec> = chunks.into_iter().enumerate().map(of_chunk).collect();
-        specs.push(self.decode_spec((start + tokens + 1).min(self.cache_len), output));
+        let max = self.max_step_tokens();
+        let (whole, rest) = (tokens / max, tokens % max);
+        let last = if rest == 0 { max } else { rest };
+        let mut specs = vec![self.step_spec(self.size_for(last, 0)?, Head::Sample(sampler))];
+        if whole > i64::from(rest == 0) {
+            specs.push(self.step_spec(max, Head::None));
+        }
+        specs.push(self.decode_spec((start + tokens + 1).min(self.cache_len), sampler));
         self.model.prepare(specs)
     }
 
-    fn spec(&self, program: Program, end: i64) -> ProgramSpec {
-        self.model.spec(program, self.slots, self.cache_len, window_for(end, self.cache_len))
+    fn spec(&self, program: Program, window: i64) -> ProgramSpec {
+        self.model.program_spec(program, self.slots, self.cache_len, window)
     }
 
-    fn prefill_spec(&self, end: i64, batch: i64, bucket: i64, output: Output) -> ProgramSpec {
-        self.spec(Program::Prefill { batch, bucket, output }, end)
+    fn step_spec(&self, tokens: i64, head: Head) -> ProgramSpec {
+        self.spec(Program::Step { tokens, head }, self.cache_len)
     }
 
-    fn decode_spec(&self, end: i64, output: Output) -> ProgramSpec {
-        self.spec(Program::Decode { output }, end)
-    }
-
-    /// Extends the sequence of `slot`, which has `start` tokens, by `tokens`; returns the token that follows.
-    pub fn prefill(&mut self, slot: i64, start: i64, tokens: &[u32], params: &Params) -> Result<u32> {
-        let output = Output::Token(params.sampler());
-        let out = self.prefill_all(slot, start, tokens, &Choice::plain(*params), output)?;
-        Ok(read::<i32>(&out)?[0] as u32)
-    }
-
-    /// As [`Self::prefill`], but returns the logits `f32[vocab]` after the last token.
-    pub fn prefill_logits(&mut self, slot: i64, start: i64, tokens: &[u32]) -> Result<Vec<f32>> {
-        read(&self.prefill_all(slot, start, tokens, &Choice::plain(Params::GREEDY), Output::Logits)?)
-    }
-
-    fn prefill_all(
-        &mut self,
-        slot: i64,
-        start: i64,
-        tokens: &[u32],
-        choice: &Choice<'_>,
-        output: Output,
-    ) -> Result<Buffer> {
-        self.check_room(slot, start, tokens.len() as i64)?;
-        let chunks = chunks(start, tokens.len() as i64, self.cache_len, MAX_PREFILL);
-        let part = |chunk: &buckets::Chunk| {
-            let from = (chunk.start - start) as usize;
-            Extend { slot, start: chunk.start, tokens: &tokens[from..from + chunk.len as usize] }
-        };
-        let (last, others) =
-            chunks.split_last().ok_or_else(|| Error::Invalid("there are no tokens to prefill".into()))?;
-        for chunk in others {
-            self.extend(&[(part(chunk), *choice)], Output::Nothing)?;
+    /// The program that decodes sequences of up to `end` tokens.
+    fn decode_spec(&self, end: i64, sampler: Sampler) -> ProgramSpec {
+        if self.model.spec().lowering.batches_decode {
+            return self.spec(Program::Decode { sampler }, window_for(end, self.cache_len));
         }
-        let mut outputs = self.extend(&[(part(last), *choice)], output)?;
-        Ok(outputs.swap_remove(self.row_of(slot)).swap_remove(0))
+        self.step_spec(self.slots, Head::Sample(sampler))
     }
 
-    /// One step of prefill, with at most one part for each slot; and how the token after it is chosen, if the output is one.
-    /// Returns each data row's output, if there is one: what each of its parts gives, in their order.
-    fn extend(&mut self, parts: &[(Extend<'_>, Choice<'_>)], output: Output) -> Result<Vec<Vec<Buffer>>> {
-        let bucket = self.bucket(parts.iter().map(|(part, _)| part), MAX_PREFILL)?;
-        check_once(parts.iter().map(|(part, _)| part.slot), "slot")?;
-        let end = parts.iter().map(|(part, _)| part.start + bucket).max().unwrap_or(bucket);
-        let of_row = |row: usize| parts.iter().filter(|(part, _)| self.row_of(part.slot) == row).count();
-        let batch = batch_of((0..self.data_rows()).map(of_row).max().unwrap_or(1));
-        let program = self.model.program(&self.prefill_spec(end, batch, bucket, output))?;
-        let nothing = (Extend::NOTHING, Choice::plain(Params::GREEDY));
-        let inputs = self.of_rows(
-            parts,
-            |(part, _)| part.slot,
-            |row| {
-                let (extends, choices): (Vec<Extend<'_>>, Vec<Choice<'_>>) =
-                    filled(row, nothing, batch).into_iter().unzip();
-                let mut inputs = self.chunk_inputs(&extends, bucket);
-                inputs.extend(Choice::inputs(&choices, output, self.cache_len));
-                inputs
-            },
-        );
-        self.run(&program, &inputs, true)
+    /// The smallest step with room for so many tokens and rows of a replica.
+    fn size_for(&self, tokens: i64, scored_rows: i64) -> Result<i64> {
+        let rows = |size: i64| self.step_spec(size, Head::Logits).head_rows();
+        let fits = |&&size: &&i64| size >= tokens && rows(size) >= scored_rows;
+        self.sizes.iter().find(fits).copied().ok_or_else(|| {
+            Error::Invalid(format!(
+                "a step takes up to {} tokens of each replica and scores up to {} rows, not {tokens} and {scored_rows}",
+                self.max_step_tokens(),
+                self.max_scored_rows()
+            ))
+        })
     }
 
-    /// What the first output of a step has for each part, `width` numbers each: in each data row they follow each other.
-    fn of_parts<T: bytemuck::Pod>(
-        &self,
-        outputs: &[Vec<Buffer>],
-        slots: impl Iterator<Item = i64>,
-        width: usize,
-    ) -> Result<Vec<Vec<T>>> {
-        let rows: Vec<Vec<T>> = outputs.iter().map(|list| read(&list[0])).collect::<Result<_>>()?;
-        let mut entries: Vec<_> = rows.iter().map(|row| row.chunks_exact(width)).collect();
-        let mut next =
-            |slot: i64| entries[self.row_of(slot)].next().expect("a row has as many entries as parts").to_vec();
-        Ok(slots.map(&mut next).collect())
-    }
-
-    /// Extends sequences without asking what follows, as [`Self::cut`] has given their parts.
-    pub fn extend_only(&mut self, parts: &[Extend<'_>]) -> Result<()> {
-        let parts: Vec<_> = parts.iter().map(|&part| (part, Choice::plain(Params::GREEDY))).collect();
-        self.extend(&parts, Output::Nothing).map(drop)
-    }
-
-    /// As [`Self::extend_only`]; returns the token that follows each.
-    pub fn extend_and_choose(&mut self, parts: &[(Extend<'_>, Choice<'_>)]) -> Result<Vec<Token>> {
-        let sampler = parts.iter().map(|(_, choice)| choice.sampler()).max().unwrap_or(Sampler::Greedy);
-        let output = Output::Token(sampler);
-        let outputs = self.extend(parts, output)?;
-        let packed = self.of_parts(&outputs, parts.iter().map(|(part, _)| part.slot), output.width() as usize)?;
-        Ok(packed.iter().zip(parts).map(|(packed, (_, choice))| unpack(packed, choice.detailed)).collect())
-    }
-
-    /// As [`Self::extend_only`]; returns the logits `f32[vocab]` after each.
-    pub fn extend_and_tell(&mut self, parts: &[Extend<'_>]) -> Result<Vec<Vec<f32>>> {
-        let with_choice: Vec<_> = parts.iter().map(|&part| (part, Choice::plain(Params::GREEDY))).collect();
-        let outputs = self.extend(&with_choice, Output::Logits)?;
-        self.of_parts(&outputs, parts.iter().map(|part| part.slot), self.model.config.vocab_size as usize)
-    }
-
-    /// One dispatch of up to `steps` tokens, with one entry for each slot; the tokens of each, the one that ends it included.
-    pub fn decode_slots(&mut self, slots: &[Decode<'_>], steps: i64) -> Result<Vec<Vec<Token>>> {
-        let steps = steps.min(self.decode_steps());
-        let choices = slots.iter().filter(|slot| slot.left > 0).map(|slot| slot.choice.sampler());
-        let output = Output::Token(choices.max().unwrap_or(Sampler::Greedy));
-        let outputs = self.decode_output(slots, steps, output)?;
-        let (own, width) = (self.slots as usize, output.width() as usize);
-        let rows: Vec<Vec<i32>> = outputs.iter().map(read).collect::<Result<_>>()?;
-        let of_slot = |(i, slot): (usize, &Decode<'_>)| {
-            let packed = &rows[i / own];
-            let entries = packed.chunks_exact(width).skip(i % own).step_by(own).take(steps as usize);
-            entries.take_while(|entry| entry[0] >= 0).map(|entry| unpack(entry, slot.choice.detailed)).collect()
+    /// Runs one pass over a batch.
+    ///
+    /// # Errors
+    /// A batch that does not fit the session leaves it as it was. A step that failed takes the caches with it:
+    /// [`Self::reset`] makes new ones.
+    pub fn step(&mut self, batch: &StepBatch<'_>) -> Result<StepOutput> {
+        self.check(batch)?;
+        let rows = batch.head.rows(&batch.segments);
+        let of_replica = |replica: usize| {
+            let is_own = move |segment: &&Segment<'_>| self.replica_of(segment.slot) == replica;
+            batch.segments.iter().filter(is_own)
         };
-        Ok(slots.iter().enumerate().map(of_slot).collect())
-    }
+        let replicas = 0..self.replicas();
+        let tokens = |replica| of_replica(replica).map(|segment| segment.tokens.len()).sum::<usize>() as i64;
+        let is_scoring = matches!(batch.head, BatchHead::Logprobs { .. } | BatchHead::Logits(_));
+        let replica_of_row = |row: &RowRef| self.replica_of(batch.segments[row.segment].slot);
+        let scored = |replica| rows.iter().filter(|row| is_scoring && replica_of_row(row) == replica).count() as i64;
+        let size = self.size_for(
+            replicas.clone().map(tokens).max().unwrap_or(0),
+            replicas.clone().map(scored).max().unwrap_or(0),
+        )?;
+        let spec = self.step_spec(size, head_of(&batch.head));
 
-    /// One step of the first slots: `tokens[i]` is put at position `positions[i]` of slot i; returns the tokens that follow.
-    pub fn decode(&mut self, tokens: &[u32], positions: &[i64], params: &[Params]) -> Result<Vec<u32>> {
-        let slots = self.one_step(tokens, positions, params)?;
-        Ok(self.decode_slots(&slots, 1)?[..tokens.len()].iter().map(|tokens| tokens[0].id).collect())
-    }
-
-    /// As [`Self::decode`], but returns the logits `f32[slots of a data row, vocab]` of the first data row.
-    pub fn decode_logits(&mut self, tokens: &[u32], positions: &[i64]) -> Result<Vec<f32>> {
-        let slots = self.one_step(tokens, positions, &vec![Params::GREEDY; tokens.len()])?;
-        read(&self.decode_output(&slots, 1, Output::Logits)?.swap_remove(0))
-    }
-
-    fn one_step(&self, tokens: &[u32], positions: &[i64], params: &[Params]) -> Result<Vec<Decode<'static>>> {
-        let given = tokens.len();
-        if [positions.len(), params.len()] != [given; 2] || given as i64 > self.slots() {
-            let slots = self.slots();
-            return Err(Error::Invalid(format!(
-                "a decode step takes one token for each of {slots} slots, not {given}"
-            )));
+        // Tokens of each replica follow each other on its axis; rows of the head follow each other, too.
+        let mut inputs = vec![PackedInputs::new(InputLayout::of(&spec)); self.replicas()];
+        let mut first_rows = Vec::new();
+        let (mut used, mut segments) = (vec![0; self.replicas()], vec![0; self.replicas()]);
+        for segment in &batch.segments {
+            let replica = self.replica_of(segment.slot);
+            let first = used[replica];
+            pack_tokens(&mut inputs[replica], first, segment);
+            for piece in pieces(first, segment, segment.slot % self.slots, spec.max_segment(size)) {
+                inputs[replica].set(Field::Segments, segments[replica], piece);
+                segments[replica] += 1;
+            }
+            first_rows.push(first);
+            used[replica] += segment.tokens.len();
         }
-        let given = tokens.iter().zip(positions).zip(params).map(|((&token, &position), &params)| {
-            let choice = Choice::plain(params);
-            Decode { token, position, left: 1, stop_ids: &[], choice }
+        let mut head_rows = vec![0; self.replicas()];
+        for (i, row) in rows.iter().enumerate() {
+            let replica = replica_of_row(row);
+            let (inputs, at) = (&mut inputs[replica], head_rows[replica]);
+            inputs.set(Field::Rows, at, [(first_rows[row.segment] + row.token) as i32]);
+            match &batch.head {
+                BatchHead::Sample(rows) => rows[i].1.pack(at, inputs),
+                BatchHead::Logprobs { rows, .. } => inputs.set(Field::Targets, at, [rows[i].target as i32]),
+                BatchHead::None | BatchHead::Logits(_) | BatchHead::Hidden => {}
+            }
+            head_rows[replica] += 1;
+        }
+        for (replica, inputs) in inputs.iter_mut().enumerate() {
+            inputs.set(Field::TokenCount, 0, [used[replica] as i32]);
+            if inputs.has(Field::RowCount) {
+                inputs.set(Field::RowCount, 0, [head_rows[replica] as i32]);
+            }
+        }
+        let outputs = self.run(&spec, &inputs)?;
+        let mut next = vec![0; self.replicas()];
+        let places = rows.iter().map(|row| {
+            let replica = replica_of_row(row);
+            next[replica] += 1;
+            (replica, next[replica] - 1)
         });
-        Ok(given.chain(std::iter::repeat(Decode::resting(0))).take(self.slots() as usize).collect())
+        self.unpack(&batch.head, &outputs, places, used[0])
     }
 
-    /// The output of each data row.
-    fn decode_output(&mut self, slots: &[Decode<'_>], steps: i64, output: Output) -> Result<Vec<Buffer>> {
-        if slots.len() as i64 != self.slots() {
-            let message = format!("decoding takes all {} slots, not {}", self.slots(), slots.len());
-            return Err(Error::Invalid(message));
-        }
-        for (i, slot) in slots.iter().enumerate() {
-            self.check_room(i as i64, slot.position, slot.left.min(steps))?;
-        }
-        let end = slots.iter().map(|slot| slot.position + slot.left.min(steps)).max().expect("there is a slot");
-        let program = self.model.program(&self.decode_spec(end, output))?;
-        let of_row = |slots: &[Decode<'_>]| Decode::inputs(slots, steps, output, self.cache_len);
-        let inputs: Vec<Vec<Input>> = slots.chunks_exact(self.slots as usize).map(of_row).collect();
-        Ok(self.run(&program, &inputs, true)?.into_iter().map(|mut list| list.swap_remove(0)).collect())
+    /// Reads each replica's output; `places` are the replica of each row of the head, and its number there.
+    fn unpack(
+        &self,
+        head: &BatchHead<'_>,
+        outputs: &[Option<Buffer>],
+        places: impl Iterator<Item = (usize, usize)>,
+        tokens: usize,
+    ) -> Result<StepOutput> {
+        Ok(match head {
+            BatchHead::None => StepOutput::None,
+            BatchHead::Sample(rows) => {
+                let packed = Records::<i32>::read(outputs)?;
+                let token = |((_, sampling), place): (&(usize, super::SamplingInputs<'_>), _)| {
+                    unpack_token(packed.get(place), sampling.logprobs)
+                };
+                StepOutput::Tokens(rows.iter().zip(places).map(token).collect())
+            }
+            BatchHead::Logprobs { .. } => {
+                let packed = Records::<i32>::read(outputs)?;
+                StepOutput::Scores(places.map(|place| unpack_score(packed.get(place))).collect())
+            }
+            BatchHead::Logits(_) => {
+                let logits = Records::<f32>::read(outputs)?;
+                StepOutput::Logits(places.map(|place| logits.get(place).to_vec()).collect())
+            }
+            BatchHead::Hidden => {
+                let hidden = self.model.spec().config.hidden_size as usize;
+                let all: Vec<f32> = read(&outputs[0])?;
+                let layers = self.model.spec().config.num_hidden_layers as usize + 1;
+                let of_layer = all.chunks_exact(all.len() / layers);
+                StepOutput::Hidden(of_layer.flat_map(|layer| &layer[..tokens * hidden]).copied().collect())
+            }
+        })
     }
 
-    /// Gives slot `to` what slot `from` holds, which is of the same data row.
+    /// One dispatch of up to `steps` tokens of each row's slot; the tokens of each, the one that ends it included.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn decode(&mut self, rows: &[DecodeRow<'_>], steps: i64) -> Result<Vec<Vec<Token>>> {
+        let sampler = rows.iter().map(|row| row.sampling.sampler()).max().unwrap_or(Sampler::Greedy);
+        if !self.model.spec().lowering.batches_decode {
+            let segment = |row: &DecodeRow<'_>| Segment { slot: row.slot, start: row.position, tokens: row.token };
+            let segments: Vec<Segment<'_>> = rows.iter().map(|row| segment(row)).collect();
+            let head = BatchHead::Sample(rows.iter().enumerate().map(|(i, row)| (i, row.sampling)).collect());
+            let StepOutput::Tokens(tokens) = self.step(&StepBatch { segments, head })? else {
+                unreachable!("the head samples")
+            };
+            return Ok(tokens.into_iter().map(|token| vec![token]).collect());
+        }
+        let steps = steps.min(self.decode_steps());
+        for row in rows {
+            self.check_room(row.slot, row.position, row.max_new_tokens.min(steps))?;
+        }
+        let end = rows.iter().map(|row| row.position + row.max_new_tokens.min(steps)).max().unwrap_or(1);
+        let spec = self.decode_spec(end, sampler);
+        let mut inputs = vec![PackedInputs::new(InputLayout::of(&spec)); self.replicas()];
+        for inputs in &mut inputs {
+            inputs.set(Field::Steps, 0, [steps as i32]);
+        }
+        for row in rows {
+            row.pack((row.slot % self.slots) as usize, &mut inputs[self.replica_of(row.slot)]);
+        }
+        // [steps, slots, width]
+        let packed = Records::<i32>::of_width(&self.run(&spec, &inputs)?, sampler.width() as usize)?;
+        let tokens_of = |row: &DecodeRow<'_>| {
+            let (replica, slot) = (self.replica_of(row.slot), (row.slot % self.slots) as usize);
+            let entry = |step: i64| packed.get((replica, step as usize * self.slots as usize + slot));
+            let entries = (0..steps).map(entry).take_while(|entry| entry[0] >= 0);
+            entries.map(|entry| unpack_token(entry, row.sampling.logprobs)).collect()
+        };
+        Ok(rows.iter().map(tokens_of).collect())
+    }
+
+    /// Copies all that slot `from` holds to slot `to` of the same replica.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
     pub fn copy(&mut self, from: i64, to: i64) -> Result<()> {
         self.check_room(from, 0, 0)?;
         self.check_room(to, 0, 0)?;
-        let (row, own) = (self.row_of(to), self.slots);
-        if self.row_of(from) != row {
+        let replica = self.replica_of(to);
+        if self.replica_of(from) != replica {
             return Err(Error::Invalid(format!("slots {from} and {to} are on different devices")));
         }
-        let program = self.model.program(&self.spec(Program::Copy, self.cache_len))?;
-        // Other rows give their first slot what it has.
-        let pair = |i: usize| if i == row { [from % own, to % own] } else { [0, 0] };
-        let inputs: Vec<Vec<Input>> = (0..self.data_rows()).map(|i| pair(i).map(Input::number).into()).collect();
-        self.run(&program, &inputs, false).map(drop)
+        let spec = self.spec(Program::Copy, self.cache_len);
+        // In other replicas slot 0 is copied to itself.
+        let mut inputs = vec![PackedInputs::new(InputLayout::of(&spec)); self.replicas()];
+        inputs[replica].set(Field::CopyFrom, 0, [(from % self.slots) as i32]);
+        inputs[replica].set(Field::CopyTo, 0, [(to % self.slots) as i32]);
+        self.run(&spec, &inputs).map(drop)
     }
 
-    /// Likelihoods of the tokens that follow each of the given ones: `targets[i]` is what follows `parts[i]`, token by token. At most
-    /// one part for each data row, of at most [`Self::MAX_SCORE`] tokens. `top`: whether the most likely tokens are told, too.
-    /// Each target with the most likely token at its place.
-    pub fn score_parts(&mut self, parts: &[(Extend<'_>, &[u32])], top: bool) -> Result<Vec<Vec<(Token, u32)>>> {
-        let bucket = self.bucket(parts.iter().map(|(part, _)| part), MAX_SCORE)?;
-        check_once(parts.iter().map(|(part, _)| self.row_of(part.slot) as i64), "data row")?;
-        let outputs = self.score_step(parts, bucket, if top { More::Top } else { More::Nothing })?;
-        let of_part = |(part, targets): &(Extend<'_>, &[u32])| -> Result<Vec<(Token, u32)>> {
-            let out = &outputs[self.row_of(part.slot)];
-            let (own, greedy) = (read::<f32>(&out[0])?, read::<i32>(&out[1])?);
-            let most = if top { Some((read::<i32>(&out[2])?, read::<f32>(&out[3])?)) } else { None };
-            let one = |(i, &id): (usize, &u32)| {
-                let top = most.as_ref().map_or(vec![], |(ids, values)| {
-                    let n = ids.len() / bucket as usize;
-                    let pairs = ids[i * n..][..n].iter().zip(&values[i * n..][..n]);
-                    pairs.map(|(&id, &value)| (id as u32, value)).collect()
-                });
-                (Token { id, logprobs: Some(Logprobs { own: own[i], top }) }, greedy[i] as u32)
-            };
-            Ok(targets.iter().enumerate().map(one).collect())
-        };
-        parts.iter().map(of_part).collect()
-    }
-
-    fn score_step(&mut self, parts: &[(Extend<'_>, &[u32])], bucket: i64, more: More) -> Result<Vec<Vec<Buffer>>> {
-        let end = parts.iter().map(|(part, _)| part.start + bucket).max().unwrap_or(bucket);
-        let program = self.model.program(&self.spec(Program::Score { bucket, more }, end))?;
-        let inputs = self.of_rows(
-            parts,
-            |(part, _)| part.slot,
-            |row| {
-                let &(part, targets) = row.first().unwrap_or(&(Extend::NOTHING, &[]));
-                let mut inputs = self.chunk_inputs(&[part], bucket);
-                inputs.push(Input::tokens(&[targets], bucket));
-                inputs
-            },
-        );
-        self.run(&program, &inputs, true)
-    }
-
-    /// Likelihood of a whole text, in slot 0, which is overwritten.
-    pub fn score(&mut self, tokens: &[u32], with_logits: bool) -> Result<Scored> {
-        self.check_room(0, 0, tokens.len() as i64)?;
-        let mut scored = Scored { logprobs: vec![], greedy: vec![], logits: with_logits.then(Vec::new) };
-        for chunk in chunks(0, tokens.len() as i64, self.cache_len, MAX_SCORE) {
-            let (from, len) = (chunk.start as usize, chunk.len as usize);
-            let part = Extend { slot: 0, start: chunk.start, tokens: &tokens[from..from + len] };
-            let targets = &tokens[from + 1..tokens.len().min(from + len + 1)];
-            let more = if with_logits { More::Logits } else { More::Nothing };
-            let outputs = self.score_step(&[(part, targets)], chunk.bucket, more)?.swap_remove(0);
-            scored.logprobs.extend(&read::<f32>(&outputs[0])?[..len]);
-            scored.greedy.extend(read::<i32>(&outputs[1])?[..len].iter().map(|&id| id as u32));
-            if let Some(logits) = &mut scored.logits {
-                let vocab = self.model.config.vocab_size as usize;
-                logits.extend(&read::<f32>(&outputs[2])?[..len * vocab]);
+    fn check(&self, batch: &StepBatch<'_>) -> Result<()> {
+        let mut seen = vec![false; self.slots() as usize];
+        for segment in &batch.segments {
+            self.check_room(segment.slot, segment.start, segment.tokens.len() as i64)?;
+            if segment.tokens.is_empty() {
+                return Err(Error::Invalid(format!("slot {} has no tokens in this step", segment.slot)));
+            }
+            if std::mem::replace(&mut seen[segment.slot as usize], true) {
+                return Err(Error::Invalid(format!("slot {} is in this step twice", segment.slot)));
             }
         }
-        // What follows the last token is not in the text.
-        scored.logprobs.pop();
-        scored.greedy.pop();
-        Ok(scored)
-    }
-
-    /// What each layer takes, and what the last one gives, before the final norm: `f32 [layers + 1, tokens, hidden]`. In slot 0,
-    /// which is overwritten; for looking inside the model. The tokens must fit one chunk.
-    pub fn trace(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.check_room(0, 0, tokens.len() as i64)?;
-        let [chunk] = chunks(0, tokens.len() as i64, self.cache_len, MAX_PREFILL)[..] else {
-            return Err(Error::Invalid(format!("a trace takes 1 to {MAX_PREFILL} tokens, not {}", tokens.len())));
-        };
-        let program = self.model.program(&self.spec(Program::Trace { bucket: chunk.bucket }, chunk.bucket))?;
-        let part = Extend { slot: 0, start: 0, tokens };
-        let inputs = self.of_rows(
-            &[part],
-            |part| part.slot,
-            |row| self.chunk_inputs(&filled(row, Extend::NOTHING, 1), chunk.bucket),
-        );
-        let all = read::<f32>(&self.run(&program, &inputs, true)?[0][0])?;
-        let hidden = self.model.config.hidden_size as usize;
-        let layers = all.chunks_exact(chunk.bucket as usize * hidden);
-        Ok(layers.flat_map(|layer| &layer[..tokens.len() * hidden]).copied().collect())
-    }
-
-    /// What one step takes of these: of each data row the first, cut by a common bucket, and others that are whole in it, as long as
-    /// the step takes hardly longer for them.
-    pub fn cut<'a>(&self, rests: &[Extend<'a>], max: i64) -> Vec<Extend<'a>> {
-        let mut in_row = vec![0; self.data_rows()];
-        let (mut first, mut others) = (vec![], vec![]);
-        for rest in rests {
-            let seen: &mut i64 = &mut in_row[self.row_of(rest.slot)];
-            (if *seen == 0 { &mut first } else { &mut others }).push(*rest);
-            *seen = 1;
+        let outside = |row: &RowRef| row.segment >= batch.segments.len();
+        let sampled_outside = matches!(&batch.head, BatchHead::Sample(rows) if rows.iter().any(|row| row.0 >= batch.segments.len()));
+        if batch.segments.is_empty() || sampled_outside {
+            return Err(Error::Invalid("a step takes at least one segment, and samples after its own only".into()));
         }
-        let lengths: Vec<(i64, i64)> = first.iter().map(|rest| (rest.start, rest.tokens.len() as i64)).collect();
-        let bucket = bucket_for(&lengths, self.cache_len, max);
-        for rest in &mut first {
-            rest.tokens = &rest.tokens[..rest.tokens.len().min(bucket as usize)];
+        let rows = batch.head.rows(&batch.segments);
+        match rows.iter().find(|row| outside(row) || row.token >= batch.segments[row.segment].tokens.len()) {
+            Some(row) => Err(Error::Invalid(format!("a step has no token {} in segment {}", row.token, row.segment))),
+            None => Ok(()),
         }
-        let most = batch_for(bucket, self.slots);
-        others.retain(|rest| {
-            let taken = &mut in_row[self.row_of(rest.slot)];
-            let fits = rest.tokens.len() as i64 <= bucket && rest.start + bucket <= self.cache_len && *taken < most;
-            *taken += i64::from(fits);
-            fits
-        });
-        [first, others].concat()
-    }
-
-    /// The bucket that holds all parts.
-    fn bucket<'p>(&self, parts: impl Iterator<Item = &'p Extend<'p>>, max: i64) -> Result<i64> {
-        let mut lengths = Vec::new();
-        for part in parts {
-            self.check_room(part.slot, part.start, part.tokens.len() as i64)?;
-            lengths.push((part.start, part.tokens.len() as i64));
-        }
-        let bucket = bucket_for(&lengths, self.cache_len, max);
-        let longest = lengths.iter().map(|&(_, len)| len).max().unwrap_or(0);
-        if longest == 0 || longest > bucket {
-            let message = format!("a step takes 1 to {bucket} tokens of each sequence here, not {longest}");
-            return Err(Error::Invalid(message));
-        }
-        Ok(bucket)
-    }
-
-    /// The inputs of each data row, by its parts among these.
-    fn of_rows<P: Copy>(
-        &self,
-        parts: &[P],
-        slot: impl Fn(&P) -> i64,
-        inputs: impl Fn(&[P]) -> Vec<Input>,
-    ) -> Vec<Vec<Input>> {
-        let of_row = |row| parts.iter().copied().filter(|part| self.row_of(slot(part)) == row).collect::<Vec<P>>();
-        (0..self.data_rows()).map(|row| inputs(&of_row(row))).collect()
-    }
-
-    /// The first inputs of a program for chunks.
-    fn chunk_inputs(&self, parts: &[Extend<'_>], bucket: i64) -> Vec<Input> {
-        let tokens: Vec<&[u32]> = parts.iter().map(|part| part.tokens).collect();
-        vec![
-            Input::tokens(&tokens, bucket),
-            Input::numbers(parts.iter().map(|part| part.slot % self.slots)),
-            Input::numbers(parts.iter().map(|part| part.start)),
-            Input::numbers(parts.iter().map(|part| part.tokens.len() as i64)),
-        ]
     }
 
     fn check_room(&self, slot: i64, start: i64, tokens: i64) -> Result<()> {
@@ -492,56 +364,71 @@ impl Session {
         Ok(())
     }
 
-    /// Runs a program with the inputs of each data row, all weights if it takes them, and the caches, which it gives back updated.
-    /// Returns its own outputs on the first device of each row.
-    fn run(&mut self, program: &Executable, inputs: &[Vec<Input>], weights: bool) -> Result<Vec<Vec<Buffer>>> {
-        let doing = || "running a step".to_owned();
-        let (client, devices) = (&self.model.programs.client, &self.model.programs.devices);
-        let of_row = self.model.mesh().model;
-        let uploaded: Vec<Vec<Buffer>> = devices
-            .iter()
-            .enumerate()
-            .map(|(i, device)| inputs[i / of_row].iter().map(|input| input.upload(client, device)).collect())
-            .collect::<Result<_>>()?;
-        let placed = if weights { &self.model.weights()?.buffers[..] } else { &[] };
+    /// Runs a program with the inputs of each replica, the weights if it takes them, and the caches, which it gives back updated.
+    /// Returns its own output on the first device of each replica.
+    fn run(&mut self, spec: &ProgramSpec, inputs: &[PackedInputs]) -> Result<Vec<Option<Buffer>>> {
+        let program = self.model.program(spec)?;
+        let programs = self.model.programs();
+        let ty = TensorType::new(ElementType::S32, [inputs[0].values().len() as i64]);
+        let mut uploaded = Vec::new();
+        for (rank, device) in programs.grid.local() {
+            let packed = inputs[programs.grid.replica(rank)].values();
+            let upload = programs.client.upload_slice(packed, &ty, device);
+            uploaded.push(upload.during(|| "uploading a step's inputs".into())?);
+        }
+        let placed = if spec.takes_weights() { &self.model.weights()?.buffers[..] } else { &[] };
         let caches = std::mem::take(&mut self.caches);
         let arrays = caches.first().map_or(0, Vec::len);
-        let args = uploaded.iter().zip(caches).enumerate().map(|(i, (inputs, caches))| {
-            let kept = inputs.iter().chain(placed.get(i).into_iter().flatten()).map(Arg::Keep);
-            kept.chain(caches.into_iter().map(Arg::Donate)).collect()
-        });
-        let mut outputs = program.execute(args.collect()).and_then(|execution| execution.wait()).during(doing)?;
+        let mut args = Vec::new();
+        for (i, (inputs, caches)) in uploaded.iter().zip(caches).enumerate() {
+            let kept = std::iter::once(inputs).chain(placed.get(i).into_iter().flatten()).map(Arg::Keep);
+            args.push(kept.chain(caches.into_iter().map(Arg::Donate)).collect());
+        }
+        let mut outputs = programs.execute(&program, args, || format!("running {}", spec.name()))?;
         let own = outputs[0].len() - arrays;
         self.caches = outputs.iter_mut().map(|list| list.split_off(own)).collect();
-        Ok(outputs.into_iter().step_by(of_row).collect())
+        let ranks = programs.grid.local().map(|(rank, _)| rank);
+        let firsts = ranks.zip(outputs).filter(|(rank, _)| programs.grid.tp_rank(*rank) == 0);
+        Ok(firsts.map(|(_, list)| list.into_iter().next()).collect())
     }
 }
 
-fn check_once(places: impl Iterator<Item = i64>, what: &str) -> Result<()> {
-    let mut seen = HashSet::new();
-    let twice = |place: &i64| !seen.insert(*place);
-    let mut places = places;
-    match places.find(twice) {
-        Some(place) => Err(Error::Invalid(format!("a step takes one part for each {what}, {what} {place} has two"))),
-        None => Ok(()),
+/// The program's head for a batch: the slowest sampler that a row needs.
+fn head_of(head: &BatchHead<'_>) -> Head {
+    match head {
+        BatchHead::None => Head::None,
+        BatchHead::Sample(rows) => {
+            Head::Sample(rows.iter().map(|(_, sampling)| sampling.sampler()).max().unwrap_or(Sampler::Greedy))
+        }
+        BatchHead::Logprobs { top, .. } => Head::Logprobs { top: *top },
+        BatchHead::Logits(_) => Head::Logits,
+        BatchHead::Hidden => Head::Hidden,
     }
 }
 
-/// Parts, and nothing in the place of those that lack to a batch.
-fn filled<P: Copy>(parts: &[P], nothing: P, batch: i64) -> Vec<P> {
-    parts.iter().copied().chain(std::iter::repeat(nothing)).take(batch as usize).collect()
+/// Each replica's output, in records of one width.
+struct Records<T> {
+    values: Vec<Vec<T>>,
+    width: usize,
 }
 
-/// From a program's packed result, see [`crate::sampling::details`].
-fn unpack(packed: &[i32], detailed: bool) -> Token {
-    let id = packed[0] as u32;
-    let Some((&own, top)) = packed[1..].split_first().filter(|_| detailed) else { return Token { id, logprobs: None } };
-    let float = |bits: i32| f32::from_bits(bits as u32);
-    let (ids, values) = top.split_at(TOP_LOGPROBS as usize);
-    let top = ids.iter().zip(values).map(|(&id, &value)| (id as u32, float(value))).collect();
-    Token { id, logprobs: Some(Logprobs { own: float(own), top }) }
+impl<T: bytemuck::Pod> Records<T> {
+    /// The last dimension of the output is a record.
+    fn read(outputs: &[Option<Buffer>]) -> Result<Self> {
+        let width = outputs.iter().flatten().find_map(|buffer| buffer.ty().dims.last().copied()).unwrap_or(1);
+        Self::of_width(outputs, width as usize)
+    }
+
+    fn of_width(outputs: &[Option<Buffer>], width: usize) -> Result<Self> {
+        Ok(Self { values: outputs.iter().map(read).collect::<Result<_>>()?, width })
+    }
+
+    fn get(&self, (replica, record): (usize, usize)) -> &[T] {
+        &self.values[replica][record * self.width..][..self.width]
+    }
 }
 
-fn read<T: bytemuck::Pod>(buffer: &Buffer) -> Result<Vec<T>> {
+fn read<T: bytemuck::Pod>(buffer: &Option<Buffer>) -> Result<Vec<T>> {
+    let buffer = buffer.as_ref().expect("the program has an output");
     buffer.to_vec().during(|| "reading a step's result".into())
 }

@@ -1,7 +1,7 @@
-//! From graphs to plugins: targets, element types and program signatures.
+//! From graphs to plugins: lowerings, element types and program signatures.
 
 use crate::{
-    gemma::Target,
+    gemma::Lowering,
     hlo::{DType, Module, Shape},
     pjrt::{ElementType, Signature, TensorType},
     plugins::Kind,
@@ -26,11 +26,12 @@ pub fn element_type(dtype: DType) -> ElementType {
     }
 }
 
-pub(super) fn tensor_type(shape: &Shape) -> TensorType {
+/// PJRT's type of an array.
+pub fn tensor_type(shape: &Shape) -> TensorType {
     TensorType::new(element_type(shape.dtype), shape.dims.clone())
 }
 
-/// What a module takes and gives, for the checks before each execution.
+/// The parameters and results of a module, for the checks before each execution.
 pub fn signature(module: &Module) -> Signature {
     Signature {
         parameters: module.parameters().into_iter().map(|(name, shape)| (name, tensor_type(&shape))).collect(),
@@ -39,11 +40,12 @@ pub fn signature(module: &Module) -> Signature {
     }
 }
 
-/// What programs for this platform are lowered for, with or without our kernels.
-pub fn target(kind: Kind, kernels: bool) -> Target {
+/// The lowering of programs for a platform, with our kernels or without them.
+pub fn lowering(kind: Kind, kernels: bool) -> Lowering {
     match kind {
-        Kind::Cpu => Target::Cpu { kernels },
-        Kind::Tpu => Target::Tpu,
-        Kind::Cuda => Target::Cuda,
+        Kind::Cpu if kernels => Lowering::CPU,
+        Kind::Cpu => Lowering::CPU_NATIVE,
+        Kind::Tpu => Lowering::TPU,
+        Kind::Cuda => Lowering::CUDA,
     }
 }

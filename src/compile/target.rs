@@ -8,22 +8,18 @@ use std::{
 
 use prost::Message;
 
-use super::{
-    bridge::signature,
-    error::{Error, Result, While},
-    host_memory,
-    platform::{Platform, PlatformRequest},
-};
+use super::signature::signature;
 use crate::{
+    device::{During, Error, Platform, PlatformRequest, Result, host_memory},
     download::Progress,
     hlo::{Module, proto},
     pjrt::{self, AotExecutable, Api, Client, CompileOptions, CompiledMemoryStats, Device, Program, Topology, Value},
     plugins::{self, Found, Kind},
 };
 
-/// What to compile for.
+/// A machine to compile for, as the user names it.
 #[derive(Clone, Debug)]
-pub struct MachineRequest<'a> {
+pub struct TargetRequest<'a> {
     pub kind: Kind,
     /// A plugin file, instead of searching for one.
     pub plugin: Option<&'a Path>,
@@ -35,7 +31,7 @@ pub struct MachineRequest<'a> {
 }
 
 /// A machine to compile for.
-pub struct Machine {
+pub struct CompileTarget {
     pub kind: Kind,
     /// Such as `v5e:2x2`.
     pub name: String,
@@ -49,14 +45,14 @@ pub struct Machine {
     ids: Vec<i32>,
 }
 
-/// Who compiles.
+/// The plugin's object that compiles.
 enum Compiler {
     Topology(Topology),
     /// The CPU plugins compile for the computer that they are on only.
     Client(Client),
 }
 
-/// A program compiled for a [`Machine`].
+/// A program compiled for a [`CompileTarget`].
 pub struct Compiled {
     name: String,
     executable: Executable,
@@ -70,6 +66,9 @@ enum Executable {
 
 impl Compiled {
     /// Memory needed on each device.
+    ///
+    /// # Errors
+    /// The plugin's.
     pub fn memory_stats(&self) -> Result<CompiledMemoryStats> {
         let stats = match &self.executable {
             Executable::Ahead(it) => it.memory_stats(),
@@ -78,7 +77,10 @@ impl Compiled {
         stats.during(|| format!("asking what memory {} needs", self.name))
     }
 
-    /// The program as the plugin has optimised it; not all plugins tell.
+    /// The program as the plugin has optimised it.
+    ///
+    /// # Errors
+    /// The plugin's, or a format that is not known.
     pub fn optimized(&self) -> Result<proto::Module> {
         let doing = || format!("reading the optimized program {}", self.name);
         let optimized = match &self.executable {
@@ -92,6 +94,9 @@ impl Compiled {
     }
 
     /// In the plugin's own format.
+    ///
+    /// # Errors
+    /// The plugin's.
     pub fn serialize(&self) -> Result<Vec<u8>> {
         let bytes = match &self.executable {
             Executable::Ahead(it) => it.serialize(),
@@ -106,9 +111,12 @@ const H100: &str = include_str!("h100_target_config.txtpb");
 /// Its memory in bytes, as the description tells.
 const H100_MEMORY: u64 = 84_942_979_072;
 
-impl Machine {
+impl CompileTarget {
     /// Loads the plugin and asks it for the topology.
-    pub fn open(request: &MachineRequest<'_>, progress: &mut dyn Progress) -> Result<Self> {
+    ///
+    /// # Errors
+    /// What is missing, and what to do.
+    pub fn open(request: &TargetRequest<'_>, progress: &mut dyn Progress) -> Result<Self> {
         match request.kind {
             Kind::Cpu => Self::this_one(request, progress),
             Kind::Tpu => Self::tpu(request),
@@ -116,7 +124,7 @@ impl Machine {
         }
     }
 
-    fn this_one(request: &MachineRequest<'_>, progress: &mut dyn Progress) -> Result<Self> {
+    fn this_one(request: &TargetRequest<'_>, progress: &mut dyn Progress) -> Result<Self> {
         let platform = Platform::open(
             &PlatformRequest {
                 kind: Some(Kind::Cpu),
@@ -142,7 +150,7 @@ impl Machine {
         })
     }
 
-    fn tpu(request: &MachineRequest<'_>) -> Result<Self> {
+    fn tpu(request: &TargetRequest<'_>) -> Result<Self> {
         let Some(name) = request.topology else {
             let message = "which TPU slice? Name it with --topology, such as v5e:1x1, v5e:2x2 or v5e:2x4";
             return Err(Error::Invalid(message.into()));
@@ -156,6 +164,9 @@ impl Machine {
     }
 
     /// Another slice of TPUs, by the same plugin.
+    ///
+    /// # Errors
+    /// The plugin's.
     pub fn with_topology(&self, name: &str, devices: usize) -> Result<Self> {
         Self::slice(self.api.clone(), self.plugin.clone(), name, devices)
     }
@@ -178,7 +189,7 @@ impl Machine {
         Self::described(Kind::Tpu, name.to_owned(), plugin, api, topology, devices)
     }
 
-    fn cuda(request: &MachineRequest<'_>) -> Result<Self> {
+    fn cuda(request: &TargetRequest<'_>) -> Result<Self> {
         if request.devices > 1 && !plugins::System::default().nvidia_driver() {
             let message = "without a GPU the CUDA plugin compiles for one H100 only: it asks the devices how they are connected. \
                            Use --mesh 1x1, or run this where the GPUs are";
@@ -220,6 +231,9 @@ impl Machine {
     }
 
     /// Compiles a program.
+    ///
+    /// # Errors
+    /// The plugin's; [`Error::OutOfMemory`] if it finds that the program does not fit.
     pub fn compile(&self, module: &Module) -> Result<Compiled> {
         let started = Instant::now();
         let (code, mut options) = (module.encode(), self.options());
@@ -239,6 +253,9 @@ impl Machine {
     }
 
     /// The platform's version, as the plugin words it.
+    ///
+    /// # Errors
+    /// The plugin's.
     pub fn platform_version(&self) -> Result<String> {
         let version = match &self.compiler {
             Compiler::Topology(topology) => topology.platform_version(),
@@ -258,8 +275,14 @@ fn load(kind: Kind, plugin: &Found) -> Result<Api> {
         .during(|| format!("cannot open the {kind} plugin from {} ({})", plugin.source, plugin.path.display()))
 }
 
+/// The slice's number of chips, if its name tells.
+pub fn slice_chips(topology: &str) -> Option<usize> {
+    let shape = slice_shape(topology);
+    (!shape.is_empty()).then(|| shape.iter().product::<i64>() as usize)
+}
+
 /// Chips of a slice in each direction: `[2, 4]` of `v5e:2x4`; empty if that cannot be told.
-pub fn slice_shape(topology: &str) -> Vec<i64> {
+fn slice_shape(topology: &str) -> Vec<i64> {
     let (_, shape) = topology.split_once(':').unwrap_or_default();
     shape.split('x').map(str::parse).collect::<std::result::Result<_, _>>().unwrap_or_default()
 }

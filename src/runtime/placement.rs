@@ -1,4 +1,4 @@
-//! Putting weights on devices. On CPU a device's part is a view of the mapped file wherever that is possible; elsewhere it is
+//! Putting weights on devices. On CPU a device's shard is a view of the mapped file wherever that is possible; elsewhere it is
 //! copied there.
 
 use std::{
@@ -7,27 +7,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    bridge::tensor_type,
-    error::{Error, Result, While},
-    host_memory,
-};
 use crate::{
-    checkpoint::{ALIGNMENT, Checkpoint, Tensor},
+    checkpoint::{Checkpoint, Tensor},
+    compile::tensor_type,
+    device::{DeviceGrid, During, Error, Result, host_memory},
     gemma::{
-        Config, Target,
-        weights::{GROUP, StoredTypes, TensorSpec, parameters, tensors},
+        Config, Lowering, ModelSpec, StoredTypes, parameters,
+        tensors::{LAYERS_PREFIX, TensorKind, TensorSpec, tensors},
+        weight_shape,
     },
     hlo::{DType, Mesh, Shape},
+    kernel_abi::{ALIGNMENT, GROUP},
     pjrt::{Buffer, Client, Device, ElementType, HostBytes, TensorType, Upload},
 };
 
 /// The model's tensors as this checkpoint stores them, each with its own.
+///
+/// # Errors
+/// Tensors that are missing, have other shapes, or types that cannot be used.
 pub fn select<'c>(checkpoint: &'c Checkpoint, config: &Config) -> Result<(StoredTypes, Vec<(TensorSpec, &'c Tensor)>)> {
     let stored = stored_types(checkpoint, config);
-    stored.check(Target::Cpu { kernels: true }, config, Mesh::SINGLE)?;
+    stored.check(Lowering::CPU, config, Mesh::SINGLE)?;
     let specs = parameters(config, &stored);
-    let packed: Vec<Shape> = specs.iter().map(|s| packed_shape(stored.of(&s.name), &s.dims)).collect();
+    let packed: Vec<Shape> = specs.iter().map(|spec| packed_shape(stored.of(spec), &spec.dims)).collect();
     let needed: Vec<(&str, &[i64])> = specs.iter().zip(&packed).map(|(s, p)| (s.name.as_str(), &p.dims[..])).collect();
     // Exports of tied models may carry the embedding a second time.
     let optional: &[&str] = if config.tie_word_embeddings { &["lm_head.weight", "lm_head.weight_scale"] } else { &[] };
@@ -37,7 +39,7 @@ pub fn select<'c>(checkpoint: &'c Checkpoint, config: &Config) -> Result<(Stored
         if dtype != packed.dtype {
             return Err(Error::Invalid(format!("{} is stored as {dtype}, expected {}", spec.name, packed.dtype)));
         }
-        if spec.dims.len() == 1 && !dtype.is_float() {
+        if spec.kind == TensorKind::Norm && !dtype.is_float() {
             let expected = "BF16, F16 or F32: only matrices are quantised";
             return Err(Error::Invalid(format!("{} is stored as {dtype}, expected {expected}", spec.name)));
         }
@@ -50,31 +52,33 @@ fn stored_types(checkpoint: &Checkpoint, config: &Config) -> StoredTypes {
         let found = *checkpoint.tensors().get(name)?.dtype.as_ref().ok()?;
         Some(if found == DType::U8 { DType::S4 } else { found }) // two elements in a byte
     };
-    let first = |is_matrix: bool| {
+    let first = |kind: TensorKind| {
         // The usual type is that of the layers: embeddings may have more bits.
-        let of_layers = tensors(config).into_iter().filter(|spec| spec.name.starts_with("model.layers."));
-        let mut specs = of_layers.filter(|spec| (spec.dims.len() == 2) == is_matrix);
+        let in_layers = tensors(config).into_iter().filter(|spec| spec.name.starts_with(LAYERS_PREFIX));
+        let mut specs = in_layers.filter(|spec| spec.kind == kind);
         specs.find_map(|spec| dtype(&spec.name)).unwrap_or(DType::BF16) // what is missing is said later
     };
-    let mut stored = StoredTypes { norms: first(false), ..StoredTypes::uniform(first(true)) };
+    let (norms, matrices) = (first(TensorKind::Norm), first(TensorKind::Matrix));
+    let mut stored = StoredTypes { norms, ..StoredTypes::uniform(matrices) };
     for spec in tensors(config) {
-        if let Some(found) = dtype(&spec.name).filter(|&found| found != stored.of(&spec.name)) {
+        if let Some(found) = dtype(&spec.name).filter(|&found| found != stored.of(&spec)) {
             stored.exceptions.insert(spec.name, found);
         }
     }
     stored
 }
 
-/// Whether programs are to take matrices shifted: so that those which a file does not align can be used where they lie.
-pub fn are_shifted(target: Target, stored: &StoredTypes, tensors: &[(TensorSpec, &Tensor)]) -> bool {
-    let mut matrices = tensors.iter().filter(|(spec, _)| spec.dims.len() == 2);
-    let is_quantised = matrices.clone().any(|(spec, _)| stored.is_quantised(&spec.name));
-    target.takes_shifted() && !is_quantised && matrices.any(|(_, tensor)| !tensor.bytes.is_aligned(ALIGNMENT))
+/// Whether programs are to take matrices at any address, so that those which a file does not align can be used where they lie:
+/// only kernels find them in their arrays.
+pub fn takes_unaligned(model: &ModelSpec, tensors: &[(TensorSpec, &Tensor)]) -> bool {
+    let mut matrices = tensors.iter().filter(|(spec, _)| spec.kind == TensorKind::Matrix);
+    let is_quantised = matrices.clone().any(|(spec, _)| model.stored.is_quantised(spec));
+    model.lowering.kernels && !is_quantised && matrices.any(|(_, tensor)| !tensor.bytes.is_aligned(ALIGNMENT))
 }
 
-/// A tensor as checkpoints store it, which is as programs for CPU take it.
+/// Shape of a tensor as checkpoints store it, which is as programs for CPU take it.
 fn packed_shape(dtype: DType, dims: &[i64]) -> Shape {
-    Target::Cpu { kernels: true }.weight_shape(dtype, dims)
+    weight_shape(Lowering::CPU, dtype, dims)
 }
 
 /// How the weights were placed, in bytes over all devices.
@@ -90,58 +94,48 @@ pub struct Placement {
     pub took: Duration,
 }
 
-/// A device's part of a tensor, in the checkpoint's memory.
-pub(super) struct Part<'t> {
+/// A device's shard of a tensor, in the checkpoint's memory.
+pub(super) struct Shard<'t> {
     pub name: &'t str,
-    /// What programs take it as.
+    /// The type in which programs take it.
     pub ty: TensorType,
     rows: HostBytes,
     row_bytes: usize,
-    /// The part's bytes of each row of the tensor; `None` where rows are whole, so that `rows` is the part.
+    /// The shard's bytes of each row of the tensor; `None` where rows are whole, so that `rows` is the shard.
     columns: Option<Range<usize>>,
     is_matrix: bool,
-    /// Whether it is to be placed in a larger array, see [`StoredTypes::shifted`].
-    is_shifted: bool,
+    /// Whether it is to be placed in a larger array, see [`StoredTypes::unaligned`].
+    is_unaligned: bool,
+    shares_host_memory: bool,
 }
 
-impl<'t> Part<'t> {
-    /// The part of `memory`, which holds the whole tensor, in these ranges of its dims.
-    pub fn new(
-        spec: &'t TensorSpec,
-        stored: &StoredTypes,
-        memory: &HostBytes,
-        ranges: &[Range<i64>],
-        target: Target,
-    ) -> Self {
-        let dtype = stored.of(&spec.name);
-        let is_matrix = spec.dims.len() == 2;
-        let is_shifted = stored.shifted && is_matrix;
-        let dims: Vec<i64> = ranges.iter().map(|r| r.end - r.start).collect();
+impl<'t> Shard<'t> {
+    /// The shard of tp rank `rank`, of a tensor that lies in `memory`.
+    pub fn new(model: &ModelSpec, spec: &'t TensorSpec, memory: &HostBytes, rank: usize) -> Self {
+        let dtype = model.stored.of(spec);
+        let ranges = spec.shard(&model.config, model.mesh, rank);
         let row_bytes = memory.bytes().len() / spec.dims[0] as usize;
         let rows = ranges[0].start as usize * row_bytes..ranges[0].end as usize * row_bytes;
         let byte = |column: i64| column as usize * dtype.bits() / 8;
         let whole = ranges[1..].iter().zip(&spec.dims[1..]).all(|(range, &dim)| *range == (0..dim));
         Self {
             name: &spec.name,
-            ty: tensor_type(&if is_shifted {
-                Target::shifted_shape(dtype, &dims)
-            } else {
-                target.weight_shape(dtype, &dims)
-            }),
+            ty: tensor_type(&model.tensor_shape(spec)),
             rows: memory.slice(rows),
             row_bytes,
             columns: (!whole).then(|| byte(ranges[1].start)..byte(ranges[1].end)),
-            is_matrix,
-            is_shifted,
+            is_matrix: spec.kind == TensorKind::Matrix,
+            is_unaligned: model.is_unaligned(spec),
+            shares_host_memory: model.lowering.shares_host_memory,
         }
     }
 
-    /// The bytes that the plugin can use where they lie, and how many of them stand before the part's own.
-    fn borrowable(&self, target: Target) -> Option<(HostBytes, usize)> {
-        if !target.is_cpu() || self.columns.is_some() {
+    /// The bytes that the plugin can use where they lie, and how many of them stand before the shard's own.
+    fn borrowable(&self) -> Option<(HostBytes, usize)> {
+        if !self.shares_host_memory || self.columns.is_some() {
             return None;
         }
-        if self.is_shifted {
+        if self.is_unaligned {
             return self
                 .rows
                 .aligned_around(ALIGNMENT)
@@ -154,26 +148,26 @@ impl<'t> Part<'t> {
         self.ty.element_type.host_bits() / 8
     }
 
-    /// Puts it on a device: its elements, and where it is shifted the first one's index.
-    fn place(&self, client: &Client, target: Target, device: &Device) -> crate::pjrt::Result<(Vec<Buffer>, Placement)> {
+    /// Puts it on a device: its elements, and the first one's index where it is unaligned.
+    fn place(&self, client: &Client, device: &Device) -> crate::pjrt::Result<(Vec<Buffer>, Placement)> {
         let bytes = self.ty.host_bytes() as u64;
-        let shift = |before: usize| {
+        let offset = |before: usize| {
             let first = (before / self.element_bytes()) as i32;
             let scalar = TensorType::new(ElementType::S32, []);
-            self.is_shifted.then(|| client.upload_slice(&[first], &scalar, device)).transpose()
+            self.is_unaligned.then(|| client.upload_slice(&[first], &scalar, device)).transpose()
         };
-        let Some((borrowed, before)) = self.borrowable(target) else {
-            let mut part = if self.columns.is_some() {
+        let Some((borrowed, before)) = self.borrowable() else {
+            let mut bytes_of = if self.columns.is_some() {
                 Cow::from(self.of_rows().flatten().copied().collect::<Vec<u8>>())
             } else {
                 Cow::from(self.rows.bytes())
             };
-            if self.is_shifted {
-                part.to_mut().resize(bytes as usize, 0);
+            if self.is_unaligned {
+                bytes_of.to_mut().resize(bytes as usize, 0);
             }
-            let unaligned = if target.is_cpu() && self.columns.is_none() && self.is_matrix { bytes } else { 0 };
-            let elements = client.upload(&part, &self.ty, device)?;
-            let buffers = std::iter::once(elements).chain(shift(0)?).collect();
+            let unaligned = if self.shares_host_memory && self.columns.is_none() && self.is_matrix { bytes } else { 0 };
+            let elements = client.upload(&bytes_of, &self.ty, device)?;
+            let buffers = std::iter::once(elements).chain(offset(0)?).collect();
             return Ok((buffers, Placement { copied: bytes, unaligned, ..Placement::default() }));
         };
         let at = borrowed.bytes().as_ptr() as usize;
@@ -184,7 +178,7 @@ impl<'t> Part<'t> {
         } else {
             Placement { copied: bytes, ..Placement::default() }
         };
-        Ok((std::iter::once(elements).chain(shift(before)?).collect(), placement))
+        Ok((std::iter::once(elements).chain(offset(before)?).collect(), placement))
     }
 
     /// Starts its transfer to an accelerator.
@@ -197,9 +191,9 @@ impl<'t> Part<'t> {
         };
         // The plugin gathers the columns.
         let behind = self.row_bytes - columns.end;
-        let part = self.rows.slice(columns.start..self.rows.bytes().len() - behind);
+        let shard = self.rows.slice(columns.start..self.rows.bytes().len() - behind);
         let strides = [self.row_bytes as i64, self.element_bytes() as i64];
-        client.start_upload(part, &self.ty, Some(&strides), device)
+        client.start_upload(shard, &self.ty, Some(&strides), device)
     }
 
     /// Its bytes of each row.
@@ -209,22 +203,22 @@ impl<'t> Part<'t> {
     }
 }
 
-/// Four-bit elements, one to a byte, `[in, out]`: as [`Target::weight_shape`] describes them, from rows of pairs, which it
+/// Four-bit elements, one to a byte, `[in, out]`: as [`weight_shape`] describes them, from rows of packed nibbles, which it
 /// describes too.
 fn unpack<'b>(rows: impl Iterator<Item = &'b [u8]>) -> Vec<u8> {
-    const HALF: usize = GROUP as usize / 2;
+    const HALF: usize = GROUP / 2;
     let rows: Vec<&[u8]> = rows.collect();
     let (out, width) = (rows.len(), rows.first().map_or(0, |row| row.len() * 2));
-    let step = |half: u8| half.wrapping_sub(8);
+    let value = |nibble: u8| nibble.wrapping_sub(8);
     let mut elements = vec![0; out * width];
     // Tiles of a cache line's rows by a group: few lines are written at a time.
     for (block, rows) in rows.chunks(64).enumerate() {
         for group in 0..width / (2 * HALF) {
-            for (row, pairs) in rows.iter().enumerate() {
-                for (i, byte) in pairs[group * HALF..][..HALF].iter().enumerate() {
+            for (row, nibbles) in rows.iter().enumerate() {
+                for (i, byte) in nibbles[group * HALF..][..HALF].iter().enumerate() {
                     let low = (group * 2 * HALF + i) * out + block * 64 + row;
-                    elements[low] = step(byte & 15);
-                    elements[low + HALF * out] = step(byte >> 4);
+                    elements[low] = value(byte & 15);
+                    elements[low + HALF * out] = value(byte >> 4);
                 }
             }
         }
@@ -232,42 +226,44 @@ fn unpack<'b>(rows: impl Iterator<Item = &'b [u8]>) -> Vec<u8> {
     elements
 }
 
-/// Places every tensor's part on every device: `[device][tensor]`, with the index of the first element after each shifted one.
+/// Weights on devices, `[device][argument]`.
+pub(super) struct PlacedWeights {
+    pub buffers: Vec<Vec<Buffer>>,
+    pub placement: Placement,
+}
+
+/// Places every tensor's shard on every local device, with the index of the first element after each unaligned one.
 pub(super) fn place(
     client: &Client,
-    target: Target,
-    devices: &[Device],
-    config: &Config,
-    mesh: Mesh,
-    stored: &StoredTypes,
+    grid: &DeviceGrid,
+    model: &ModelSpec,
     tensors: &[(TensorSpec, &Tensor)],
-) -> Result<(Vec<Vec<Buffer>>, Placement)> {
-    let parts = |replica: usize| {
-        tensors.iter().map(move |(spec, tensor)| {
-            Part::new(spec, stored, &tensor.bytes, &spec.shard(config, mesh, replica % mesh.model), target)
-        })
+) -> Result<PlacedWeights> {
+    let shards = |rank: usize| {
+        let tp_rank = grid.tp_rank(rank);
+        tensors.iter().map(move |(spec, tensor)| Shard::new(model, spec, &tensor.bytes, tp_rank))
     };
-    let all = (0..devices.len()).flat_map(parts);
-    let copies = all.filter(|part| part.borrowable(target).is_none()).map(|part| part.ty.host_bytes() as u64).sum();
+    let all = grid.local().flat_map(|(rank, _)| shards(rank));
+    let copies = all.filter(|shard| shard.borrowable().is_none()).map(|shard| shard.ty.host_bytes() as u64).sum();
     host_memory::require(copies, || "copying weights that cannot be used where they lie".into())?;
 
     let started = Instant::now();
     let mut placement = Placement::default();
-    let mut placed = Vec::new();
-    for (replica, device) in devices.iter().enumerate() {
-        let mut buffers = Vec::new();
-        for part in parts(replica) {
-            let doing = || format!("placing {} on device {replica}", part.name);
-            let (placed, how) = part.place(client, target, device).during(doing)?;
-            buffers.extend(placed);
+    let mut buffers = Vec::new();
+    for (rank, device) in grid.local() {
+        let mut on_device = Vec::new();
+        for shard in shards(rank) {
+            let doing = || format!("placing {} on device {rank}", shard.name);
+            let (placed, how) = shard.place(client, device).during(doing)?;
+            on_device.extend(placed);
             placement.borrowed += how.borrowed;
             placement.copied += how.copied;
             placement.unaligned += how.unaligned;
         }
-        placed.push(buffers);
+        buffers.push(on_device);
     }
     placement.took = started.elapsed();
-    Ok((placed, placement))
+    Ok(PlacedWeights { buffers, placement })
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Loading weights into the memory of accelerators, where layers are stacked: every device gets its own part only, straight from
+//! Loading weights into the memory of accelerators, where layers are stacked: every device gets its own shard only, straight from
 //! the mapped files, all devices at once, while programs are compiled.
 
 use std::{
@@ -10,55 +10,43 @@ use std::{
     time::Instant,
 };
 
-use super::{
-    error::{Error, Result, While},
-    programs::Programs,
-    weights::{Part, Placement},
-};
+pub(super) use super::placement::PlacedWeights;
+use super::placement::{Placement, Shard};
 use crate::{
     checkpoint::Tensor,
-    gemma::{
-        Config, Target, put_layer, stacked,
-        weights::{Argument, StoredTypes, TensorSpec},
-        zeros,
-    },
-    hlo::{Mesh, Shape},
+    compile::Programs,
+    device::{During, Error, Result},
+    gemma::{Argument, ModelSpec, tensors::TensorSpec, zeros},
+    hlo::Shape,
     pjrt::{Arg, Buffer, Device, ElementType, HostBytes, TensorType, Upload},
 };
 
 /// Told of bytes that are on their way to devices: how many more, of how many in all.
 pub type OnProgress = Box<dyn FnMut(u64, u64) + Send>;
 
-/// Weights on devices, `[device][argument]`, or on their way there.
-pub(super) struct Weights {
-    thread: Mutex<Option<JoinHandle<Result<Placed>>>>,
-    placed: OnceLock<Placed>,
+/// Weights on devices, or on their way there.
+pub(super) struct PendingWeights {
+    thread: Mutex<Option<JoinHandle<Result<PlacedWeights>>>>,
+    placed: OnceLock<PlacedWeights>,
     cancelled: Arc<AtomicBool>,
 }
 
-/// Weights on devices.
-pub(super) struct Placed {
-    pub buffers: Vec<Vec<Buffer>>,
-    pub placement: Placement,
-}
-
-impl Weights {
+impl PendingWeights {
     /// Weights that are there.
-    pub fn placed(buffers: Vec<Vec<Buffer>>, placement: Placement) -> Self {
-        let placed = OnceLock::from(Placed { buffers, placement });
-        Self { thread: Mutex::default(), placed, cancelled: Arc::default() }
+    pub fn placed(placed: PlacedWeights) -> Self {
+        Self { thread: Mutex::default(), placed: OnceLock::from(placed), cancelled: Arc::default() }
     }
 
     /// Starts to load them.
-    pub fn load(job: Job, on_progress: OnProgress) -> Self {
+    pub fn load(loader: WeightLoader, on_progress: OnProgress) -> Self {
         let cancelled = Arc::new(AtomicBool::new(false));
         let flag = cancelled.clone();
-        let thread = thread::spawn(move || job.run(&flag, on_progress));
+        let thread = thread::spawn(move || loader.run(&flag, on_progress));
         Self { thread: Mutex::new(Some(thread)), placed: OnceLock::new(), cancelled }
     }
 
     /// Waits for them. An error of loading is told to the first who asks.
-    pub fn get(&self) -> Result<&Placed> {
+    pub fn get(&self) -> Result<&PlacedWeights> {
         let mut thread = self.thread.lock().expect("no panic while held");
         if let Some(thread) = thread.take() {
             let placed = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -68,7 +56,7 @@ impl Weights {
     }
 }
 
-impl Drop for Weights {
+impl Drop for PendingWeights {
     /// Nothing may run inside a plugin when the process ends.
     fn drop(&mut self) {
         self.cancelled.store(true, Ordering::Relaxed);
@@ -78,26 +66,16 @@ impl Drop for Weights {
     }
 }
 
-/// What is to be loaded, and where to.
-pub(super) struct Job {
+/// Loads weights to devices.
+pub(super) struct WeightLoader {
     programs: Arc<Programs>,
-    target: Target,
-    config: Config,
-    mesh: Mesh,
-    stored: StoredTypes,
+    model: Arc<ModelSpec>,
     /// Each with its tensors' memory, in the order in which programs take them.
     arguments: Vec<(Argument, Vec<HostBytes>)>,
 }
 
-impl Job {
-    pub fn new(
-        programs: Arc<Programs>,
-        target: Target,
-        config: Config,
-        mesh: Mesh,
-        stored: StoredTypes,
-        tensors: &[(TensorSpec, &Tensor)],
-    ) -> Result<Self> {
+impl WeightLoader {
+    pub fn new(programs: Arc<Programs>, model: Arc<ModelSpec>, tensors: &[(TensorSpec, &Tensor)]) -> Result<Self> {
         let memory = |spec: &TensorSpec| {
             let found = tensors.iter().find(|(other, _)| other.name == spec.name);
             found.expect("all tensors were selected").1.bytes.clone()
@@ -106,43 +84,41 @@ impl Job {
             let memory = argument.tensors.iter().map(memory).collect();
             (argument, memory)
         };
-        let arguments =
-            crate::gemma::weights::arguments(target, &config, &stored).into_iter().map(with_memory).collect();
-        let job = Self { programs, target, config, mesh, stored, arguments };
-        job.programs.require_memory(job.bytes(), || "copying the weights".into())?;
-        Ok(job)
+        let arguments = model.arguments().into_iter().map(with_memory).collect();
+        let loader = Self { programs, model, arguments };
+        loader.programs.require_memory(loader.bytes(), || "copying the weights".into())?;
+        Ok(loader)
     }
 
-    /// On all devices.
+    /// Bytes of all shards on all local devices.
     fn bytes(&self) -> u64 {
-        self.parts().map(|part| part.ty.host_bytes() as u64).sum::<u64>() * self.programs.devices.len() as u64
+        let tensors = self.arguments.iter().flat_map(|(argument, memory)| argument.tensors.iter().zip(memory));
+        let shards = tensors.map(|(spec, memory)| Shard::new(&self.model, spec, memory, 0));
+        shards.map(|shard| shard.ty.host_bytes() as u64).sum::<u64>() * self.programs.grid.local().count() as u64
     }
 
-    fn run(self, cancelled: &AtomicBool, mut on_progress: OnProgress) -> Result<Placed> {
+    fn run(self, cancelled: &AtomicBool, mut on_progress: OnProgress) -> Result<PlacedWeights> {
         let started = Instant::now();
-        let devices = &self.programs.devices;
-        let shapes: Vec<Shape> =
-            stacked(self.target, &self.config, self.mesh, &self.stored).into_iter().map(|(_, shape)| shape).collect();
+        let devices: Vec<&Device> = self.programs.grid.local().map(|(_, device)| device).collect();
+        let shapes: Vec<Shape> = self.model.stacked_weights().into_iter().map(|(_, shape)| shape).collect();
         let allocate = self.programs.make("allocate-weights".into(), || zeros("allocate_weights", &shapes))?;
-        let put =
-            self.programs.make("put-layer".into(), || put_layer(self.target, &self.config, self.mesh, &self.stored))?;
-        let doing = || "allocating the weights".to_owned();
-        let mut arrays =
-            allocate.execute(devices.iter().map(|_| vec![]).collect()).during(doing)?.wait().during(doing)?;
+        let put = self.programs.make("put-layer".into(), || self.model.put_layer())?;
+        let no_args = devices.iter().map(|_| vec![]).collect();
+        let mut arrays = self.programs.execute(&allocate, no_args, || "allocating the weights".to_owned())?;
 
         let bytes = self.bytes();
         let mut copied = 0;
-        let mut advance = |parts: &[Vec<Upload>]| {
-            let more = parts.iter().flatten().map(|upload| upload.host_bytes() as u64).sum::<u64>();
+        let mut advance = |shards: &[Vec<Upload>]| {
+            let more = shards.iter().flatten().map(|upload| upload.host_bytes() as u64).sum::<u64>();
             copied += more;
             on_progress(more, bytes);
         };
-        for layer in 0..self.config.num_hidden_layers as usize {
+        for layer in 0..self.model.config.num_hidden_layers as usize {
             if cancelled.load(Ordering::Relaxed) {
                 return Err(Error::Invalid("loading was given up".into()));
             }
-            let parts = self.upload(|argument| argument.is_stacked.then_some(layer))?;
-            advance(&parts);
+            let shards = self.upload(|argument| argument.is_stacked.then_some(layer))?;
+            advance(&shards);
             let doing = || format!("placing the weights of layer {layer}");
             let number = TensorType::new(ElementType::S32, []);
             let client = &self.programs.client;
@@ -151,17 +127,17 @@ impl Job {
                 .map(|device| client.upload_slice(&[layer as i32], &number, device))
                 .collect::<crate::pjrt::Result<_>>()
                 .during(doing)?;
-            let parts: Vec<Vec<Buffer>> = parts
+            let shards: Vec<Vec<Buffer>> = shards
                 .into_iter()
                 .map(|uploads| uploads.into_iter().map(Upload::wait).collect())
                 .collect::<crate::pjrt::Result<_>>()
                 .during(doing)?;
-            let args = numbers.iter().zip(&parts).zip(arrays).map(|((number, parts), arrays)| {
-                let kept = std::iter::once(number).chain(parts).map(Arg::Keep);
+            let args = numbers.iter().zip(&shards).zip(arrays).map(|((number, shards), arrays)| {
+                let kept = std::iter::once(number).chain(shards).map(Arg::Keep);
                 kept.chain(arrays.into_iter().map(Arg::Donate)).collect()
             });
-            // The parts are kept until the device has copied them.
-            arrays = put.execute(args.collect()).during(doing)?.wait().during(doing)?;
+            // The shards are kept until the device has copied them.
+            arrays = self.programs.execute(&put, args.collect(), doing)?;
         }
         let whole = self.upload(|argument| (!argument.is_stacked).then_some(0))?;
         advance(&whole);
@@ -178,35 +154,25 @@ impl Job {
             buffers.push(list.during(|| "placing the weights".into())?);
         }
         let placement = Placement { copied, took: started.elapsed(), ..Placement::default() };
-        Ok(Placed { buffers, placement })
-    }
-
-    /// A device's part of each tensor.
-    fn parts(&self) -> impl Iterator<Item = Part<'_>> {
-        let tensors = self.arguments.iter().flat_map(|(argument, memory)| argument.tensors.iter().zip(memory));
-        tensors.map(|(spec, memory)| self.part(spec, memory, 0))
-    }
-
-    fn part<'t>(&self, spec: &'t TensorSpec, memory: &HostBytes, replica: usize) -> Part<'t> {
-        let ranges = spec.shard(&self.config, self.mesh, replica % self.mesh.model);
-        Part::new(spec, &self.stored, memory, &ranges, self.target)
+        Ok(PlacedWeights { buffers, placement })
     }
 
     /// Starts the transfers of one tensor of each argument, if `which` names one, on all devices at once: `[device][argument]`.
     fn upload(&self, which: impl Fn(&Argument) -> Option<usize> + Sync) -> Result<Vec<Vec<Upload>>> {
-        let to_device = &|(replica, device): (usize, &Device)| -> Result<Vec<Upload>> {
+        let to_device = &|(rank, device): (usize, &Device)| -> Result<Vec<Upload>> {
             let mut uploads = Vec::new();
             for (argument, memory) in &self.arguments {
                 let Some(i) = which(argument) else { continue };
-                let part = self.part(&argument.tensors[i], &memory[i], replica);
-                let doing = || format!("placing {} on device {replica}", part.name);
-                uploads.push(part.start_upload(&self.programs.client, device).during(doing)?);
+                let tp_rank = self.programs.grid.tp_rank(rank);
+                let shard = Shard::new(&self.model, &argument.tensors[i], &memory[i], tp_rank);
+                let doing = || format!("placing {} on device {rank}", shard.name);
+                uploads.push(shard.start_upload(&self.programs.client, device).during(doing)?);
             }
             Ok(uploads)
         };
         thread::scope(|scope| {
             let start = |device| scope.spawn(move || to_device(device));
-            let threads: Vec<_> = self.programs.devices.iter().enumerate().map(start).collect();
+            let threads: Vec<_> = self.programs.grid.local().map(start).collect();
             threads.into_iter().map(|thread| thread.join().expect("uploading does not panic")).collect()
         })
     }

@@ -1,4 +1,4 @@
-//! Errors of running a model.
+//! Errors of devices, programs and running a model.
 
 use crate::{
     checkpoint::CheckpointError, gemma::ConfigError, hlo::HloError, pjrt, plugins::PluginError,
@@ -31,14 +31,19 @@ pub enum Error {
     OutOfMemory { doing: String, message: String },
 }
 
+/// [`std::result::Result`] with this room's error.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Says what was being done when the plugin refused.
-pub(super) trait While<T> {
+/// Says what was being done when a plugin refused.
+pub trait During<T> {
+    /// Adds what was being done to a plugin's error.
+    ///
+    /// # Errors
+    /// The plugin's, as [`Error::Pjrt`], or as [`Error::OutOfMemory`] where memory ran out.
     fn during(self, doing: impl FnOnce() -> String) -> Result<T>;
 }
 
-impl<T> While<T> for pjrt::Result<T> {
+impl<T> During<T> for pjrt::Result<T> {
     fn during(self, doing: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|cause| match cause.code() {
             Some(pjrt::Code::ResourceExhausted) => Error::OutOfMemory { doing: doing(), message: cause.to_string() },

@@ -3,7 +3,10 @@
 use super::error::{Error, Result};
 
 /// Refuses an allocation of `bytes` that the machine has no memory for, before the kernel kills the process for it.
-pub(super) fn require(bytes: u64, doing: impl FnOnce() -> String) -> Result<()> {
+///
+/// # Errors
+/// [`Error::OutOfMemory`], with what is needed and what there is.
+pub fn require(bytes: u64, doing: impl FnOnce() -> String) -> Result<()> {
     match available() {
         Some(available) if bytes > available => {
             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -15,7 +18,7 @@ pub(super) fn require(bytes: u64, doing: impl FnOnce() -> String) -> Result<()> 
 }
 
 /// Bytes that can be allocated without swapping, where the kernel tells.
-pub(super) fn available() -> Option<u64> {
+pub fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)

@@ -2,20 +2,19 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use super::{
-    error::{Error, Result, While},
-    host_memory,
-    platform::Platform,
-    program_cache::{Origin, ProgramCache},
-};
+use super::disk_cache::{DiskCache, Origin};
 use crate::{
+    device::{During, DeviceGrid, Error, Platform, Result, host_memory},
     gemma::ProgramSpec,
     hlo::{HloError, Module},
-    pjrt::{Client, CompileOptions, Device, Executable},
+    pjrt::{Arg, Buffer, Client, CompileOptions, Executable},
     plugins::Kind,
 };
 
@@ -27,42 +26,66 @@ pub struct CompileReport {
     pub time: Duration,
 }
 
-/// Programs on these devices.
-pub(super) struct Programs {
+/// Programs on the devices of a grid.
+pub struct Programs {
     pub client: Client,
-    pub devices: Vec<Device>,
+    pub grid: DeviceGrid,
     /// Whether their memory is the host's.
     on_host: bool,
     options: CompileOptions,
-    cache: ProgramCache,
+    cache: DiskCache,
     made: Mutex<HashMap<String, Arc<Executable>>>,
     report: Mutex<CompileReport>,
+    /// Executions so far: processes that run one program together tell their executions apart by it.
+    launches: AtomicI32,
 }
 
 impl Programs {
-    pub fn new(platform: &Platform, devices: Vec<Device>, cache: ProgramCache) -> Result<Self> {
-        let ids: std::result::Result<Vec<i32>, _> = devices.iter().map(Device::id).collect();
-        Ok(Self {
+    /// Programs for the devices of this grid.
+    pub fn new(platform: &Platform, grid: DeviceGrid, cache: DiskCache) -> Self {
+        Self {
             client: platform.client.clone(),
-            options: CompileOptions::replicas(ids.during(|| "reading device ids".into())?),
-            devices,
+            options: CompileOptions::replicas(grid.ids()),
+            grid,
             on_host: platform.kind == Kind::Cpu,
             cache,
             made: Mutex::default(),
             report: Mutex::default(),
-        })
+            launches: AtomicI32::new(0),
+        }
+    }
+
+    /// Runs a program with the arguments of each local device; waits for its results, `[device][output]`.
+    ///
+    /// # Errors
+    /// The plugin's; donated arguments are lost then.
+    pub fn execute(
+        &self,
+        program: &Executable,
+        args: Vec<Vec<Arg<'_>>>,
+        doing: impl Fn() -> String,
+    ) -> Result<Vec<Vec<Buffer>>> {
+        let launch_id = self.launches.fetch_add(1, Ordering::Relaxed) + 1;
+        program.execute(args, launch_id).and_then(|execution| execution.wait()).during(doing)
     }
 
     /// Refuses to allocate what the host has no memory for. Devices with memory of their own say themselves when it is full.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
     pub fn require_memory(&self, bytes: u64, doing: impl FnOnce() -> String) -> Result<()> {
         if self.on_host { host_memory::require(bytes, doing) } else { Ok(()) }
     }
 
+    /// Programs made ready so far.
     pub fn report(&self) -> CompileReport {
         *self.report.lock().expect("no panic while held")
     }
 
     /// The compiled program: from memory, from the disk cache, or compiled now.
+    ///
+    /// # Errors
+    /// The plugin's, or a graph that cannot be built.
     pub fn get(&self, spec: &ProgramSpec) -> Result<Arc<Executable>> {
         let name = spec.name();
         let known = self.made.lock().expect("no panic while held").get(&name).cloned();
@@ -70,6 +93,9 @@ impl Programs {
     }
 
     /// Makes several programs ready, side by side.
+    ///
+    /// # Errors
+    /// The first one's.
     pub fn prepare(&self, mut specs: Vec<ProgramSpec>) -> Result<()> {
         specs.dedup();
         let known = self.made.lock().expect("no panic while held");
@@ -93,6 +119,9 @@ impl Programs {
     }
 
     /// Makes a program of this name, which tells all that it depends on besides the model.
+    ///
+    /// # Errors
+    /// The plugin's, or a graph that cannot be built.
     pub fn make(
         &self,
         name: String,

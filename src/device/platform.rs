@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::error::{Error, Result, While};
+use super::error::{During, Error, Result};
 use crate::{
     download::Progress,
     kernels,
@@ -41,6 +41,9 @@ pub struct Platform {
 
 impl Platform {
     /// Finds the plugin (the CPU plugin is installed if there is none), loads it, and creates a client.
+    ///
+    /// # Errors
+    /// Why there is no such platform here, and what to do.
     pub fn open(request: &PlatformRequest, progress: &mut dyn Progress) -> Result<Self> {
         let named = plugins::named(request.plugin.as_deref());
         if let Some(kind) = request.kind.or_else(|| named.map(|plugin| kind_by_name(&plugin.path))) {
@@ -115,6 +118,9 @@ impl Platform {
     }
 
     /// The first `count` devices.
+    ///
+    /// # Errors
+    /// The plugin's.
     pub fn devices(&self, count: usize) -> Result<Vec<Device>> {
         let mut devices = self.client.devices().during(|| "listing devices".into())?;
         devices.truncate(count);
@@ -128,7 +134,7 @@ fn refuse_absent(kind: Kind) -> Result<()> {
     let problem = match kind {
         Kind::Tpu => system.tpu_problem(),
         Kind::Cuda if !system.nvidia_driver() => {
-            Some("no NVIDIA driver is loaded. Use --platform cpu, or run this where the cuda is".into())
+            Some("no NVIDIA driver is loaded. Use --platform cpu, or run this where the GPU is".into())
         }
         Kind::Cuda | Kind::Cpu => None,
     };

@@ -1,0 +1,64 @@
+//! Files of compiled programs: a magic, the full key, the payload's sha256, the payload (the plugin's own serialized executable).
+
+use std::{fs, io::Write, path::Path};
+
+use sha2::{Digest, Sha256};
+
+use crate::{download::hex, pjrt::CompileOptions};
+
+const MAGIC: &[u8; 8] = b"GPJRT\x00\x01\n";
+
+/// The key of a program. `compiler` stands for all that the compiled program depends on besides code and options.
+pub(super) fn key(compiler: &str, code: &[u8], options: &CompileOptions) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for part in [compiler.as_bytes(), &options.encode(), code] {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().into()
+}
+
+/// An entry's file.
+pub(super) fn entry_name(program: &str, key: &[u8; 32]) -> String {
+    format!("{program}-{}.pjrt", hex(&key[..8]))
+}
+
+/// The payload of an entry, `None` if there is no such file.
+pub(super) fn read_entry(path: &Path, key: &[u8; 32]) -> std::result::Result<Option<Vec<u8>>, String> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e.to_string()),
+    };
+    let header = MAGIC.len() + 64;
+    if bytes.len() < header || &bytes[..MAGIC.len()] != MAGIC {
+        return Err("it is not a program of this version".into());
+    }
+    if bytes[MAGIC.len()..][..32] != key[..] {
+        return Err("it belongs to another program".into());
+    }
+    let payload = &bytes[header..];
+    if bytes[MAGIC.len() + 32..][..32] != Sha256::digest(payload)[..] {
+        return Err("its checksum does not match: it is damaged".into());
+    }
+    Ok(Some(payload.to_vec()))
+}
+
+/// Writes beside the place and renames: a reader sees all of an entry or none.
+pub(super) fn write_entry(path: &Path, key: &[u8; 32], payload: &[u8]) -> std::io::Result<()> {
+    let dir = path.parent().expect("entries are in a directory");
+    fs::create_dir_all(dir)?;
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    for part in [&MAGIC[..], key, &Sha256::digest(payload), payload] {
+        file.write_all(part)?;
+    }
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// The processor's feature flags: a CPU executable is machine code for them.
+pub(super) fn cpu_features() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+    [line("model name"), line("flags"), line("Features")].join(" ")
+}
