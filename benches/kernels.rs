@@ -6,11 +6,11 @@
 use std::time::Instant;
 
 use gemma_pjrt::kernels::{
-    Isa, Machine,
+    Isa, ExecContext,
     attention::{KvCache, Row, Shape, attention},
     integer::GROUP,
-    linear::{Results, linear},
-    operands::{Activations, Elements, Groups, Matrix},
+    linear::{OutputRows, linear},
+    operands::{Activations, WeightData, QuantBlocks, WeightMatrix},
     probe,
 };
 
@@ -18,22 +18,22 @@ const REPS: usize = 7;
 
 fn main() {
     let filter = std::env::args().nth(1).filter(|arg| !arg.starts_with("--")).unwrap_or_default();
-    let machine = Machine::whole();
-    println!("{}, {} threads; medians of {REPS}", machine.isa.name(), machine.pool.threads());
+    let machine = ExecContext::whole();
+    println!("{}, {} threads; medians of {REPS}", context.isa.name(), context.pool.threads());
     println!("| kernel | GB/s | GFLOP/s | share of the limit |\n|---|---:|---:|---:|");
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        let machine = Machine { isa, ..machine };
+        let machine = ExecContext { isa, ..machine };
         for kind in [Kind::Bf16, Kind::I8, Kind::I4] {
             for (name, out, width) in [("gate", 16384, 2048), ("down", 2048, 16384)] {
                 for rows in [1, 2, 3, 4, 8, 16, 128] {
                     let label = format!("{} {kind:?} {name} {rows}", isa.name());
-                    bench(machine, &filter, &label, || Linear::new(kind, rows, out, width));
+                    bench(context, &filter, &label, || Linear::new(kind, rows, out, width));
                 }
             }
         }
         for (seq, context) in [(1, 1024), (1, 4096), (128, 1024), (512, 4096)] {
             let name = format!("{} attention {seq} of {context}", isa.name());
-            bench(machine, &filter, &name, || Attending::new(seq, context));
+            bench(context, &filter, &name, || Attending::new(seq, context));
         }
     }
 }
@@ -42,10 +42,10 @@ trait Work {
     /// Bytes to read, and floating-point operations.
     fn cost(&self) -> (f64, f64);
     fn memory(&self) -> Vec<&[u8]>;
-    fn run(&mut self, machine: Machine<'_>);
+    fn run(&mut self, context: ExecContext<'_>);
 }
 
-fn bench<W: Work>(machine: Machine<'_>, filter: &str, name: &str, work: impl FnOnce() -> W) {
+fn bench<W: Work>(context: ExecContext<'_>, filter: &str, name: &str, work: impl FnOnce() -> W) {
     if !format!("{name} ").contains(filter) {
         return;
     }
@@ -54,9 +54,9 @@ fn bench<W: Work>(machine: Machine<'_>, filter: &str, name: &str, work: impl FnO
     let mut seconds = Vec::new();
     let mut shares = Vec::new();
     for _ in 0..REPS {
-        let (bandwidth, peak) = (probe::read_bandwidth(machine, &work.memory()), probe::peak_flops(machine, true));
+        let (bandwidth, peak) = (probe::read_bandwidth(context, &work.memory()), probe::peak_flops(context, true));
         let started = Instant::now();
-        work.run(machine);
+        work.run(context);
         let took = started.elapsed().as_secs_f64();
         seconds.push(took);
         shares.push((bytes / bandwidth).max(flops / peak) / took);
@@ -114,14 +114,14 @@ impl Work for Linear {
     fn memory(&self) -> Vec<&[u8]> {
         vec![bytemuck::cast_slice(&self.weight), bytemuck::cast_slice(&self.group_scales)]
     }
-    fn run(&mut self, machine: Machine<'_>) {
+    fn run(&mut self, context: ExecContext<'_>) {
         let elements = match self.kind {
-            Kind::Bf16 => Elements::Bf16(&self.weight),
-            Kind::I8 => Elements::I8(bytemuck::cast_slice(&self.weight)),
-            Kind::I4 => Elements::I4(Groups { pairs: bytemuck::cast_slice(&self.weight), scales: &self.group_scales }),
+            Kind::Bf16 => WeightData::Bf16(&self.weight),
+            Kind::I8 => WeightData::I8(bytemuck::cast_slice(&self.weight)),
+            Kind::I4 => WeightData::I4(QuantBlocks { pairs: bytemuck::cast_slice(&self.weight), scales: &self.group_scales }),
         };
-        let weight = Matrix::new(elements, self.out, self.width);
-        linear(machine, Activations::Bf16(&self.x), weight, Results::Bf16(&mut self.results));
+        let weight = WeightMatrix::new(elements, self.out, self.width);
+        linear(context, Activations::Bf16(&self.x), weight, OutputRows::Bf16(&mut self.results));
     }
 }
 
@@ -157,11 +157,11 @@ impl Work for Attending {
     fn memory(&self) -> Vec<&[u8]> {
         vec![bytemuck::cast_slice(&self.keys), bytemuck::cast_slice(&self.values)]
     }
-    fn run(&mut self, machine: Machine<'_>) {
-        let cache = KvCache { keys: Elements::Bf16(&self.keys), values: Elements::Bf16(&self.values), scales: None };
-        let (queries, results) = (Activations::Bf16(&self.queries), Results::Bf16(&mut self.results));
+    fn run(&mut self, context: ExecContext<'_>) {
+        let cache = KvCache { keys: WeightData::Bf16(&self.keys), values: WeightData::Bf16(&self.values), scales: None };
+        let (queries, results) = (Activations::Bf16(&self.queries), OutputRows::Bf16(&mut self.results));
         attention(
-            machine,
+            context,
             self.shape,
             queries,
             cache,

@@ -1,13 +1,13 @@
-//! CPU kernels against f64, on every instruction set of this machine, with odd sizes and any number of threads.
+//! CPU kernels against f64, on every instruction set of this context, with odd sizes and any number of threads.
 
 use gemma_pjrt::{
     hlo::{DType, Graph, Literal, Op, Shape},
     kernels::{
-        Isa, Machine, Pool,
+        Isa, ExecContext, Pool,
         attention::{self, KvCache, Row, attention},
         integer::{GROUP, most_rows, quantize_group},
-        linear::{Results, gate_up, linear, linear_max, linear_top},
-        operands::{Activations, Elements, Groups, Matrix},
+        linear::{OutputRows, gate_up, linear, linear_max, linear_top},
+        operands::{Activations, WeightData, QuantBlocks, WeightMatrix},
     },
     pjrt::{Arg, CompileOptions, Program, TensorType},
     runtime::{element_type, signature},
@@ -69,13 +69,13 @@ impl Stored {
         }
     }
 
-    fn elements(&self) -> Elements<'_> {
+    fn elements(&self) -> WeightData<'_> {
         match self {
-            Self::F32(x) => Elements::F32(x),
-            Self::Bf16(x) => Elements::Bf16(x),
-            Self::F16(x) => Elements::F16(x),
-            Self::I8(x) => Elements::I8(x),
-            Self::I4(pairs, scales) => Elements::I4(Groups { pairs, scales }),
+            Self::F32(x) => WeightData::F32(x),
+            Self::Bf16(x) => WeightData::Bf16(x),
+            Self::F16(x) => WeightData::F16(x),
+            Self::I8(x) => WeightData::I8(x),
+            Self::I4(pairs, scales) => WeightData::I4(QuantBlocks { pairs, scales }),
         }
     }
 
@@ -150,21 +150,21 @@ proptest! {
             };
             let (expected, ups) = (product(&w), product(&up));
             let gated: Vec<f64> = expected.iter().zip(&ups).map(|(&g, u)| gelu_tanh(g) * u).collect();
-            let [w, up] = [&w, &up].map(|w| Matrix::new(w.elements(), out, width));
+            let [w, up] = [&w, &up].map(|w| WeightMatrix::new(w.elements(), out, width));
             let [w, up] = [w, up].map(|w| if scaled { w.scaled(&scales) } else { w });
-            let machine = Machine { pool: &pool, isa };
+            let machine = ExecContext { pool: &pool, isa };
             let mut found = vec![f32::NAN; rows * out];
-            linear(machine, x.activations(), w, Results::F32(&mut found));
+            linear(context, x.activations(), w, OutputRows::F32(&mut found));
             assert_close(&found, &to_f32(&expected), 1e-5);
 
             let mut rounded = vec![0; rows * out];
-            linear(machine, x.activations(), w, Results::Bf16(&mut rounded));
+            linear(context, x.activations(), w, OutputRows::Bf16(&mut rounded));
             for (rounded, value) in rounded.into_iter().zip(&found) {
                 prop_assert_eq!(rounded, bf16::from_f32(*value).to_bits());
             }
 
             let (mut largest, mut columns) = (vec![0.0; rows], vec![0; rows]);
-            linear_max(machine, x.activations(), w, &mut largest, &mut columns);
+            linear_max(context, x.activations(), w, &mut largest, &mut columns);
             for (row, found) in found.chunks_exact(out).enumerate() {
                 let first = found.iter().enumerate().fold(0, |best, (i, v)| if *v > found[best] { i } else { best });
                 prop_assert_eq!((largest[row], columns[row]), (found[first], first as i32));
@@ -172,7 +172,7 @@ proptest! {
 
             let most = 1 + seed as usize % out;
             let (mut largest, mut columns) = (vec![0.0; rows * most], vec![0; rows * most]);
-            linear_top(machine, x.activations(), w, most, &mut largest, &mut columns);
+            linear_top(context, x.activations(), w, most, &mut largest, &mut columns);
             for (row, found) in found.chunks_exact(out).enumerate() {
                 let mut order: Vec<usize> = (0..out).collect();
                 order.sort_by(|&a, &b| found[b].partial_cmp(&found[a]).unwrap());
@@ -183,7 +183,7 @@ proptest! {
             }
 
             let mut found = vec![f32::NAN; rows * out];
-            gate_up(machine, x.activations(), w, up, Results::F32(&mut found));
+            gate_up(context, x.activations(), w, up, OutputRows::F32(&mut found));
             assert_close(&found, &to_f32(&gated), 2e-5);
         }
     }
@@ -213,10 +213,10 @@ proptest! {
         let expected = to_f32(&reference_attention(shape, &q.values(), &values_of(&keys), &values_of(&values), &positions, &rows));
         for isa in isas() {
             println!("on {}", isa.name());
-            let machine = Machine { pool: &pool, isa };
+            let machine = ExecContext { pool: &pool, isa };
             let mut found = vec![-7.0; expected.len()];
             let cache = KvCache { keys: keys.elements(), values: values.elements(), scales: scales.map(|s| [s; 2]) };
-            attention(machine, shape, q.activations(), cache, &positions, &rows, Results::F32(&mut found));
+            attention(context, shape, q.activations(), cache, &positions, &rows, OutputRows::F32(&mut found));
             assert_close(&found, &expected, 2e-5);
         }
     }
@@ -261,32 +261,32 @@ fn reference_attention(
 fn what_is_no_number_stays_none_and_harms_nothing_else() {
     let pool = Pool::new(2);
     for isa in isas() {
-        let machine = Machine { pool: &pool, isa };
+        let machine = ExecContext { pool: &pool, isa };
         let mut x = vec![1.0_f32; 3 * 40];
         (x[45], x[85]) = (f32::NAN, f32::INFINITY);
         let w = vec![1.0_f32; 5 * 40];
-        let matrix = Matrix::new(Elements::F32(&w), 5, 40);
+        let matrix = WeightMatrix::new(WeightData::F32(&w), 5, 40);
         let mut out = vec![0.0; 15];
-        linear(machine, Activations::F32(&x), matrix, Results::F32(&mut out));
+        linear(context, Activations::F32(&x), matrix, OutputRows::F32(&mut out));
         assert_eq!(out[..5], [40.0; 5]);
         assert!(out[5..10].iter().all(|x| x.is_nan()) && out[10..].iter().all(|&x| x == f32::INFINITY), "{out:?}");
         let mut bits = vec![0; 15];
-        linear(machine, Activations::F32(&x), matrix, Results::Bf16(&mut bits));
+        linear(context, Activations::F32(&x), matrix, OutputRows::Bf16(&mut bits));
         assert!(bits[5..10].iter().all(|&b| bf16::from_bits(b).is_nan()));
-        gate_up(machine, Activations::F32(&x), matrix, matrix, Results::F32(&mut out));
+        gate_up(context, Activations::F32(&x), matrix, matrix, OutputRows::F32(&mut out));
         assert_eq!(out[..5], [1600.0; 5]);
         assert!(out[5..10].iter().all(|x| x.is_nan()));
         let eight_bits = vec![-127_i8; 5 * 40];
-        let in_integers = Matrix::new(Elements::I8(&eight_bits), 5, 40);
-        linear(machine, Activations::F32(&x), in_integers, Results::F32(&mut out));
+        let in_integers = WeightMatrix::new(WeightData::I8(&eight_bits), 5, 40);
+        linear(context, Activations::F32(&x), in_integers, OutputRows::F32(&mut out));
         assert_close(&out[..5], &[-127.0 * 40.0; 5], 1e-6);
         assert!(out[5..].iter().all(|x| x.is_nan()));
         let (mut largest, mut columns) = (vec![0.0; 3], vec![0; 3]);
-        linear_max(machine, Activations::F32(&x), matrix, &mut largest, &mut columns);
+        linear_max(context, Activations::F32(&x), matrix, &mut largest, &mut columns);
         assert!(largest[1].is_nan());
         assert_eq!((columns, largest[0], largest[2]), (vec![0; 3], 40.0, f32::INFINITY));
         let (mut largest, mut columns) = (vec![0.0; 6], vec![0; 6]);
-        linear_top(machine, Activations::F32(&x), matrix, 2, &mut largest, &mut columns);
+        linear_top(context, Activations::F32(&x), matrix, 2, &mut largest, &mut columns);
         assert!(largest[2].is_nan() && largest[3].is_nan());
         assert_eq!((&columns[..], &largest[..2], largest[5]), (&[0, 1, 0, 1, 0, 1][..], &[40.0; 2][..], f32::INFINITY));
 
@@ -296,16 +296,16 @@ fn what_is_no_number_stays_none_and_harms_nothing_else() {
         let mut q = vec![0.5_f32; 32];
         q[3] = f32::NAN;
         let cached = vec![0.25_f32; 300 * 16];
-        let cache = KvCache { keys: Elements::F32(&cached), values: Elements::F32(&cached), scales: None };
+        let cache = KvCache { keys: WeightData::F32(&cached), values: WeightData::F32(&cached), scales: None };
         let mut out = vec![0.0; 32];
         attention(
-            machine,
+            context,
             shape,
             Activations::F32(&q),
             cache,
             &[290],
             &[Row { slot: 0, len: 1 }],
-            Results::F32(&mut out),
+            OutputRows::F32(&mut out),
         );
         assert!(out[..16].iter().all(|x| x.is_nan()));
         assert_close(&out[16..], &[0.25; 16], 1e-6);
