@@ -5,36 +5,45 @@
 
 use std::time::Instant;
 
-use gemma_pjrt::kernels::{
-    Isa, Machine,
-    attention::{KvCache, Row, Shape, attention},
-    integer::GROUP,
-    linear::{Results, linear},
-    operands::{Activations, Elements, Groups, Matrix},
-    probe,
+use gemma_pjrt::{
+    kernel_abi::GROUP,
+    kernels::{
+        ExecContext, Isa,
+        attention::attention,
+        kv_cache::{CacheData, KvCacheMut, NewKv},
+        linear::linear,
+        operands::{Activations, QuantBlocks, WeightData, WeightMatrix},
+        output::OutputRows,
+        probe,
+        segments::{AttentionShape, Segment, Segments},
+    },
 };
 
 const REPS: usize = 7;
 
 fn main() {
     let filter = std::env::args().nth(1).filter(|arg| !arg.starts_with("--")).unwrap_or_default();
-    let machine = Machine::whole();
-    println!("{}, {} threads; medians of {REPS}", machine.isa.name(), machine.pool.threads());
+    let context = ExecContext::whole();
+    println!("{}, {} threads; medians of {REPS}", context.isa.name(), context.pool.threads());
     println!("| kernel | GB/s | GFLOP/s | share of the limit |\n|---|---:|---:|---:|");
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        let machine = Machine { isa, ..machine };
+        let context = ExecContext { isa, ..context };
         for kind in [Kind::Bf16, Kind::I8, Kind::I4] {
             for (name, out, width) in [("gate", 16384, 2048), ("down", 2048, 16384)] {
                 for rows in [1, 2, 3, 4, 8, 16, 128] {
                     let label = format!("{} {kind:?} {name} {rows}", isa.name());
-                    bench(machine, &filter, &label, || Linear::new(kind, rows, out, width));
+                    bench(context, &filter, &label, || Linear::new(kind, rows, out, width));
                 }
             }
         }
-        for (seq, context) in [(1, 1024), (1, 4096), (128, 1024), (512, 4096)] {
-            let name = format!("{} attention {seq} of {context}", isa.name());
-            bench(machine, &filter, &name, || Attending::new(seq, context));
+        for (len, end) in [(1, 1024), (1, 4096), (128, 1024), (512, 4096)] {
+            let name = format!("{} attention {len} of {end}", isa.name());
+            bench(context, &filter, &name, || Attending::new(&[(len, end)]));
         }
+        let name = format!("{} attention 8 decode rows of 1024", isa.name());
+        bench(context, &filter, &name, || Attending::new(&[(1, 1024); 8]));
+        let name = format!("{} attention 128 of 1024 and 8 decode rows", isa.name());
+        bench(context, &filter, &name, || Attending::new(&[[(128, 1024)].as_slice(), &[(1, 1024); 8]].concat()));
     }
 }
 
@@ -42,10 +51,10 @@ trait Work {
     /// Bytes to read, and floating-point operations.
     fn cost(&self) -> (f64, f64);
     fn memory(&self) -> Vec<&[u8]>;
-    fn run(&mut self, machine: Machine<'_>);
+    fn run(&mut self, context: ExecContext<'_>);
 }
 
-fn bench<W: Work>(machine: Machine<'_>, filter: &str, name: &str, work: impl FnOnce() -> W) {
+fn bench<W: Work>(context: ExecContext<'_>, filter: &str, name: &str, work: impl FnOnce() -> W) {
     if !format!("{name} ").contains(filter) {
         return;
     }
@@ -54,9 +63,9 @@ fn bench<W: Work>(machine: Machine<'_>, filter: &str, name: &str, work: impl FnO
     let mut seconds = Vec::new();
     let mut shares = Vec::new();
     for _ in 0..REPS {
-        let (bandwidth, peak) = (probe::read_bandwidth(machine, &work.memory()), probe::peak_flops(machine, true));
+        let (bandwidth, peak) = (probe::read_bandwidth(context, &work.memory()), probe::peak_flops(context, true));
         let started = Instant::now();
-        work.run(machine);
+        work.run(context);
         let took = started.elapsed().as_secs_f64();
         seconds.push(took);
         shares.push((bytes / bandwidth).max(flops / peak) / took);
@@ -114,60 +123,71 @@ impl Work for Linear {
     fn memory(&self) -> Vec<&[u8]> {
         vec![bytemuck::cast_slice(&self.weight), bytemuck::cast_slice(&self.group_scales)]
     }
-    fn run(&mut self, machine: Machine<'_>) {
-        let elements = match self.kind {
-            Kind::Bf16 => Elements::Bf16(&self.weight),
-            Kind::I8 => Elements::I8(bytemuck::cast_slice(&self.weight)),
-            Kind::I4 => Elements::I4(Groups { pairs: bytemuck::cast_slice(&self.weight), scales: &self.group_scales }),
+    fn run(&mut self, context: ExecContext<'_>) {
+        let data = match self.kind {
+            Kind::Bf16 => WeightData::Bf16(&self.weight),
+            Kind::I8 => WeightData::I8(bytemuck::cast_slice(&self.weight)),
+            Kind::I4 => WeightData::I4(QuantBlocks { nibbles: bytemuck::cast_slice(&self.weight), scales: &self.group_scales }),
         };
-        let weight = Matrix::new(elements, self.out, self.width);
-        linear(machine, Activations::Bf16(&self.x), weight, Results::Bf16(&mut self.results));
+        let weight = WeightMatrix::new(data, self.out, self.width);
+        linear(context, Activations::Bf16(&self.x), weight, OutputRows::Bf16(&mut self.results));
     }
 }
 
-/// MQA of the 2B: 8 query heads of 256, one key/value head.
+/// MQA of the 2B: 8 query heads of 256, one key/value head. Each segment has a slot, and all rows are
+/// appended to the cache again in every run.
 struct Attending {
-    shape: Shape,
-    positions: Vec<i32>,
+    segments: Segments,
     queries: Vec<u16>,
+    new: Vec<u16>,
     keys: Vec<u16>,
     values: Vec<u16>,
     results: Vec<u16>,
 }
 
 impl Attending {
-    fn new(seq: usize, context: usize) -> Self {
-        let shape = Shape { batch: 1, seq, heads: 8, kv_heads: 1, head_dim: 256, slots: 1, cache_len: context };
+    /// A step of segments of so many tokens, up to these positions.
+    fn new(lengths: &[(usize, usize)]) -> Self {
+        let rows = lengths.iter().map(|(len, _)| len).sum();
+        let cache_len = lengths.iter().map(|&(_, end)| end).max().expect("a segment");
+        let slots = lengths.len();
+        let shape = AttentionShape { rows, heads: 8, kv_heads: 1, head_dim: 256, slots, cache_len };
+        let mut row = 0;
+        let segment = |(slot, &(len, end)): (usize, &(usize, usize))| {
+            row += len;
+            Segment { row: row - len, slot, start: end - len, len }
+        };
+        let segments = lengths.iter().enumerate().map(segment).collect();
         Self {
-            shape,
-            positions: (context - seq..context).map(|p| p as i32).collect(),
-            queries: numbers(seq * 2048),
-            keys: numbers(context * 256),
-            values: numbers(context * 256),
-            results: vec![0; seq * 2048],
+            segments: Segments::new(segments, shape).expect("segments one after the other"),
+            queries: numbers(rows * 2048),
+            new: numbers(rows * 256),
+            keys: numbers(slots * cache_len * 256),
+            values: numbers(slots * cache_len * 256),
+            results: vec![0; rows * 2048],
         }
     }
 }
 
 impl Work for Attending {
     fn cost(&self) -> (f64, f64) {
-        let seen: f64 = self.positions.iter().map(|&p| f64::from(p) + 1.0).sum();
-        ((self.keys.len() * 4) as f64, 4.0 * seen * 2048.0)
+        let (mut read, mut seen) = (0, 0);
+        for &Segment { start, len, .. } in self.segments.as_slice() {
+            read += start + len;
+            seen += (start + 1..=start + len).sum::<usize>();
+        }
+        // Keys and values of 256 elements of bf16; two products with 8 heads.
+        ((read * 256 * 4) as f64, 4.0 * (seen * 2048) as f64)
     }
     fn memory(&self) -> Vec<&[u8]> {
         vec![bytemuck::cast_slice(&self.keys), bytemuck::cast_slice(&self.values)]
     }
-    fn run(&mut self, machine: Machine<'_>) {
-        let cache = KvCache { keys: Elements::Bf16(&self.keys), values: Elements::Bf16(&self.values), scales: None };
-        let (queries, results) = (Activations::Bf16(&self.queries), Results::Bf16(&mut self.results));
-        attention(
-            machine,
-            self.shape,
-            queries,
-            cache,
-            &self.positions,
-            &[Row { slot: 0, len: self.shape.seq }],
-            results,
-        );
+    fn run(&mut self, context: ExecContext<'_>) {
+        let (keys, values) = (CacheData::Bf16(&mut self.keys), CacheData::Bf16(&mut self.values));
+        let mut cache = KvCacheMut { keys, values, scales: None };
+        let new = WeightData::Bf16(&self.new);
+        cache.append(context, NewKv { keys: new, values: new, scales: None }, &self.segments);
+        let (queries, results) = (Activations::Bf16(&self.queries), OutputRows::Bf16(&mut self.results));
+        attention(context, queries, cache.view(), &self.segments, results);
     }
 }

@@ -1,264 +1,309 @@
-//! Causal attention over the KV cache, with the softmax computed online (Milakov and Gimelshein 2018; FlashAttention, Dao et
-//! al. 2022): scores never leave a core's cache, and a token's work goes with its own position, not with the cache's length.
+//! Causal attention over the KV cache, for one ragged step.
 //!
-//! All query heads of a key/value head, for several tokens of a prompt, are the rows of one task, so that a key is read once
-//! for all of them. A decode step has too few rows to share among threads: there the positions are split as well, and the
-//! parts merged.
+//! The softmax is computed online (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022):
+//! scores never leave a core's cache, and a token's work grows with its own position, not with the
+//! cache's length.
+//!
+//! A task is a block of a segment's tokens, with all query heads that share a key/value head, so that
+//! a key is read once for all of them. Where there are too few blocks for all threads, as in a decode
+//! step, the positions that a block sees are split as well, and the parts are merged.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use super::{
-    Machine,
-    format::{Bf16, F16, F32, Format, I8},
+    context::ExecContext,
+    format::{Bf16, ElementFormat, F16, F32, I8},
     isa::{self, Isa, Kernel},
-    linear::{Columns, Results},
-    matmul::{Order, multiply, pack},
-    operands::{Activations, Elements, Matrix},
+    kv_cache::KvCache,
+    matmul::{LaneOrder, multiply, pack},
+    operands::{Activations, WeightData, WeightMatrix},
+    output::{OutputRows, SharedOutput},
     scratch::with_scratch,
+    segments::{AttentionShape, Segment, Segments},
     simd::Simd,
 };
 
-/// Rows of a task, if there are as many.
-const ROWS: usize = 32;
+/// Query vectors in a block of tokens, if the segment has as many.
+const BLOCK_QUERIES: usize = 32;
 /// Positions that are scored in one go.
 const KEYS: usize = 64;
-/// Positions of a part, at least: less is not worth a task.
+/// The fewest positions in a part: fewer are not worth a task.
 const MIN_PART: usize = 256;
+/// Fewer query vectors take about as long as so many, because keys are loaded and converted anyway.
+const MIN_COST: usize = 4;
 
-/// Sizes of an attention.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    pub batch: usize,
-    /// Tokens of each row of the batch.
-    pub seq: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    pub slots: usize,
-    /// Positions that the cache has for each slot.
-    pub cache_len: usize,
-}
-
-/// What a row of the batch attends to.
-#[derive(Clone, Copy, Debug)]
-pub struct Row {
-    pub slot: usize,
-    /// Tokens that it has, at most `seq`.
-    pub len: usize,
-}
-
-/// What is attended to: `[slots, kv_heads, cache_len, head_dim]` each.
-#[derive(Clone, Copy, Debug)]
-pub struct KvCache<'a> {
-    pub keys: Elements<'a>,
-    pub values: Elements<'a>,
-    /// What each position's keys and values are to be multiplied by, `[slots, kv_heads, cache_len]` each.
-    pub scales: Option<[&'a [f32]; 2]>,
-}
-
-/// `softmax(q kᵀ / sqrt(head_dim)) v` over each token's own position and all before it.
+/// Writes `softmax(q kᵀ / sqrt(head_dim)) v` for each token of each segment, over its slot's positions
+/// up to its own.
 ///
-/// `queries` and `results` are `[batch, seq, heads, head_dim]`, `positions` `[batch, seq]`, `rows` `[batch]`. Results of tokens that
-/// a row does not have stay as they are. The softmax and all sums are f32.
+/// Queries and `out` are `[rows, heads, head_dim]`. Rows of `out` that are in no segment become zeros.
+/// The softmax and all sums are f32.
 ///
 /// # Panics
-/// If arrays do not have these shapes, the cache has elements of four bits, or a position or slot is not in the cache.
+/// If an array does not have the segments' shape, `heads` is no multiple of `kv_heads`, or the cache has
+/// four-bit elements.
 pub fn attention(
-    machine: Machine<'_>,
-    shape: Shape,
+    context: ExecContext<'_>,
     queries: Activations<'_>,
     cache: KvCache<'_>,
-    positions: &[i32],
-    rows: &[Row],
-    results: Results<'_>,
+    segments: &Segments,
+    mut out: OutputRows<'_>,
 ) {
-    let Shape { batch, seq, heads, kv_heads, head_dim, slots, cache_len } = shape;
-    assert!(heads.is_multiple_of(kv_heads), "{shape:?}");
-    assert_eq!((positions.len(), rows.len()), (batch * seq, batch));
-    assert!(rows.iter().all(|row| row.slot < slots && row.len <= seq), "{shape:?}: {rows:?}");
-    let cached = slots * kv_heads * cache_len * head_dim;
-    assert!(!matches!((cache.keys, cache.values), (Elements::I4(_), _) | (_, Elements::I4(_))), "a cache in four bits");
-    assert!(cache.keys.len() == cached && cache.values.len() == cached, "{shape:?}: a cache of {cached} elements");
-    let scales = slots * kv_heads * cache_len;
-    assert!(cache.scales.iter().flatten().all(|s| s.len() == scales), "{shape:?}: a cache with {scales} scales");
-    assert!(
-        positions.iter().all(|&p| 0 <= p && (p as usize) < cache_len),
-        "a position is not in the cache of {cache_len}"
-    );
-    let group = heads / kv_heads;
-    let results = Columns::new(results, heads * head_dim);
-
-    let tokens = (ROWS / group).clamp(1, seq);
-    let blocks = seq.div_ceil(tokens);
-    let tasks = batch * kv_heads * blocks;
-    let busy = rows.iter().map(|row| row.len.div_ceil(tokens)).sum::<usize>() * kv_heads;
-    if busy == 0 {
+    let shape = segments.shape();
+    let AttentionShape { rows, heads, kv_heads, head_dim, .. } = shape;
+    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{shape:?}");
+    assert_eq!(queries.len(), rows * heads * head_dim, "queries of {shape:?}");
+    assert_eq!(out.len(), rows * heads * head_dim, "results of {shape:?}");
+    cache.assert_shape(shape);
+    let row_size = heads * head_dim;
+    for padding in segments.padding() {
+        out.zero(padding.start * row_size..padding.end * row_size);
+    }
+    if row_size == 0 {
         return;
     }
-    let longest = rows.iter().zip(positions.chunks_exact(seq)).flat_map(|(row, p)| &p[..row.len]).max();
-    let longest = longest.map_or(0, |&p| p as usize + 1);
-    let parts = (2 * machine.pool.threads()).div_ceil(busy).min(longest.div_ceil(MIN_PART)).max(1);
+    let out = SharedOutput::new(out, row_size);
 
-    let task = |number: usize| {
-        let (row, rest) = (number / (kv_heads * blocks), number % (kv_heads * blocks));
-        let (kv_head, first) = (rest / blocks, rest % blocks * tokens);
-        Task {
-            shape,
-            queries,
-            cache,
-            positions,
-            group,
-            slot: rows[row].slot,
-            row,
-            kv_head,
-            tokens: first..rows[row].len.clamp(first, first + tokens),
-        }
-    };
-    let size = tokens * group * (head_dim + 2);
-    with_scratch(tasks * parts * size, |states| {
-        let states = States { first: states.as_mut_ptr(), size };
-        machine.pool.run(tasks * parts, &|chunk| {
-            let task = task(chunk / parts);
-            // SAFETY: each chunk has a state of its own.
-            let state = unsafe { states.get(chunk) };
-            task.part(machine.isa, chunk % parts, parts, state);
-            if parts == 1 {
-                task.finish(machine.isa, state, &results);
+    let mut blocks = token_blocks(shape, segments);
+    let (parts, states_len) = split_positions(&mut blocks, head_dim, context.pool.threads());
+    let problem = Problem { isa: context.isa, shape, queries, cache };
+    with_scratch(states_len, |states| {
+        let states = PartStates { first: states.as_mut_ptr(), len: states.len() };
+        context.pool.run(parts.len(), &|chunk| {
+            let (block, part) = (&blocks[parts[chunk].block], parts[chunk].part);
+            let size = block.state_size(head_dim);
+            if block.parts == 1 {
+                with_scratch(size, |state| {
+                    problem.attend(block, 0, state);
+                    // SAFETY: no other block has these tokens and heads, and this block has one part.
+                    unsafe { problem.write(block, state, &out) };
+                });
+                return;
             }
+            // SAFETY: each part has a state of its own, and runs once.
+            problem.attend(block, part, unsafe { states.get(block.first_state + part * size, size) });
+            // The last part to finish merges all of them, in their order. The counter makes what the
+            // other threads wrote visible to it.
+            if block.unfinished.fetch_sub(1, Ordering::AcqRel) > 1 {
+                return;
+            }
+            // SAFETY: all parts of the block are done with their states.
+            let merged = unsafe { states.get(block.first_state, size) };
+            for part in 1..block.parts {
+                // SAFETY: as above; another state than the first.
+                let other = unsafe { states.get(block.first_state + part * size, size) };
+                merge(block.queries(), head_dim, merged, other);
+            }
+            // SAFETY: no other block has these tokens and heads, and this one is finished once.
+            unsafe { problem.write(block, merged, &out) };
         });
-        if parts > 1 {
-            for number in 0..tasks {
-                // SAFETY: the threads are done with the states.
-                let state = |part: usize| unsafe { states.get(number * parts + part) };
-                let (task, first) = (task(number), state(0));
-                (1..parts).for_each(|part| merge(task.rows(), head_dim, first, state(part)));
-                task.finish(machine.isa, first, &results);
-            }
-        }
     });
 }
 
-/// The states of all tasks' parts.
-struct States {
-    first: *mut f32,
-    size: usize,
-}
-
-// SAFETY: a pointer to numbers, of which each thread gets disjoint ranges.
-unsafe impl Sync for States {}
-
-impl States {
-    /// # Safety
-    /// State `number` exists, and is not in use.
-    #[expect(clippy::mut_from_ref, reason = "disjoint parts of one array, by the contract")]
-    unsafe fn get(&self, number: usize) -> &mut [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.first.add(number * self.size), self.size) }
+/// Cuts all segments into blocks of tokens, for each key/value head.
+fn token_blocks(shape: AttentionShape, segments: &Segments) -> Vec<TokenBlock> {
+    let group = shape.heads / shape.kv_heads;
+    let tokens = (BLOCK_QUERIES / group.max(1)).max(1);
+    let count: usize = segments.as_slice().iter().map(|segment| segment.len.div_ceil(tokens)).sum();
+    let mut blocks = Vec::with_capacity(count * shape.kv_heads);
+    for &segment in segments.as_slice() {
+        for kv_head in 0..shape.kv_heads {
+            // The last tokens see most positions. The longest tasks come first, so that no thread is
+            // left with one at the end.
+            for first in (0..segment.len).step_by(tokens).rev() {
+                let tokens = first..segment.len.min(first + tokens);
+                let unfinished = AtomicUsize::new(1);
+                blocks.push(TokenBlock { segment, kv_head, group, tokens, parts: 1, first_state: 0, unfinished });
+            }
+        }
     }
+    blocks
 }
 
-/// Some tokens of a row of the batch, with the query heads of one key/value head: `tokens * group` rows.
+/// Splits the positions of the blocks that take longer than an even share of all work. Returns all
+/// blocks' parts, and the size of the split blocks' states.
+fn split_positions(blocks: &mut [TokenBlock], head_dim: usize, threads: usize) -> (Vec<BlockPart>, usize) {
+    let total: usize = blocks.iter().map(TokenBlock::cost).sum();
+    let share = total.div_ceil(2 * threads).max(1);
+    let (mut parts, mut states_len) = (Vec::with_capacity(blocks.len() + 2 * threads), 0);
+    for (number, block) in blocks.iter_mut().enumerate() {
+        block.parts = block.cost().div_ceil(share).min(block.positions().div_ceil(MIN_PART)).max(1);
+        *block.unfinished.get_mut() = block.parts;
+        if block.parts > 1 {
+            block.first_state = states_len;
+            states_len += block.parts * block.state_size(head_dim);
+        }
+        parts.extend((0..block.parts).map(|part| BlockPart { block: number, part }));
+    }
+    (parts, states_len)
+}
+
+/// One task: part number `part` of block number `block`.
+struct BlockPart {
+    block: usize,
+    part: usize,
+}
+
+/// Some tokens of a segment, with the query heads of one key/value head.
 ///
-/// Its state is, for each row, the weighted sum of values `[head_dim]` in the order in which values are loaded, the largest
-/// score, and the sum of weights.
-struct Task<'a> {
-    shape: Shape,
-    queries: Activations<'a>,
-    cache: KvCache<'a>,
-    positions: &'a [i32],
-    group: usize,
-    slot: usize,
-    row: usize,
+/// A block's queries are ordered by token, then by head. The state of one of its parts has, for each
+/// query, the weighted sum of values `[head_dim]` in the order in which values are loaded; then each
+/// query's largest score; then each query's sum of weights.
+struct TokenBlock {
+    segment: Segment,
     kv_head: usize,
+    /// Query heads that share the key/value head.
+    group: usize,
+    /// Tokens of the segment.
     tokens: Range<usize>,
+    /// Number of parts that the positions are split into.
+    parts: usize,
+    /// Where the first part's state begins, if there are several.
+    first_state: usize,
+    /// Parts that are not finished.
+    unfinished: AtomicUsize,
 }
 
-impl Task<'_> {
-    fn rows(&self) -> usize {
+impl TokenBlock {
+    fn queries(&self) -> usize {
         self.tokens.len() * self.group
     }
 
-    /// The position of each row's token.
-    fn position(&self, row: usize) -> usize {
-        self.positions[self.row * self.shape.seq + self.tokens.start + row / self.group] as usize
+    /// Returns the number of positions that the last token sees.
+    fn positions(&self) -> usize {
+        self.segment.start + self.tokens.end
     }
 
-    /// Attends to one of `parts` parts of the positions.
-    fn part(&self, isa: Isa, part: usize, parts: usize, state: &mut [f32]) {
-        let Shape { seq, heads, kv_heads, head_dim, cache_len, .. } = self.shape;
-        let rows = self.rows();
-        if rows == 0 {
-            return;
-        }
+    /// Returns the work, in query vectors times positions.
+    fn cost(&self) -> usize {
+        self.queries().max(MIN_COST) * self.positions()
+    }
+
+    fn state_size(&self, head_dim: usize) -> usize {
+        self.queries() * (head_dim + 2)
+    }
+
+    /// Returns the position of a query's token.
+    fn position(&self, query: usize) -> usize {
+        self.segment.start + self.tokens.start + query / self.group
+    }
+
+    /// Returns a query's row on the token axis, and its head.
+    fn row_and_head(&self, query: usize) -> (usize, usize) {
+        let row = self.segment.row + self.tokens.start + query / self.group;
+        (row, self.kv_head * self.group + query % self.group)
+    }
+}
+
+/// The states of all split blocks' parts.
+struct PartStates {
+    first: *mut f32,
+    len: usize,
+}
+
+// SAFETY: a pointer to numbers, of which each thread gets disjoint ranges.
+unsafe impl Sync for PartStates {}
+
+impl PartStates {
+    /// Returns `size` numbers from `start` on.
+    ///
+    /// # Panics
+    /// If they are not inside the array.
+    ///
+    /// # Safety
+    /// They are not in use.
+    #[expect(clippy::mut_from_ref, reason = "disjoint parts of one array, by the contract")]
+    unsafe fn get(&self, start: usize, size: usize) -> &mut [f32] {
+        assert!(start + size <= self.len, "{size} numbers at {start} of {}", self.len);
+        // SAFETY: inside the array, as asserted; the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(start), size) }
+    }
+}
+
+/// What all tasks of a call read.
+struct Problem<'a> {
+    isa: Isa,
+    shape: AttentionShape,
+    queries: Activations<'a>,
+    cache: KvCache<'a>,
+}
+
+impl Problem<'_> {
+    /// Attends to one part of a block's positions.
+    fn attend(&self, block: &TokenBlock, part: usize, state: &mut [f32]) {
+        let AttentionShape { heads, kv_heads, head_dim, cache_len, .. } = self.shape;
+        let (isa, rows) = (self.isa, block.queries());
         let (sums, rest) = state.split_at_mut(rows * head_dim);
-        let (largest, rest) = rest.split_at_mut(rows);
-        let weights = &mut rest[..rows];
+        let (largest, weights) = rest.split_at_mut(rows);
         sums.fill(0.0);
         largest.fill(f32::NEG_INFINITY);
         weights.fill(0.0);
 
-        let end = (0..rows).map(|row| self.position(row)).max().unwrap_or_default() + 1;
-        let length = end.div_ceil(parts).next_multiple_of(KEYS);
+        let end = block.positions();
+        let length = end.div_ceil(block.parts).next_multiple_of(KEYS);
         let range = (part * length).min(end)..((part + 1) * length).min(end);
-        let first = (self.slot * kv_heads + self.kv_head) * cache_len;
-        let block = |at: usize, n: usize| (first + at) * head_dim..(first + at + n) * head_dim;
+        let first = (block.segment.slot * kv_heads + block.kv_head) * cache_len;
+        let cached = |at: usize, n: usize| (first + at) * head_dim..(first + at + n) * head_dim;
         with_scratch(rows * (head_dim + KEYS + 1), |scratch| {
             let (queries, scratch) = scratch.split_at_mut(rows * head_dim);
             let (scores, rescale) = scratch.split_at_mut(rows * KEYS);
-            let start = |row: usize| {
-                let (token, head) =
-                    (self.tokens.start + row / self.group, self.kv_head * self.group + row % self.group);
-                ((self.row * seq + token) * heads + head) * head_dim
+            let query_start = |query: usize| {
+                let (row, head) = block.row_and_head(query);
+                (row * heads + head) * head_dim
             };
-            pack(isa, self.queries, start, &self.cache.keys, head_dim, queries);
+            pack(isa, self.queries, query_start, &self.cache.keys, head_dim, queries);
             let scale = (head_dim as f64).powf(-0.5) as f32;
             queries.iter_mut().for_each(|q| *q *= scale);
 
             for at in range.clone().step_by(KEYS) {
                 let n = KEYS.min(range.end - at);
-                let keys = self.cache.keys.slice(block(at, n));
+                let keys = self.cache.keys.slice(cached(at, n));
                 let scores = &mut scores[..rows * n];
-                let keys = Matrix::new(keys, n, head_dim);
+                let keys = WeightMatrix::new(keys, n, head_dim);
                 let scales = self.cache.scales.map(|scales| scales.map(|scales| &scales[first + at..first + at + n]));
                 multiply(isa, queries, &scales.map_or(keys, |[of_keys, _]| keys.scaled(of_keys)), scores);
-                for (row, scores) in scores.chunks_exact_mut(n).enumerate() {
-                    let visible = (self.position(row) + 1).saturating_sub(at).min(n);
-                    let softmax = Softmax { scores, visible, largest: &mut largest[row], weights: &mut weights[row] };
-                    rescale[row] = isa::run(isa, softmax);
+                for (query, scores) in scores.chunks_exact_mut(n).enumerate() {
+                    let visible = (block.position(query) + 1).saturating_sub(at).min(n);
+                    let (largest, weights) = (&mut largest[query], &mut weights[query]);
+                    rescale[query] = isa::run(isa, Softmax { scores, visible, largest, weights });
                 }
                 if let Some([_, of_values]) = scales {
                     scores.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(of_values).for_each(|(p, s)| *p *= s));
                 }
-                let values = self.cache.values.slice(block(at, n));
+                let values = self.cache.values.slice(cached(at, n));
                 accumulate(isa, values, head_dim, scores, rescale, sums);
             }
         });
     }
 
-    /// Divides by the sums of weights, and writes the results.
-    fn finish(&self, isa: Isa, state: &[f32], results: &Columns<'_>) {
-        let Shape { seq, head_dim, .. } = self.shape;
-        let rows = self.rows();
+    /// Divides the sums by the sums of weights, and writes the results.
+    ///
+    /// # Safety
+    /// Nothing else writes the results of the block's tokens and heads.
+    unsafe fn write(&self, block: &TokenBlock, state: &[f32], out: &SharedOutput<'_>) {
+        let head_dim = self.shape.head_dim;
+        let rows = block.queries();
         let weights = &state[rows * (head_dim + 1)..];
-        let order = Order::of(isa, &self.cache.values, head_dim);
-        with_scratch(head_dim, |out| {
-            for (row, sums) in state[..rows * head_dim].chunks_exact(head_dim).enumerate() {
-                sums.iter().enumerate().for_each(|(at, &sum)| out[order.element(at)] = sum / weights[row]);
-                let token = self.row * seq + self.tokens.start + row / self.group;
-                let head = self.kv_head * self.group + row % self.group;
-                // SAFETY: no other task has this token and head.
-                unsafe { results.write(token, head * head_dim, out) };
+        let order = LaneOrder::of(self.isa, &self.cache.values, head_dim);
+        with_scratch(head_dim, |values| {
+            for (query, sums) in state[..rows * head_dim].chunks_exact(head_dim).enumerate() {
+                sums.iter().enumerate().for_each(|(at, &sum)| values[order.element(at)] = sum / weights[query]);
+                let (row, head) = block.row_and_head(query);
+                // SAFETY: the caller's promise.
+                unsafe { out.write(row, head * head_dim, values) };
             }
         });
     }
 }
 
-/// Adds another part's state to the first one's.
+/// Merges another part's state into the first one's.
 fn merge(rows: usize, head_dim: usize, state: &mut [f32], other: &[f32]) {
     for row in 0..rows {
         let (at_largest, at_weights) = (rows * head_dim + row, rows * (head_dim + 1) + row);
         let (a, b) = (state[at_largest], other[at_largest]);
-        // Rows that see nothing of a part have no weight in it.
+        // Queries that see no position of a part have no weight in it.
         let largest = if a > b || b == f32::NEG_INFINITY { a } else { b };
         let share = |x: f32| if x == f32::NEG_INFINITY { 0.0 } else { (x - largest).exp() };
         let (keep, take) = (share(a), share(b));
@@ -270,10 +315,11 @@ fn merge(rows: usize, head_dim: usize, state: &mut [f32], other: &[f32]) {
     }
 }
 
-/// Turns a row's scores into weights, relative to the largest score so far; returns what earlier weights are to be multiplied by.
+/// Turns a query's scores into weights, relative to the largest score so far. Returns the factor of the
+/// earlier weights.
 struct Softmax<'a> {
     scores: &'a mut [f32],
-    /// Scores from here on are of later tokens.
+    /// Number of scores of positions that the query sees. The weights of all others become 0.
     visible: usize,
     largest: &'a mut f32,
     weights: &'a mut f32,
@@ -311,18 +357,19 @@ impl Kernel for Softmax<'_> {
     }
 }
 
-/// `sums = rescale · sums + weights values`: `[rows, head_dim]` from weights `[rows, n]` and values `[n, head_dim]`.
-fn accumulate(isa: Isa, values: Elements<'_>, head_dim: usize, weights: &[f32], rescale: &[f32], sums: &mut [f32]) {
+/// Sets `sums` `[rows, head_dim]` to `rescale · sums + weights values`, with weights `[rows, n]` and values
+/// `[n, head_dim]`.
+fn accumulate(isa: Isa, values: WeightData<'_>, head_dim: usize, weights: &[f32], rescale: &[f32], sums: &mut [f32]) {
     match values {
-        Elements::F32(values) => isa::run(isa, Accumulate::<F32> { values, head_dim, weights, rescale, sums }),
-        Elements::Bf16(values) => isa::run(isa, Accumulate::<Bf16> { values, head_dim, weights, rescale, sums }),
-        Elements::F16(values) => isa::run(isa, Accumulate::<F16> { values, head_dim, weights, rescale, sums }),
-        Elements::I8(values) => isa::run(isa, Accumulate::<I8> { values, head_dim, weights, rescale, sums }),
-        Elements::I4(_) => unreachable!("caches have no elements of four bits"),
+        WeightData::F32(values) => isa::run(isa, Accumulate::<F32> { values, head_dim, weights, rescale, sums }),
+        WeightData::Bf16(values) => isa::run(isa, Accumulate::<Bf16> { values, head_dim, weights, rescale, sums }),
+        WeightData::F16(values) => isa::run(isa, Accumulate::<F16> { values, head_dim, weights, rescale, sums }),
+        WeightData::I8(values) => isa::run(isa, Accumulate::<I8> { values, head_dim, weights, rescale, sums }),
+        WeightData::I4(_) => unreachable!("caches have no four-bit elements"),
     }
 }
 
-struct Accumulate<'a, F: Format> {
+struct Accumulate<'a, F: ElementFormat> {
     values: &'a [F::Element],
     head_dim: usize,
     weights: &'a [f32],
@@ -330,7 +377,7 @@ struct Accumulate<'a, F: Format> {
     sums: &'a mut [f32],
 }
 
-impl<F: Format> Kernel for Accumulate<'_, F> {
+impl<F: ElementFormat> Kernel for Accumulate<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -352,7 +399,7 @@ impl<F: Format> Kernel for Accumulate<'_, F> {
     }
 }
 
-impl<F: Format> Accumulate<'_, F> {
+impl<F: ElementFormat> Accumulate<'_, F> {
     #[expect(clippy::needless_range_loop, reason = "the loops are unrolled into registers; iterators hide which")]
     #[inline(always)]
     unsafe fn rows<S: Simd, const M: usize>(&mut self, row: usize) {

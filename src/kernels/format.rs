@@ -3,11 +3,11 @@
 use super::simd::Simd;
 
 /// How elements are loaded, two vectors at a time.
-pub(super) trait Format {
+pub(super) trait ElementFormat {
     type Element: Copy;
     /// One half of two vectors of elements: of bf16 those of even or of odd number, of all others the first or the second
-    /// vector (see [`super::matmul::Order`]).
-    unsafe fn load<S: Simd>(p: *const Self::Element, half: usize) -> S::F32;
+    /// vector (see [`super::matmul::LaneOrder`]).
+    unsafe fn load<S: Simd>(p: *const Self::Element, half: usize) -> S::VecF32;
     fn to_f32(element: Self::Element) -> f32;
 }
 
@@ -16,10 +16,10 @@ pub(super) struct Bf16;
 pub(super) struct F16;
 pub(super) struct I8;
 
-impl Format for F32 {
+impl ElementFormat for F32 {
     type Element = f32;
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const f32, half: usize) -> S::F32 {
+    unsafe fn load<S: Simd>(p: *const f32, half: usize) -> S::VecF32 {
         // SAFETY: the caller's promises: the instruction set, and two vectors' elements at p.
         unsafe { S::load(p.add(half * S::LANES)) }
     }
@@ -28,10 +28,10 @@ impl Format for F32 {
     }
 }
 
-impl Format for Bf16 {
+impl ElementFormat for Bf16 {
     type Element = u16;
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u16, half: usize) -> S::F32 {
+    unsafe fn load<S: Simd>(p: *const u16, half: usize) -> S::VecF32 {
         // SAFETY: as above.
         unsafe { if half == 0 { S::load_bf16_even(p) } else { S::load_bf16_odd(p) } }
     }
@@ -40,10 +40,10 @@ impl Format for Bf16 {
     }
 }
 
-impl Format for F16 {
+impl ElementFormat for F16 {
     type Element = u16;
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u16, half: usize) -> S::F32 {
+    unsafe fn load<S: Simd>(p: *const u16, half: usize) -> S::VecF32 {
         // SAFETY: as above.
         unsafe { S::load_f16(p.add(half * S::LANES)) }
     }
@@ -52,11 +52,11 @@ impl Format for F16 {
     }
 }
 
-impl Format for I8 {
+impl ElementFormat for I8 {
     type Element = i8;
 
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const i8, half: usize) -> S::F32 {
+    unsafe fn load<S: Simd>(p: *const i8, half: usize) -> S::VecF32 {
         // SAFETY: as above.
         unsafe { S::load_i8(p.add(half * S::LANES)) }
     }

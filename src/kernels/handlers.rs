@@ -1,26 +1,34 @@
-//! The handlers that compiled programs call. `gemma::target` emits the calls.
+//! The FFI handlers: they check types and shapes, and call the kernels. `gemma` emits the calls.
 //!
-//! bf16 keys and values are passed as u16, see `Target::cache_dtype`.
+//! A program runs over one token axis of `rows` rows. The first ones are real tokens, the rest are
+//! padding: padding is not computed, and its results are zeros.
 
 use std::{collections::HashSet, path::PathBuf, sync::Mutex};
 
 use super::{
-    Machine,
-    attention::{KvCache, Row, Shape, attention},
-    integer::GROUP,
-    linear::{Results, gate_up, linear, linear_max, linear_top},
-    operands::{Activations, Elements, Groups, Matrix},
-    rows::Rows,
+    attention::attention,
+    context::ExecContext,
+    kv_cache::{CacheData, KvCacheMut, NewKv},
+    linear::{gate_up, linear, linear_max, linear_top},
+    operands::{Activations, QuantBlocks, WeightData, WeightMatrix},
+    output::{OutputRows, zero_beyond},
+    segments::{AttentionShape, Segments},
 };
-use crate::pjrt::{
-    Api, ElementType,
-    ffi::{self, Frame, Handler, Operand, Output},
+use crate::{
+    kernel_abi::{self, ALIGNMENT, GROUP, SEGMENT_FIELDS},
+    pjrt::{
+        Api, ElementType,
+        ffi::{self, Frame, Handler, Operand, Output},
+    },
 };
 
-/// What the arrays of shifted weights have more than their matrices: `gemma::SHIFT_BYTES`.
-const SHIFT_BYTES: usize = 64;
-
-/// Makes all handlers known to a CPU plugin, once for each plugin.
+/// Registers all handlers with a CPU plugin, once per plugin.
+///
+/// # Errors
+/// If the plugin has no FFI extension, or refuses a handler.
+///
+/// # Panics
+/// If an earlier call panicked.
 pub fn register(api: &Api) -> crate::pjrt::Result<()> {
     static DONE: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
     let mut done = DONE.lock().expect("nothing panics while it is held");
@@ -38,155 +46,213 @@ pub fn register(api: &Api) -> crate::pjrt::Result<()> {
 
 type Result<T> = std::result::Result<T, String>;
 
-/// `f32|bf16 [rows, in]` by a weight `[out, in]` to `f32|bf16 [rows, out]`.
+/// Multiplies activations with a weight.
 ///
-/// As all products, after its activations it takes lengths `s32[batch]`: rows are `[batch, seq]`, and of each `seq` so many count.
-/// Others are not computed; their results are zeros.
+/// Operands: activations `f32|bf16[rows, in]`; the number of real rows `s32[]`; then the weight, in one
+/// of these forms:
+/// - `f32|bf16|f16|s8[out, in]`, which may be followed by scales `f32[out]`;
+/// - four-bit elements `u8[out, in / 2]`, followed by their blocks' scales `f16[out, in / 32]`;
+/// - an unaligned weight, as `f32|bf16|f16|s8[out * in + spare]` with 64 spare bytes, followed by its
+///   element offset in that array, `s32[]`.
+///
+/// Result: `f32|bf16[rows, out]`.
 struct Linear;
 
 impl Handler for Linear {
-    const TARGET: &'static str = "gemma_pjrt.linear";
+    const TARGET: &str = kernel_abi::LINEAR;
 
     fn call(frame: Frame<'_>) -> Result<()> {
         let (operands, [out]) = frame.arrays()?;
-        let (x, rows, [weight]) = products(&operands)?;
-        expect("the result", out.dims(), &[rows.all, weight.rows()])?;
-        let out = results(out)?;
-        rows.of(x, weight.width, |x| {
-            rows.results(out, weight.rows(), |out| linear(Machine::whole(), x, weight, out));
-        });
+        let ProductOperands { x, rows, count, weights: [weight] } = product_operands(&operands)?;
+        expect("the result", out.dims(), &[rows, weight.rows()])?;
+        linear(ExecContext::whole(), x, weight, output_rows(out)?.zero_beyond(count * weight.rows()));
         Ok(())
     }
 }
 
-/// `f32|bf16 [rows, in]` by gate and up, weights `[out, in]` of one type, to `f32|bf16 [rows, out]`.
+/// Multiplies activations with a gate and an up projection: `gelu_tanh(x gateᵀ) · (x upᵀ)`.
+///
+/// Operands: as [`Linear`], with gate and up in the place of the weight. They have one form and type;
+/// their scales or offsets follow both. Result: `f32|bf16[rows, out]`.
 struct GateUp;
 
 impl Handler for GateUp {
-    const TARGET: &'static str = "gemma_pjrt.gate_up";
+    const TARGET: &str = kernel_abi::GATE_UP;
 
     fn call(frame: Frame<'_>) -> Result<()> {
         let (operands, [out]) = frame.arrays()?;
-        let (x, rows, [gate, up]) = products(&operands)?;
+        let ProductOperands { x, rows, count, weights: [gate, up] } = product_operands(&operands)?;
         let of = |index: usize| (operands[index].element_type(), operands[index].dims());
         if of(2) != of(3) {
             return Err(format!("gate is {:?} and up is {:?}; they must be alike", of(2), of(3)));
         }
-        expect("the result", out.dims(), &[rows.all, gate.rows()])?;
-        let out = results(out)?;
-        rows.of(x, gate.width, |x| {
-            rows.results(out, gate.rows(), |out| gate_up(Machine::whole(), x, gate, up, out));
-        });
+        expect("the result", out.dims(), &[rows, gate.rows()])?;
+        gate_up(ExecContext::whole(), x, gate, up, output_rows(out)?.zero_beyond(count * gate.rows()));
         Ok(())
     }
 }
 
-/// `f32|bf16 [rows, in]` by a weight `[out, in]` to each row's largest product `f32[rows]` and its column `s32[rows]`.
+/// Finds each row's largest product.
+///
+/// Operands: as [`Linear`]. Results: the products `f32[rows]`, and their columns `s32[rows]`.
 struct LinearMax;
 
 impl Handler for LinearMax {
-    const TARGET: &'static str = "gemma_pjrt.linear_max";
+    const TARGET: &str = kernel_abi::LINEAR_MAX;
 
     fn call(frame: Frame<'_>) -> Result<()> {
         let (operands, [values, columns]) = frame.arrays()?;
-        let (x, rows, [weight]) = products(&operands)?;
-        expect("the largest values", values.dims(), &[rows.all])?;
-        expect("their columns", columns.dims(), &[rows.all])?;
-        let (values, columns) = (values.as_mut_slice()?, columns.as_mut_slice()?);
-        rows.of(x, weight.width, |x| {
-            rows.put(values, 1, |values| {
-                rows.put(columns, 1, |columns| linear_max(Machine::whole(), x, weight, values, columns));
-            });
-        });
+        let ProductOperands { x, rows, count, weights: [weight] } = product_operands(&operands)?;
+        expect("the largest values", values.dims(), &[rows])?;
+        expect("their columns", columns.dims(), &[rows])?;
+        let values = zero_beyond(values.as_mut_slice()?, count);
+        let columns = zero_beyond(columns.as_mut_slice()?, count);
+        linear_max(ExecContext::whole(), x, weight, values, columns);
         Ok(())
     }
 }
 
-/// `f32|bf16 [rows, in]` by a weight `[out, in]` to each row's largest products `f32[rows, most]`, from large to small, and
-/// their columns `s32[rows, most]`.
+/// Finds each row's `k` largest products, from large to small.
+///
+/// Operands: as [`Linear`]. Results: the products `f32[rows, k]`, and their columns `s32[rows, k]`.
 struct LinearTop;
 
 impl Handler for LinearTop {
-    const TARGET: &'static str = "gemma_pjrt.linear_top";
+    const TARGET: &str = kernel_abi::LINEAR_TOP;
 
     fn call(frame: Frame<'_>) -> Result<()> {
         let (operands, [values, columns]) = frame.arrays()?;
-        let (x, rows, [weight]) = products(&operands)?;
-        let [_, most] = dims(values.dims(), "the largest values")?;
-        expect("the largest values", values.dims(), &[rows.all, most])?;
-        expect("their columns", columns.dims(), &[rows.all, most])?;
-        if most == 0 || most > weight.rows() {
-            return Err(format!("the {most} largest of {} products", weight.rows()));
+        let ProductOperands { x, rows, count, weights: [weight] } = product_operands(&operands)?;
+        let [_, k] = dims(values.dims(), "the largest values")?;
+        expect("the largest values", values.dims(), &[rows, k])?;
+        expect("their columns", columns.dims(), &[rows, k])?;
+        if k == 0 || k > weight.rows() {
+            return Err(format!("the {k} largest of {} products", weight.rows()));
         }
-        let (values, columns) = (values.as_mut_slice()?, columns.as_mut_slice()?);
-        rows.of(x, weight.width, |x| {
-            rows.put(values, most, |values| {
-                rows.put(columns, most, |columns| linear_top(Machine::whole(), x, weight, most, values, columns));
-            });
-        });
+        let values = zero_beyond(values.as_mut_slice()?, count * k);
+        let columns = zero_beyond(columns.as_mut_slice()?, count * k);
+        linear_top(ExecContext::whole(), x, weight, k, values, columns);
         Ok(())
     }
 }
 
-/// Queries `[batch, seq, heads, head_dim]`, keys and values `[slots, kv_heads, cache_len, head_dim]`, positions
-/// `s32[batch, seq]`, and of each row of the batch its length and its slot, `s32[batch]` each, to `[batch, seq, heads, head_dim]`.
-/// In eight bits, keys' and values' scales `f32[slots, kv_heads, cache_len, 1]` follow.
+/// Appends a step's keys and values to the KV cache, then attends: each token sees the positions of
+/// its slot up to its own.
+///
+/// Operands:
+/// 1. queries `f32|bf16[rows, heads, head_dim]`;
+/// 2. new keys and 3. new values `[rows, kv_heads, head_dim]`, in the cache's type: f32, bf16, f16, s8,
+///    or u16 for bits of bf16;
+/// 4. cached keys and 5. cached values `[slots, kv_heads, cache_len, head_dim]`;
+/// 6. segments `s32[n, 4]`, see [`Segments::parse`];
+///
+/// and, if the cache is s8 and only then, scales:
+/// 7. of new keys and 8. of new values `f32[rows, kv_heads, 1]`;
+/// 9. of cached keys and 10. of cached values `f32[slots, kv_heads, cache_len, 1]`.
+///
+/// Results: attention `[rows, heads, head_dim]` in the queries' type, then the updated operands 4 and 5,
+/// and 9 and 10 if there are scales. The program must alias these results to their operands
+/// (`output_operand_aliasing`).
 struct Attention;
 
 impl Handler for Attention {
-    const TARGET: &'static str = "gemma_pjrt.attention";
+    const TARGET: &str = kernel_abi::ATTENTION;
 
     fn call(frame: Frame<'_>) -> Result<()> {
-        let (operands, [out]) = frame.arrays()?;
-        let [queries, keys, values, positions, lengths, row_slots, scales @ ..] = &operands[..] else {
-            return Err(format!("takes 6 operands, and 2 scales if any, not {}", operands.len()));
+        let (operands, outputs) = frame.array_lists()?;
+        let [queries, new_keys, new_values, cached_keys, cached_values, segments, scales @ ..] = &operands[..] else {
+            return Err(format!("takes 6 operands, and 4 scales if any, not {}", operands.len()));
         };
-        let [batch, seq, heads, head_dim] = dims(queries.dims(), "queries")?;
-        let [slots, kv_heads, cache_len, _] = dims(keys.dims(), "keys")?;
-        let shape = Shape { batch, seq, heads, kv_heads, head_dim, slots, cache_len };
-        for (what, found) in [("keys", keys.dims()), ("values", values.dims())] {
-            expect(what, found, &[slots, kv_heads, cache_len, head_dim])?;
+        let scales = match scales {
+            [] => None,
+            [new_keys, new_values, cached_keys, cached_values] => {
+                Some(([new_keys, new_values], [cached_keys, cached_values]))
+            }
+            others => return Err(format!("{} scales, expected 4: of new and cached keys and values", others.len())),
+        };
+        let [rows, heads, head_dim] = dims(queries.dims(), "queries")?;
+        let [slots, kv_heads, cache_len, _] = dims(cached_keys.dims(), "cached keys")?;
+        let shape = AttentionShape { rows, heads, kv_heads, head_dim, slots, cache_len };
+        let cache_dims = [slots, kv_heads, cache_len, head_dim];
+        for (what, new, cached) in [("keys", new_keys, cached_keys), ("values", new_values, cached_values)] {
+            expect(&format!("new {what}"), new.dims(), &[rows, kv_heads, head_dim])?;
+            expect(&format!("cached {what}"), cached.dims(), &cache_dims)?;
+            let (found, expected) = (new.element_type(), cached.element_type());
+            if found != expected {
+                return Err(format!("new {what} of type {found:?} for a cache of type {expected:?}"));
+            }
+            if (expected == Some(ElementType::S8)) != scales.is_some() {
+                return Err(format!("cached {what} of type {expected:?}; scales belong to S8, and to S8 alone"));
+            }
         }
-        expect("positions", positions.dims(), &[batch, seq])?;
-        expect("the rows' slots", row_slots.dims(), &[batch])?;
-        expect("the result", out.dims(), &[batch, seq, heads, head_dim])?;
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(format!("{heads} query heads cannot share {kv_heads} key/value heads"));
         }
-        let positions = positions.as_slice::<i32>()?;
-        expect("the rows' lengths", lengths.dims(), &[batch])?;
-        let lengths = lengths.as_slice::<i32>()?;
-        let rows = Rows::new(lengths, batch * seq)?;
-        let row_slots = row_slots.as_slice::<i32>()?;
-        if let Some(slot) = row_slots.iter().find(|&&slot| slot < 0 || slot as usize >= slots) {
-            return Err(format!("slot {slot} of a cache with {slots}"));
+        let scale_dims = [slots, kv_heads, cache_len, 1];
+        if let Some((of_new, of_cached)) = scales {
+            for scale in of_new {
+                expect("a scale of new keys or values", scale.dims(), &[rows, kv_heads, 1])?;
+            }
+            for scale in of_cached {
+                expect("a scale of cached keys or values", scale.dims(), &scale_dims)?;
+            }
         }
-        if let Some(p) = positions.iter().find(|&&p| p < 0 || p as usize >= cache_len) {
-            return Err(format!("position {p} in a cache of {cache_len} positions"));
+        let [_, fields] = dims(segments.dims(), "segments")?;
+        expect("a segment", &[fields as i64], &[SEGMENT_FIELDS])?;
+        let segments = Segments::parse(segments.as_slice()?, shape)?;
+
+        let (expected, given) = (if scales.is_some() { 5 } else { 3 }, outputs.len());
+        let count = || format!("the call has {given} results, expected {expected}");
+        if given != expected {
+            return Err(count());
         }
-        for scale in scales {
-            expect("a scale", scale.dims(), &[slots, kv_heads, cache_len, 1])?;
+        let mut outputs = outputs.into_iter();
+        let mut next = || outputs.next().ok_or_else(count);
+        let out = next()?;
+        expect("the result", out.dims(), &[rows, heads, head_dim])?;
+        if out.element_type() != queries.element_type() {
+            return Err(format!("queries of type {:?}, a result of {:?}", queries.element_type(), out.element_type()));
         }
-        let scales = match scales {
-            [] => None,
-            [of_keys, of_values] => Some([of_keys.as_slice()?, of_values.as_slice()?]),
-            others => return Err(format!("{} scales, expected those of keys and of values", others.len())),
+        let [keys, values] = [updated("keys", cached_keys, next()?)?, updated("values", cached_values, next()?)?];
+        let (mut new_scales, mut cached_scales) = (None, None);
+        if let Some(([new_keys, new_values], [cached_keys, cached_values])) = scales {
+            new_scales = Some([new_keys.as_slice()?, new_values.as_slice()?]);
+            let keys = updated("keys' scales", cached_keys, next()?)?.as_mut_slice()?;
+            cached_scales = Some([keys, updated("values' scales", cached_values, next()?)?.as_mut_slice()?]);
+        }
+        let new = NewKv {
+            keys: weight_data(new_keys, "new keys")?,
+            values: weight_data(new_values, "new values")?,
+            scales: new_scales,
         };
-        let cache = KvCache { keys: elements(keys, "keys")?, values: elements(values, "values")?, scales };
-        let queries = activations(queries)?;
-        let mut results = results(out)?;
-        match &mut results {
-            Results::F32(out) => rows.clear_others(out, heads * head_dim),
-            Results::Bf16(out) => rows.clear_others(out, heads * head_dim),
-        }
-        let row = |(&slot, &len): (&i32, &i32)| Row { slot: slot as usize, len: seq.min(len as usize) };
-        let of_batch: Vec<Row> = row_slots.iter().zip(lengths).map(row).collect();
-        attention(Machine::whole(), shape, queries, cache, positions, &of_batch, results);
+        let (keys, values) = (cache_data(keys)?, cache_data(values)?);
+        let mut cache = KvCacheMut { keys, values, scales: cached_scales };
+        let (queries, out) = (activations(queries)?, output_rows(out)?);
+        let context = ExecContext::whole();
+        cache.append(context, new, &segments);
+        attention(context, queries, cache.view(), &segments, out);
         Ok(())
     }
 }
 
-/// The dimensions, which are expected to be this many.
+/// Returns the result that is an updated operand, after checking that it lies in the operand's memory.
+fn updated<'a>(what: &str, operand: &Operand<'_>, result: Output<'a>) -> Result<Output<'a>> {
+    if (operand.element_type(), operand.dims()) != (result.element_type(), result.dims()) {
+        return Err(format!(
+            "cached {what} are {:?} {:?} and their update is {:?} {:?}; they must be alike",
+            operand.element_type(),
+            operand.dims(),
+            result.element_type(),
+            result.dims()
+        ));
+    }
+    if operand.data_address() != result.data_address() {
+        return Err(format!("the updated {what} are not aliased to the cached {what}"));
+    }
+    Ok(result)
+}
+
+/// Returns the dimensions, of which there must be `N`.
 fn dims<const N: usize>(dims: &[i64], what: &str) -> Result<[usize; N]> {
     let sizes: Vec<usize> = dims.iter().map(|&d| d as usize).collect();
     sizes.try_into().map_err(|_| format!("{what} have dimensions {dims:?}, expected {N} of them"))
@@ -207,36 +273,60 @@ fn activations<'a>(x: &Operand<'a>) -> Result<Activations<'a>> {
     }
 }
 
-fn elements<'a>(x: &Operand<'a>, what: &str) -> Result<Elements<'a>> {
+fn weight_data<'a>(x: &Operand<'a>, what: &str) -> Result<WeightData<'a>> {
     match x.element_type() {
-        Some(ElementType::F32) => Ok(Elements::F32(x.as_slice()?)),
-        Some(ElementType::BF16 | ElementType::U16) => Ok(Elements::Bf16(x.as_slice()?)),
-        Some(ElementType::F16) => Ok(Elements::F16(x.as_slice()?)),
-        Some(ElementType::S8) => Ok(Elements::I8(x.as_slice()?)),
+        Some(ElementType::F32) => Ok(WeightData::F32(x.as_slice()?)),
+        Some(ElementType::BF16 | ElementType::U16) => Ok(WeightData::Bf16(x.as_slice()?)),
+        Some(ElementType::F16) => Ok(WeightData::F16(x.as_slice()?)),
+        Some(ElementType::S8) => Ok(WeightData::I8(x.as_slice()?)),
         other => Err(format!("{what} of type {other:?}; it must be F32, BF16, F16, S8, or U8 (weights in four bits)")),
     }
 }
 
-/// Activations, which of their rows count, and the weights that they are multiplied by. Operands are the activations, the lengths
-/// that tell the rows, the weights, and the weights' scales where they have them, or the indices of their first elements where they
-/// are shifted.
-fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations<'a>, Rows, [Matrix<'a>; N])> {
-    let [x, lengths, rest @ ..] = operands else {
-        return Err(format!("takes activations, lengths and {N} weights, not {} operands", operands.len()));
+fn cache_data(x: Output<'_>) -> Result<CacheData<'_>> {
+    match x.element_type() {
+        Some(ElementType::F32) => Ok(CacheData::F32(x.as_mut_slice()?)),
+        Some(ElementType::BF16 | ElementType::U16) => Ok(CacheData::Bf16(x.as_mut_slice()?)),
+        Some(ElementType::F16) => Ok(CacheData::F16(x.as_mut_slice()?)),
+        Some(ElementType::S8) => Ok(CacheData::I8(x.as_mut_slice()?)),
+        other => Err(format!("a cache of type {other:?}; it must be F32, BF16, U16 (bits of bf16), F16 or S8")),
+    }
+}
+
+/// Operands of a product with `N` weights.
+struct ProductOperands<'a, const N: usize> {
+    /// The real rows alone.
+    x: Activations<'a>,
+    /// Number of rows, padding among them.
+    rows: usize,
+    /// Number of real rows.
+    count: usize,
+    weights: [WeightMatrix<'a>; N],
+}
+
+/// Reads activations, the number of real rows, the weights, and the weights' scales or element offsets,
+/// as [`Linear`] documents them.
+fn product_operands<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<ProductOperands<'a, N>> {
+    let [x, count, rest @ ..] = operands else {
+        return Err(format!("takes activations, a row count and {N} weights, not {} operands", operands.len()));
     };
     if rest.len() != N && rest.len() != 2 * N {
         return Err(format!(
-            "takes activations, lengths, {N} weights and their scales, if any, not {} operands",
+            "takes activations, a row count, {N} weights and their scales, if any, not {} operands",
             operands.len()
         ));
     }
     let (weights, scales) = rest.split_at(N);
     let [rows, width] = dims(x.dims(), "activations")?;
+    expect("the number of real rows", count.dims(), &[])?;
+    let given = count.as_slice::<i32>()?[0];
+    let count = usize::try_from(given).ok().filter(|&count| count <= rows);
+    let count = count.ok_or_else(|| format!("{given} real rows of {rows}"))?;
     let mut matrices = Vec::with_capacity(N);
     for (i, weight) in weights.iter().enumerate() {
         let scale = scales.get(i);
-        if let (&[len], Some(first)) = (weight.dims(), scale) {
-            matrices.push(shifted(weight, len as usize, first, width)?);
+        if let (&[len], Some(offset)) = (weight.dims(), scale) {
+            matrices.push(unaligned_weight(weight, len as usize, offset, width)?);
             continue;
         }
         let [out, _] = dims(weight.dims(), "a weight")?;
@@ -250,12 +340,12 @@ fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations
             if scale.element_type() != Some(ElementType::F16) {
                 return Err(format!("a four-bit weight's scale of type {:?}; it must be F16", scale.element_type()));
             }
-            let groups = Groups { pairs: weight.as_slice()?, scales: scale.as_slice()? };
-            matrices.push(Matrix::new(Elements::I4(groups), out, width));
+            let blocks = QuantBlocks { nibbles: weight.as_slice()?, scales: scale.as_slice()? };
+            matrices.push(WeightMatrix::new(WeightData::I4(blocks), out, width));
             continue;
         }
         expect("a weight", weight.dims(), &[out, width])?;
-        let matrix = Matrix::new(elements(weight, "a weight")?, out, width);
+        let matrix = WeightMatrix::new(weight_data(weight, "a weight")?, out, width);
         matrices.push(match scale {
             Some(scale) => {
                 expect("a weight's scale", scale.dims(), &[out])?;
@@ -264,32 +354,39 @@ fn products<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<(Activations
             None => matrix,
         });
     }
-    let matrices = matrices.try_into().map_err(|_| "unreachable: N weights were pushed")?;
-    Ok((activations(x)?, Rows::new(lengths.as_slice()?, rows)?, matrices))
+    let weights = matrices.try_into().map_err(|_| "unreachable: N weights were pushed")?;
+    Ok(ProductOperands { x: activations(x)?.slice(0..count * width), rows, count, weights })
 }
 
-/// A matrix in an array of `len` elements, which has [`SHIFT_BYTES`] more than the matrix: from the element on whose index is
-/// `first`.
-fn shifted<'a>(weight: &Operand<'a>, len: usize, first: &Operand<'_>, width: usize) -> Result<Matrix<'a>> {
-    let elements = elements(weight, "a shifted weight")?;
-    let spare = SHIFT_BYTES / elements.element_bytes();
-    expect("a shifted weight's first index", first.dims(), &[])?;
-    let first = first.as_slice::<i32>()?[0];
+/// Reads an unaligned weight: a matrix that begins `offset` elements into an array of `len` elements, which
+/// has [`ALIGNMENT`] bytes more than the matrix.
+fn unaligned_weight<'a>(
+    weight: &Operand<'a>,
+    len: usize,
+    offset: &Operand<'_>,
+    width: usize,
+) -> Result<WeightMatrix<'a>> {
+    let data = weight_data(weight, "an unaligned weight")?;
+    let spare = ALIGNMENT / data.element_bytes();
+    expect("an unaligned weight's element offset", offset.dims(), &[])?;
+    let offset = offset.as_slice::<i32>()?[0];
     let size = len.saturating_sub(spare);
     if width == 0 || !size.is_multiple_of(width) || len < spare {
-        return Err(format!("a shifted weight of {len} elements, {spare} of which are spare, has no rows of {width}"));
+        return Err(format!(
+            "an unaligned weight of {len} elements, {spare} of which are spare, has no rows of {width}"
+        ));
     }
-    if first < 0 || first as usize > len - size {
-        return Err(format!("a shifted weight of {size} from {first} on, in an array of {len}"));
+    if offset < 0 || offset as usize > len - size {
+        return Err(format!("an unaligned weight of {size} from {offset} on, in an array of {len}"));
     }
-    let first = first as usize;
-    Ok(Matrix::new(elements.slice(first..first + size), size / width, width))
+    let offset = offset as usize;
+    Ok(WeightMatrix::new(data.slice(offset..offset + size), size / width, width))
 }
 
-fn results(out: Output<'_>) -> Result<Results<'_>> {
+fn output_rows(out: Output<'_>) -> Result<OutputRows<'_>> {
     match out.element_type() {
-        Some(ElementType::F32) => Ok(Results::F32(out.as_mut_slice()?)),
-        Some(ElementType::BF16) => Ok(Results::Bf16(out.as_mut_slice()?)),
+        Some(ElementType::F32) => Ok(OutputRows::F32(out.as_mut_slice()?)),
+        Some(ElementType::BF16) => Ok(OutputRows::Bf16(out.as_mut_slice()?)),
         other => Err(format!("a result of type {other:?}; it must be F32 or BF16")),
     }
 }

@@ -6,12 +6,10 @@
 
 use super::{
     isa::{self, Isa, Kernel},
-    operands::{Activations, Elements, Groups},
+    operands::{Activations, QuantBlocks, WeightData},
     simd::Simd,
 };
-
-/// Elements of an activation row that share a scale.
-pub const GROUP: usize = 32;
+use crate::kernel_abi::GROUP;
 
 /// Activation rows that are packed together.
 const TILE_ROWS: usize = 4;
@@ -19,21 +17,21 @@ const TILE_ROWS: usize = 4;
 /// The most activation rows that are multiplied in integers. With more the gain is small (a tenth with AVX2), and the rounding of
 /// activations adds a fifth to what eight-bit weights are off. Where bf16 has instructions of its own, eight-bit weights are faster as
 /// bf16 from nine rows on.
-pub fn most_rows(isa: Isa, elements: &Elements<'_>) -> usize {
+pub fn most_rows(isa: Isa, elements: &WeightData<'_>) -> usize {
     match elements {
-        Elements::I8(_) if isa == Isa::Avx512Bf16 => 8,
-        Elements::I8(_) | Elements::I4(_) => 16,
+        WeightData::I8(_) if isa == Isa::Avx512Bf16 => 8,
+        WeightData::I8(_) | WeightData::I4(_) => 16,
         _ => 0,
     }
 }
 
 /// Activation rows in eight bits. What is left of a row after its last whole group stays f32.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
+pub(super) struct QuantActivations<'a> {
     rows: usize,
     width: usize,
     /// In tiles of [`TILE_ROWS`] rows, `[group, row, GROUP]`. For four-bit weights pairs of groups, `[pair, row, 2 * GROUP]`, in
-    /// which the first halves of both stand before their second halves, as in [`Simd::load_pairs`].
+    /// which the first halves of both stand before their second halves, as in [`Simd::load_nibbles`].
     elements: &'a [i8],
     /// `[row, group]`
     scales: &'a [f32],
@@ -46,7 +44,7 @@ pub(super) struct Rows<'a> {
 /// A multiple of all vectors' lanes: rows are filled up with groups of zeros to such a number of groups.
 const LANES: usize = 16;
 
-impl<'a> Rows<'a> {
+impl<'a> QuantActivations<'a> {
     /// Numbers of scratch memory that `rows` rows take.
     pub fn scratch(rows: usize, width: usize) -> usize {
         let groups = (width / GROUP).next_multiple_of(LANES);
@@ -60,7 +58,7 @@ impl<'a> Rows<'a> {
         first: usize,
         rows: usize,
         width: usize,
-        weights: &Elements<'_>,
+        weights: &WeightData<'_>,
         scratch: &'a mut [f32],
     ) -> Self {
         let stride = (width / GROUP).next_multiple_of(LANES);
@@ -68,8 +66,8 @@ impl<'a> Rows<'a> {
         let (scales, scratch) = scratch.split_at_mut(rows * stride);
         let (eights, rests) = scratch.split_at_mut(rows * stride);
         let elements: &mut [i8] = bytemuck::cast_slice_mut(elements);
-        let paired = matches!(weights, Elements::I4(_));
-        isa::run(isa, Round { x, first, rows, width, paired, elements, scales, eights });
+        let paired = matches!(weights, WeightData::I4(_));
+        isa::run(isa, QuantizeRows { x, first, rows, width, paired, elements, scales, eights });
         let whole = width - width % GROUP;
         for (i, to) in rests[..rows * (width - whole)].iter_mut().enumerate() {
             let (row, at) = (i / (width - whole), i % (width - whole));
@@ -97,8 +95,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Fills [`Rows`].
-struct Round<'a> {
+/// Fills [`QuantActivations`].
+struct QuantizeRows<'a> {
     x: Activations<'a>,
     first: usize,
     rows: usize,
@@ -109,7 +107,7 @@ struct Round<'a> {
     eights: &'a mut [f32],
 }
 
-impl Kernel for Round<'_> {
+impl Kernel for QuantizeRows<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -158,36 +156,36 @@ pub fn quantize_group(values: &[f32; GROUP], out: &mut [i8; GROUP]) -> f32 {
 }
 
 /// `out` `[rows, columns]`: the rows with `columns` weight rows, each multiplied by its scale if there are scales.
-pub(super) fn multiply<W: Weights>(isa: Isa, x: Rows<'_>, weights: W, scales: Option<&[f32]>, out: &mut [f32]) {
+pub(super) fn multiply<W: IntegerWeights>(isa: Isa, x: QuantActivations<'_>, weights: W, scales: Option<&[f32]>, out: &mut [f32]) {
     let columns = out.len() / x.rows;
     for (tile, out) in out.chunks_mut(TILE_ROWS * columns).enumerate() {
-        isa::run(isa, Block { x: x.tile(tile * TILE_ROWS), weights, scales, columns, out });
+        isa::run(isa, IntegerBlock { x: x.tile(tile * TILE_ROWS), weights, scales, columns, out });
     }
 }
 
 /// Weights of few bits, in rows as long as those of the activations.
-pub(super) trait Weights: Copy {
+pub(super) trait IntegerWeights: Copy {
     /// Products of `M` activation rows with `N` weight rows: `column`, `column + step`, ...
     ///
     /// # Safety
     /// Called inside a function compiled for S's instructions, on a processor that has them; the rows exist.
     unsafe fn products<S: Simd, const N: usize, const M: usize>(
         self,
-        x: Rows<'_>,
+        x: QuantActivations<'_>,
         column: usize,
         step: usize,
     ) -> [[f32; M]; N];
 }
 
-struct Block<'a, W> {
-    x: Rows<'a>,
+struct IntegerBlock<'a, W> {
+    x: QuantActivations<'a>,
     weights: W,
     scales: Option<&'a [f32]>,
     columns: usize,
     out: &'a mut [f32],
 }
 
-impl<W: Weights> Kernel for Block<'_, W> {
+impl<W: IntegerWeights> Kernel for IntegerBlock<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -205,7 +203,7 @@ impl<W: Weights> Kernel for Block<'_, W> {
     }
 }
 
-impl<W: Weights> Block<'_, W> {
+impl<W: IntegerWeights> IntegerBlock<'_, W> {
     /// All weight rows with all `M` activation rows. `N` rows at a time that are far from each other, so that memory is read in
     /// `N` long streams: the processor foresees them, and reads several faster than one.
     #[inline(always)]
@@ -236,15 +234,15 @@ impl<W: Weights> Block<'_, W> {
     }
 }
 
-impl Weights for &[i8] {
+impl IntegerWeights for &[i8] {
     #[inline(always)]
     unsafe fn products<S: Simd, const N: usize, const M: usize>(
         self,
-        x: Rows<'_>,
+        x: QuantActivations<'_>,
         column: usize,
         step: usize,
     ) -> [[f32; M]; N] {
-        let Rows { width, elements, scales, rests, .. } = x;
+        let QuantActivations { width, elements, scales, rests, .. } = x;
         let (groups, stride) = (width / GROUP, x.stride());
         debug_assert!(elements.len() >= groups * M * GROUP && scales.len() >= stride * M);
         debug_assert!((column + (N - 1) * step + 1) * width <= self.len());
@@ -256,9 +254,9 @@ impl Weights for &[i8] {
             let mut sums = [[S::splat(0.0); M]; N];
             for group in 0..groups {
                 unrolled!(n < N, {
-                    let weights = S::load_32(w.add(n * step * width + group * GROUP));
+                    let weights = S::load_i8x32(w.add(n * step * width + group * GROUP));
                     unrolled!(m < M, {
-                        let products = S::dot_32(weights, x.add((group * M + m) * GROUP));
+                        let products = S::dot_i8x32(weights, x.add((group * M + m) * GROUP));
                         sums[n][m] = S::fma(products, S::splat(*s.add(m * stride + group)), sums[n][m]);
                     });
                 });
@@ -278,24 +276,24 @@ impl Weights for &[i8] {
     }
 }
 
-impl Weights for Groups<'_> {
+impl IntegerWeights for QuantBlocks<'_> {
     #[inline(always)]
     unsafe fn products<S: Simd, const N: usize, const M: usize>(
         self,
-        x: Rows<'_>,
+        x: QuantActivations<'_>,
         column: usize,
         step: usize,
     ) -> [[f32; M]; N] {
         let groups = x.width / GROUP;
         debug_assert!((column + (N - 1) * step + 1) * groups <= self.scales.len());
-        debug_assert!(self.scales.len() * GROUP / 2 <= self.pairs.len());
+        debug_assert!(self.scales.len() * GROUP / 2 <= self.nibbles.len());
         let mut products = [[0.0; M]; N];
         // SAFETY: what is read lies in the arrays, as asserted; the instruction set is the caller's promise.
         unsafe {
             let mut sums = [[S::splat(0.0); M]; N];
             let row = |n: usize, first: usize| {
                 let at = (column + n * step) * groups + first;
-                (self.pairs.as_ptr().add(at * GROUP / 2), self.scales.as_ptr().add(at))
+                (self.nibbles.as_ptr().add(at * GROUP / 2), self.scales.as_ptr().add(at))
             };
             let whole = groups - groups % S::LANES;
             for first in (0..whole).step_by(S::LANES) {
@@ -326,13 +324,13 @@ impl Weights for Groups<'_> {
 /// together, and what the weights have too much is taken away together.
 ///
 /// # Safety
-/// As for [`Weights::products`]; each of `rows` points to the pairs and scales of so many groups.
+/// As for [`IntegerWeights::products`]; each of `rows` points to the pairs and scales of so many groups.
 #[inline(always)]
 unsafe fn vector_of_groups<S: Simd, const N: usize, const M: usize>(
-    x: Rows<'_>,
+    x: QuantActivations<'_>,
     first: usize,
     rows: [(*const u8, *const u16); N],
-    sums: &mut [[S::F32; M]; N],
+    sums: &mut [[S::VecF32; M]; N],
 ) {
     let stride = x.stride();
     debug_assert!(first + S::LANES <= stride && x.elements.len() >= stride * M * GROUP);
@@ -352,10 +350,10 @@ unsafe fn vector_of_groups<S: Simd, const N: usize, const M: usize>(
         let x = x.elements.as_ptr().add(first * M * GROUP);
         for pair in 0..S::LANES / 2 {
             unrolled!(n < N, {
-                let weights = S::load_pairs(rows[n].0.add(pair * GROUP));
+                let weights = S::load_nibbles(rows[n].0.add(pair * GROUP));
                 unrolled!(m < M, {
-                    let products = S::dot_pairs(weights, x.add((pair * M + m) * 2 * GROUP));
-                    sums[n][m] = S::fma(products, S::spread_pair(steps[n][m], pair), sums[n][m]);
+                    let products = S::dot_nibbles(weights, x.add((pair * M + m) * 2 * GROUP));
+                    sums[n][m] = S::fma(products, S::broadcast_pair(steps[n][m], pair), sums[n][m]);
                 });
             });
         }

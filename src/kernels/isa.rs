@@ -2,9 +2,9 @@
 
 use std::sync::OnceLock;
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
 use super::simd::{Portable, Simd};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 
 /// An instruction set that kernels are compiled for, from slow to fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +58,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
             }
             Self::Avx512Bf16 => Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16"),
-            Self::Amx => Self::Avx512Bf16.is_available() && amx::is_available(),
+            Self::Amx => Self::Avx512Bf16.is_available() && tiles::is_available(),
         }
     }
 
@@ -115,7 +115,7 @@ pub(super) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Kernel;
-    use crate::kernels::simd::{Avx2, Avx512};
+    use super::super::simd::{Avx2, Avx512};
 
     #[target_feature(enable = "avx2,fma,f16c")]
     pub unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {

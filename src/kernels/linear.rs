@@ -5,72 +5,19 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use half::bf16;
-
 use super::{
-    Machine,
+    context::ExecContext,
     isa::{self, Kernel},
     matmul::products,
-    operands::{Activations, Matrix},
+    operands::{Activations, WeightMatrix},
+    output::{OutputRows, SharedOutput},
     simd::Simd,
 };
 
-/// Where results go, row-major. bf16 is rounded to the nearest, ties to even.
-pub enum Results<'a> {
-    F32(&'a mut [f32]),
-    /// Bits of bf16.
-    Bf16(&'a mut [u16]),
-}
-
-/// [`Results`] that several threads write, each its own columns.
-pub(super) struct Columns<'a> {
-    results: Pointer,
-    len: usize,
-    width: usize,
-    _lifetime: std::marker::PhantomData<&'a mut [f32]>,
-}
-
-enum Pointer {
-    F32(*mut f32),
-    Bf16(*mut u16),
-}
-
-// SAFETY: a pointer to plain numbers, which `write` writes in disjoint ranges.
-unsafe impl Sync for Columns<'_> {}
-
-impl<'a> Columns<'a> {
-    /// Results in rows of `width`.
-    pub(super) fn new(results: Results<'a>, width: usize) -> Self {
-        let (results, len) = match results {
-            Results::F32(r) => (Pointer::F32(r.as_mut_ptr()), r.len()),
-            Results::Bf16(r) => (Pointer::Bf16(r.as_mut_ptr()), r.len()),
-        };
-        Self { results, len, width, _lifetime: std::marker::PhantomData }
-    }
-
-    /// Writes a part of a row.
-    ///
-    /// # Safety
-    /// No two calls may write the same columns of a row.
-    pub(super) unsafe fn write(&self, row: usize, column: usize, values: &[f32]) {
-        let at = row * self.width + column;
-        assert!(column + values.len() <= self.width && at + values.len() <= self.len, "row {row}, column {column}");
-        for (i, &value) in values.iter().enumerate() {
-            // SAFETY: inside the array, as asserted; nobody else writes here.
-            unsafe {
-                match self.results {
-                    Pointer::F32(p) => *p.add(at + i) = value,
-                    Pointer::Bf16(p) => *p.add(at + i) = bf16::from_f32(value).to_bits(),
-                }
-            }
-        }
-    }
-}
-
 /// `x wᵀ`: `[rows, in]` by `[out, in]` to `[rows, out]`.
-pub fn linear(machine: Machine<'_>, x: Activations<'_>, weight: Matrix<'_>, results: Results<'_>) {
-    let results = Columns::new(results, weight.rows());
-    products(machine, x, &[weight], &|block| {
+pub fn linear(context: ExecContext<'_>, x: Activations<'_>, weight: WeightMatrix<'_>, results: OutputRows<'_>) {
+    let results = SharedOutput::new(results, weight.rows());
+    products(context, x, &[weight], &|block| {
         for (row, values) in block.values.chunks_exact(block.columns).enumerate() {
             // SAFETY: each block has columns of its own.
             unsafe { results.write(block.first_row + row, block.first_column, values) };
@@ -79,11 +26,11 @@ pub fn linear(machine: Machine<'_>, x: Activations<'_>, weight: Matrix<'_>, resu
 }
 
 /// `gelu_tanh(x gateᵀ) · (x upᵀ)`: `[rows, in]` by two of `[out, in]` to `[rows, out]`.
-pub fn gate_up(machine: Machine<'_>, x: Activations<'_>, gate: Matrix<'_>, up: Matrix<'_>, results: Results<'_>) {
-    let results = Columns::new(results, gate.rows());
-    products(machine, x, &[gate, up], &|block| {
+pub fn gate_up(context: ExecContext<'_>, x: Activations<'_>, gate: WeightMatrix<'_>, up: WeightMatrix<'_>, results: OutputRows<'_>) {
+    let results = SharedOutput::new(results, gate.rows());
+    products(context, x, &[gate, up], &|block| {
         let (gate, up) = block.values.split_at_mut(block.rows * block.columns);
-        isa::run(machine.isa, GeluTimes { gate, up });
+        isa::run(context.isa, GeluTimes { gate, up });
         for (row, values) in gate.chunks_exact(block.columns).enumerate() {
             // SAFETY: each block has columns of its own.
             unsafe { results.write(block.first_row + row, block.first_column, values) };
@@ -137,9 +84,9 @@ unsafe fn gelu_times<S: Simd>(gate: *mut f32, up: *const f32) {
 /// # Panics
 /// If `values` and `columns` have other lengths than x has rows.
 pub fn linear_max(
-    machine: Machine<'_>,
+    context: ExecContext<'_>,
     x: Activations<'_>,
-    weight: Matrix<'_>,
+    weight: WeightMatrix<'_>,
     values: &mut [f32],
     columns: &mut [i32],
 ) {
@@ -147,7 +94,7 @@ pub fn linear_max(
     values.fill(f32::NEG_INFINITY);
     columns.fill(i32::MAX);
     let best = Mutex::new((values, columns));
-    products(machine, x, &[weight], &|block| {
+    products(context, x, &[weight], &|block| {
         let mut found = Vec::with_capacity(block.rows);
         for row in block.values.chunks_exact(block.columns) {
             let mut at = 0;
@@ -175,9 +122,9 @@ pub fn linear_max(
 /// # Panics
 /// If `values` and `columns` have other lengths, or there are fewer weight rows than places.
 pub fn linear_top(
-    machine: Machine<'_>,
+    context: ExecContext<'_>,
     x: Activations<'_>,
-    weight: Matrix<'_>,
+    weight: WeightMatrix<'_>,
     most: usize,
     values: &mut [f32],
     columns: &mut [i32],
@@ -185,7 +132,7 @@ pub fn linear_top(
     assert!(values.len() == columns.len() && values.len().is_multiple_of(most), "rows of {most}");
     assert!(0 < most && most <= weight.rows(), "{most} of {} products", weight.rows());
     let rows: Vec<Largest> = (0..values.len() / most).map(|_| Largest::new(most)).collect();
-    products(machine, x, &[weight], &|block| {
+    products(context, x, &[weight], &|block| {
         for (row, products) in rows[block.first_row..].iter().zip(block.values.chunks_exact(block.columns)) {
             row.add(products, block.first_column);
         }

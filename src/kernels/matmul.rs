@@ -9,14 +9,16 @@
 use std::ops::Range;
 
 use super::{
-    Machine, amx,
-    format::{Bf16, F16, F32, Format, I8},
+    amx,
+    context::ExecContext,
+    format::{Bf16, ElementFormat, F16, F32, I8},
     integer,
     isa::{self, Isa, Kernel},
-    operands::{Activations, Elements, Matrix},
+    operands::{Activations, WeightData, WeightMatrix},
     scratch::with_scratch,
     simd::Simd,
-    widen::{Widen, WidenGroups, widen_to_bf16},
+    tiles::BLOCK,
+    upcast::{Upcast, DequantizeBlocks, upcast_to_bf16},
 };
 
 /// Activation rows that pass by a block of weights: more need more memory for their f32 copy, and no less time.
@@ -39,12 +41,12 @@ const STREAM_ROWS: usize = 32;
 
 /// Activation rows of one tile. A weight that is converted, or read from far away, as it is used is used for eight; others are loaded
 /// for three or more rows of weights at a time, which takes fewer loads.
-fn tile_rows<P: Product>(rows: usize) -> usize {
+fn tile_rows<P: DotProduct>(rows: usize) -> usize {
     if rows > FEW_ROWS && rows <= P::EIGHTS { 8 } else { 4 }
 }
 
 /// A block of products, as its consumer gets it.
-pub struct Products<'a> {
+pub struct ProductBlock<'a> {
     /// The first activation row, and the number of rows.
     pub first_row: usize,
     pub rows: usize,
@@ -61,34 +63,34 @@ pub struct Products<'a> {
 /// # Panics
 /// If shapes do not fit each other.
 pub fn products(
-    machine: Machine<'_>,
+    context: ExecContext<'_>,
     x: Activations<'_>,
-    weights: &[Matrix<'_>],
-    consume: &(dyn Fn(Products<'_>) + Sync),
+    weights: &[WeightMatrix<'_>],
+    consume: &(dyn Fn(ProductBlock<'_>) + Sync),
 ) {
-    let Matrix { rows: columns, width, .. } = weights[0];
-    let alike = |w: &Matrix<'_>| {
-        let types = std::mem::discriminant(&w.elements) == std::mem::discriminant(&weights[0].elements);
+    let WeightMatrix { rows: columns, width, .. } = weights[0];
+    let alike = |w: &WeightMatrix<'_>| {
+        let types = std::mem::discriminant(&w.data) == std::mem::discriminant(&weights[0].data);
         w.rows == columns && w.width == width && types
     };
     assert!(weights.iter().all(alike), "weights of different shapes or types");
     assert!(width > 0 && x.len().is_multiple_of(width), "{} activations are no rows of {width}", x.len());
     let rows = x.len() / width;
-    let path = Path::of(machine.isa, &x, &weights[0].elements, rows);
+    let path = MatmulPath::of(context.isa, &x, &weights[0].data, rows);
     for first_row in (0..rows).step_by(MAX_ROWS) {
         let rows = MAX_ROWS.min(rows - first_row);
         with_scratch(path.scratch(rows, width), |scratch| {
-            let part = x.part(first_row * width..(first_row + rows) * width);
-            let packed = path.pack(machine, part, &weights[0].elements, width, scratch);
-            let unit = block_rows(path, rows, columns, weights, machine.pool.threads());
-            machine.pool.run(columns.div_ceil(unit), &|task| {
+            let part = x.slice(first_row * width..(first_row + rows) * width);
+            let packed = path.pack(context, part, &weights[0].data, width, scratch);
+            let unit = block_rows(path, rows, columns, weights, context.pool.threads());
+            context.pool.run(columns.div_ceil(unit), &|task| {
                 let (from, to) = (task * unit, columns.min((task + 1) * unit));
                 let size = rows * (to - from);
                 with_scratch(size * weights.len(), |values| {
                     for (weight, out) in weights.iter().zip(values.chunks_exact_mut(size)) {
-                        packed.multiply(machine.isa, &weight.block(from, to), out);
+                        packed.multiply(context.isa, &weight.block(from, to), out);
                     }
-                    consume(Products { first_row, rows, first_column: from, columns: to - from, values });
+                    consume(ProductBlock { first_row, rows, first_column: from, columns: to - from, values });
                 });
             });
         });
@@ -97,7 +99,7 @@ pub fn products(
 
 /// How activations are multiplied with weights.
 #[derive(Clone, Copy, PartialEq)]
-enum Path {
+enum MatmulPath {
     F32,
     /// Both in bf16, by instructions that sum in f32.
     Bf16,
@@ -106,12 +108,12 @@ enum Path {
     Integers,
 }
 
-impl Path {
-    fn of(isa: Isa, x: &Activations<'_>, weights: &Elements<'_>, rows: usize) -> Self {
+impl MatmulPath {
+    fn of(isa: Isa, x: &Activations<'_>, weights: &WeightData<'_>, rows: usize) -> Self {
         if rows <= integer::most_rows(isa, weights) {
             return Self::Integers;
         }
-        let becomes_bf16 = matches!(weights, Elements::Bf16(_) | Elements::I8(_) | Elements::I4(_));
+        let becomes_bf16 = matches!(weights, WeightData::Bf16(_) | WeightData::I8(_) | WeightData::I4(_));
         match isa {
             _ if !becomes_bf16 || !matches!(x, Activations::Bf16(_)) => Self::F32,
             Isa::Amx if rows > FEW_ROWS => Self::Tiles,
@@ -125,44 +127,44 @@ impl Path {
         match self {
             Self::F32 => rows * width,
             Self::Bf16 => (rows * width).div_ceil(2),
-            Self::Tiles => amx::Rows::elements(rows, width) / 2,
-            Self::Integers => integer::Rows::scratch(rows, width),
+            Self::Tiles => amx::TiledActivations::elements(rows, width) / 2,
+            Self::Integers => integer::QuantActivations::scratch(rows, width),
         }
     }
 
     /// Packs activations `[rows, width]`, to be multiplied with weights such as these.
     fn pack<'a>(
         self,
-        machine: Machine<'_>,
+        context: ExecContext<'_>,
         x: Activations<'_>,
-        weights: &Elements<'_>,
+        weights: &WeightData<'_>,
         width: usize,
         scratch: &'a mut [f32],
-    ) -> Packed<'a> {
+    ) -> PackedActivations<'a> {
         let rows = x.len() / width;
         match (self, x) {
             (Self::Integers, _) => {
-                Packed::Integers(integer::Rows::new(machine.isa, x, 0, rows, width, weights, scratch))
+                PackedActivations::Integers(integer::QuantActivations::new(context.isa, x, 0, rows, width, weights, scratch))
             }
             (Self::Bf16, Activations::Bf16(x)) => {
                 let packed: &mut [u16] = &mut bytemuck::cast_slice_mut(scratch)[..rows * width];
-                let (tile_rows, pair) = (tile_rows::<Pairs>(rows), 2 * lanes(machine.isa));
-                machine.pool.run_chunks(packed, tile_rows * width, &|tile, packed| {
+                let (tile_rows, pair) = (tile_rows::<Bf16Pairs>(rows), 2 * lanes(context.isa));
+                context.pool.run_chunks(packed, tile_rows * width, &|tile, packed| {
                     pack_tile(packed, width, pair, |row, at| x[(tile * tile_rows + row) * width + at]);
                 });
-                Packed::Bf16(packed)
+                PackedActivations::Bf16(packed)
             }
             (Self::Tiles, Activations::Bf16(x)) => {
-                Packed::Tiles(amx::Rows::new(machine.pool, x, width, bytemuck::cast_slice_mut(scratch)))
+                PackedActivations::Tiles(amx::TiledActivations::new(context.pool, x, width, bytemuck::cast_slice_mut(scratch)))
             }
             _ => {
-                let (tile_rows, order) = (tile_rows::<F32>(rows), Order::of(machine.isa, weights, width));
-                machine.pool.run_chunks(scratch, tile_rows * width, &|tile, packed| {
+                let (tile_rows, order) = (tile_rows::<F32>(rows), LaneOrder::of(context.isa, weights, width));
+                context.pool.run_chunks(scratch, tile_rows * width, &|tile, packed| {
                     pack_tile(packed, width, 2 * order.lanes, |row, at| {
                         x.get((tile * tile_rows + row) * width + order.element(at))
                     });
                 });
-                Packed::F32(scratch)
+                PackedActivations::F32(scratch)
             }
         }
     }
@@ -170,37 +172,37 @@ impl Path {
 
 /// Activations as the products take them.
 #[derive(Clone, Copy)]
-enum Packed<'a> {
+enum PackedActivations<'a> {
     F32(&'a [f32]),
     Bf16(&'a [u16]),
-    Tiles(amx::Rows<'a>),
-    Integers(integer::Rows<'a>),
+    Tiles(amx::TiledActivations<'a>),
+    Integers(integer::QuantActivations<'a>),
 }
 
-impl Packed<'_> {
+impl PackedActivations<'_> {
     /// `out` `[rows, columns]` with a block of weights.
-    fn multiply(self, isa: Isa, weight: &Matrix<'_>, out: &mut [f32]) {
-        match (self, weight.elements) {
+    fn multiply(self, isa: Isa, weight: &WeightMatrix<'_>, out: &mut [f32]) {
+        match (self, weight.data) {
             (Self::F32(x), _) => multiply(isa, x, weight, out),
-            (Self::Bf16(x), Elements::Bf16(weights)) => {
-                multiply_part::<Pairs>(isa, x, weights, 0..weight.width, weight, out);
+            (Self::Bf16(x), WeightData::Bf16(weights)) => {
+                multiply_part::<Bf16Pairs>(isa, x, weights, 0..weight.width, weight, out);
             }
-            (Self::Bf16(x), elements) => multiply_widened::<Pairs>(x, weight, out, isa, |part, values| {
-                widen_to_bf16(isa, elements, weight.width, part.clone(), part.len(), values);
+            (Self::Bf16(x), elements) => multiply_upcast::<Bf16Pairs>(x, weight, out, isa, |part, values| {
+                upcast_to_bf16(isa, elements, weight.width, part.clone(), part.len(), values);
             }),
             (Self::Tiles(x), _) => amx::multiply(isa, x, weight, out),
-            (Self::Integers(x), Elements::I8(weights)) => integer::multiply(isa, x, weights, weight.scales, out),
-            (Self::Integers(x), Elements::I4(weights)) => integer::multiply(isa, x, weights, weight.scales, out),
+            (Self::Integers(x), WeightData::I8(weights)) => integer::multiply(isa, x, weights, weight.scales, out),
+            (Self::Integers(x), WeightData::I4(weights)) => integer::multiply(isa, x, weights, weight.scales, out),
             (Self::Integers(_), elements) => unreachable!("{elements:?} are no integers"),
         }
     }
 }
 
 /// Weight rows of one task.
-fn block_rows(path: Path, rows: usize, columns: usize, weights: &[Matrix<'_>], threads: usize) -> usize {
-    let unit = if path == Path::Tiles { amx::BLOCK } else { BLOCK_UNIT };
-    let streamed = if path == Path::Bf16 { Pairs::STREAMED } else { FEW_ROWS };
-    let wanted = if rows > streamed && path != Path::Integers {
+fn block_rows(path: MatmulPath, rows: usize, columns: usize, weights: &[WeightMatrix<'_>], threads: usize) -> usize {
+    let unit = if path == MatmulPath::Tiles { BLOCK } else { BLOCK_UNIT };
+    let streamed = if path == MatmulPath::Bf16 { Bf16Pairs::STREAMED } else { FEW_ROWS };
+    let wanted = if rows > streamed && path != MatmulPath::Integers {
         4 * BLOCK_UNIT / weights.len()
     } else {
         STREAM_BYTES / (weights[0].row_bytes() * weights.len())
@@ -218,11 +220,11 @@ pub(super) fn pack(
     isa: Isa,
     x: Activations<'_>,
     row_starts: impl Fn(usize) -> usize,
-    elements: &Elements<'_>,
+    elements: &WeightData<'_>,
     width: usize,
     packed: &mut [f32],
 ) {
-    let (order, tile_rows) = (Order::of(isa, elements, width), tile_rows::<F32>(packed.len() / width));
+    let (order, tile_rows) = (LaneOrder::of(isa, elements, width), tile_rows::<F32>(packed.len() / width));
     for (tile, packed) in packed.chunks_mut(tile_rows * width).enumerate() {
         let start = |row: usize| row_starts(tile * tile_rows + row);
         pack_tile(packed, width, 2 * order.lanes, |row, at| x.get(start(row) + order.element(at)));
@@ -259,17 +261,17 @@ fn lanes(isa: Isa) -> usize {
 
 /// Where the elements of a packed row stand in the row.
 #[derive(Clone, Copy)]
-pub(super) struct Order {
+pub(super) struct LaneOrder {
     lanes: usize,
     /// Elements of even number come before those of odd number, in pairs of vectors, up to this element.
     interleaved: usize,
 }
 
-impl Order {
-    pub(super) fn of(isa: Isa, elements: &Elements<'_>, width: usize) -> Self {
+impl LaneOrder {
+    pub(super) fn of(isa: Isa, elements: &WeightData<'_>, width: usize) -> Self {
         let lanes = lanes(isa);
         let pairs = width - width % (2 * lanes);
-        Self { lanes, interleaved: if matches!(elements, Elements::Bf16(_)) { pairs } else { 0 } }
+        Self { lanes, interleaved: if matches!(elements, WeightData::Bf16(_)) { pairs } else { 0 } }
     }
 
     /// The element that stands at `at`.
@@ -285,35 +287,35 @@ impl Order {
 }
 
 /// `out` `[rows, columns]` from packed activations and a block of weights.
-pub(super) fn multiply(isa: Isa, x: &[f32], weight: &Matrix<'_>, out: &mut [f32]) {
-    match weight.elements {
-        Elements::F32(weights) => multiply_part::<F32>(isa, x, weights, 0..weight.width, weight, out),
-        Elements::Bf16(weights) => multiply_as::<Bf16>(isa, x, weights, weight, out),
-        Elements::F16(weights) => multiply_as::<F16>(isa, x, weights, weight, out),
-        Elements::I8(weights) => multiply_as::<I8>(isa, x, weights, weight, out),
-        Elements::I4(groups) => multiply_widened::<F32>(x, weight, out, isa, |part, values| {
-            isa::run(isa, WidenGroups { groups, width: weight.width, part, values });
+pub(super) fn multiply(isa: Isa, x: &[f32], weight: &WeightMatrix<'_>, out: &mut [f32]) {
+    match weight.data {
+        WeightData::F32(weights) => multiply_part::<F32>(isa, x, weights, 0..weight.width, weight, out),
+        WeightData::Bf16(weights) => multiply_as::<Bf16>(isa, x, weights, weight, out),
+        WeightData::F16(weights) => multiply_as::<F16>(isa, x, weights, weight, out),
+        WeightData::I8(weights) => multiply_as::<I8>(isa, x, weights, weight, out),
+        WeightData::I4(blocks) => multiply_upcast::<F32>(x, weight, out, isa, |part, values| {
+            isa::run(isa, DequantizeBlocks { blocks, width: weight.width, part, values });
         }),
     }
 }
 
 /// Of few rows each weight is converted as it is used; of many all are converted once, for all tiles that they pass.
-fn multiply_as<F: Format>(isa: Isa, x: &[f32], weights: &[F::Element], weight: &Matrix<'_>, out: &mut [f32]) {
+fn multiply_as<F: ElementFormat>(isa: Isa, x: &[f32], weights: &[F::Element], weight: &WeightMatrix<'_>, out: &mut [f32]) {
     if x.len() <= STREAM_ROWS * weight.width {
         return multiply_part::<F>(isa, x, weights, 0..weight.width, weight, out);
     }
-    multiply_widened::<F32>(x, weight, out, isa, |part, values| {
-        isa::run(isa, Widen::<F> { weights, width: weight.width, part, values });
+    multiply_upcast::<F32>(x, weight, out, isa, |part, values| {
+        isa::run(isa, Upcast::<F> { weights, width: weight.width, part, values });
     });
 }
 
-/// As [`multiply`], where `widen` gives a part of each row as the products take it, in the order of the activations.
-fn multiply_widened<P: Product<Weight: bytemuck::Pod>>(
+/// As [`multiply`], where `upcast` gives a part of each row as the products take it, in the order of the activations.
+fn multiply_upcast<P: DotProduct<Weight: bytemuck::Pod>>(
     x: &[P::Activation],
-    weight: &Matrix<'_>,
+    weight: &WeightMatrix<'_>,
     out: &mut [f32],
     isa: Isa,
-    widen: impl Fn(Range<usize>, &mut [P::Weight]),
+    upcast: impl Fn(Range<usize>, &mut [P::Weight]),
 ) {
     let width = weight.width;
     let bytes = weight.rows * width.min(P::DEPTH) * size_of::<P::Weight>();
@@ -322,19 +324,19 @@ fn multiply_widened<P: Product<Weight: bytemuck::Pod>>(
         for from in (0..width).step_by(P::DEPTH) {
             let part = from..width.min(from + P::DEPTH);
             let values = &mut values[..weight.rows * part.len()];
-            widen(part.clone(), values);
+            upcast(part.clone(), values);
             multiply_part::<P>(isa, x, values, part, weight, out);
         }
     });
 }
 
 /// Adds the products with these elements, which are `part` of each of the weight's rows, to `out`; the first part sets it.
-fn multiply_part<P: Product>(
+fn multiply_part<P: DotProduct>(
     isa: Isa,
     x: &[P::Activation],
     weights: &[P::Weight],
     part: Range<usize>,
-    of: &Matrix<'_>,
+    of: &WeightMatrix<'_>,
     out: &mut [f32],
 ) {
     let rows = x.len() / of.width;
@@ -343,13 +345,13 @@ fn multiply_part<P: Product>(
     with_scratch(vectors * lanes(isa), |partial| {
         isa::run(
             isa,
-            Block::<P> { x, weights, part, depth, scales: of.scales, width: of.width, columns: of.rows, partial, out },
+            BlockKernel::<P> { x, weights, part, depth, scales: of.scales, width: of.width, columns: of.rows, partial, out },
         );
     });
 }
 
 /// What a block multiplies, and how.
-trait Product {
+trait DotProduct {
     type Weight: Copy;
     type Activation: Copy;
     /// Activation rows up to which tiles have eight of them.
@@ -366,13 +368,13 @@ trait Product {
     unsafe fn add<S: Simd, const N: usize, const M: usize>(
         weights: impl Fn(usize) -> *const Self::Weight,
         activations: *const Self::Activation,
-        sums: &mut [[[S::F32; 2]; M]; N],
+        sums: &mut [[[S::VecF32; 2]; M]; N],
     );
     fn product(weight: Self::Weight, activation: Self::Activation) -> f32;
 }
 
 /// Weights of any type become f32, which activations are.
-impl<F: Format> Product for F {
+impl<F: ElementFormat> DotProduct for F {
     type Weight = F::Element;
     type Activation = f32;
 
@@ -380,7 +382,7 @@ impl<F: Format> Product for F {
     unsafe fn add<S: Simd, const N: usize, const M: usize>(
         weights: impl Fn(usize) -> *const F::Element,
         activations: *const f32,
-        sums: &mut [[[S::F32; 2]; M]; N],
+        sums: &mut [[[S::VecF32; 2]; M]; N],
     ) {
         // Small tiles hide the latency of an addition with a second accumulator.
         let second = usize::from(N * M <= 4);
@@ -408,9 +410,9 @@ impl<F: Format> Product for F {
 }
 
 /// Both in bf16.
-struct Pairs;
+struct Bf16Pairs;
 
-impl Product for Pairs {
+impl DotProduct for Bf16Pairs {
     type Weight = u16;
     type Activation = u16;
     const EIGHTS: usize = 8;
@@ -421,7 +423,7 @@ impl Product for Pairs {
     unsafe fn add<S: Simd, const N: usize, const M: usize>(
         weights: impl Fn(usize) -> *const u16,
         activations: *const u16,
-        sums: &mut [[[S::F32; 2]; M]; N],
+        sums: &mut [[[S::VecF32; 2]; M]; N],
     ) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -443,7 +445,7 @@ impl Product for Pairs {
     }
 }
 
-struct Block<'a, P: Product> {
+struct BlockKernel<'a, P: DotProduct> {
     x: &'a [P::Activation],
     /// `part` of each row.
     weights: &'a [P::Weight],
@@ -458,7 +460,7 @@ struct Block<'a, P: Product> {
     out: &'a mut [f32],
 }
 
-impl<P: Product> Kernel for Block<'_, P> {
+impl<P: DotProduct> Kernel for BlockKernel<'_, P> {
     type Output = ();
 
     #[inline(always)]
@@ -474,7 +476,7 @@ impl<P: Product> Kernel for Block<'_, P> {
     }
 }
 
-impl<P: Product> Block<'_, P> {
+impl<P: DotProduct> BlockKernel<'_, P> {
     /// Up to [`tile_rows`] activation rows with all weight rows, summed over a part of the width.
     #[inline(always)]
     unsafe fn tile_of_rows<S: Simd>(&mut self, row: usize, rows: usize, depth: Range<usize>) {

@@ -1,37 +1,35 @@
-//! What products are made of: weights as stored, and activations.
+//! The operands of products: weights as stored, and activations.
 
 use std::ops::Range;
 
-use super::{
-    format::{Bf16, Format},
-    integer::GROUP,
-};
+use super::format::{Bf16, ElementFormat};
+use crate::kernel_abi::GROUP;
 
-/// Elements of a weight, as stored.
+/// Elements of a weight or of a KV cache, as stored.
 #[derive(Clone, Copy, Debug)]
-pub enum Elements<'a> {
+pub enum WeightData<'a> {
     F32(&'a [f32]),
     /// Bits of bf16.
     Bf16(&'a [u16]),
     /// Bits of f16.
     F16(&'a [u16]),
     I8(&'a [i8]),
-    /// Two elements in a byte, and a scale for each [`GROUP`] of them.
-    I4(Groups<'a>),
+    /// Four-bit elements, with a scale for each [`GROUP`] of them.
+    I4(QuantBlocks<'a>),
 }
 
-/// Groups of four-bit elements. In a group, byte i holds element i in its lower half and element i + 16 in its upper half, both
-/// plus 8.
+/// Quantisation blocks of [`GROUP`] four-bit elements. In a block, byte i holds element i in its lower
+/// nibble and element i + 16 in its upper nibble, both plus 8.
 #[derive(Clone, Copy, Debug)]
-pub struct Groups<'a> {
-    /// [`GROUP`] / 2 bytes for each group.
-    pub pairs: &'a [u8],
-    /// Bits of f16: what each group is to be multiplied by.
+pub struct QuantBlocks<'a> {
+    /// [`GROUP`] / 2 bytes for each block.
+    pub nibbles: &'a [u8],
+    /// Bits of f16: the factor of each block.
     pub scales: &'a [u16],
 }
 
-impl<'a> Elements<'a> {
-    /// Number of elements.
+impl<'a> WeightData<'a> {
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         match self {
             Self::F32(e) => e.len(),
@@ -41,10 +39,10 @@ impl<'a> Elements<'a> {
         }
     }
 
-    /// Bytes of one.
+    /// Returns the bytes of one element.
     ///
     /// # Panics
-    /// If they are of four bits.
+    /// If elements have four bits.
     pub(super) fn element_bytes(&self) -> usize {
         match self {
             Self::F32(_) => 4,
@@ -54,21 +52,25 @@ impl<'a> Elements<'a> {
         }
     }
 
-    /// All their bytes.
+    /// Returns the bytes of all elements, and of their blocks' scales.
     fn bytes(&self) -> usize {
         match self {
             Self::F32(e) => size_of_val(*e),
             Self::Bf16(e) | Self::F16(e) => size_of_val(*e),
             Self::I8(e) => size_of_val(*e),
-            Self::I4(e) => size_of_val(e.pairs) + size_of_val(e.scales),
+            Self::I4(e) => size_of_val(e.nibbles) + size_of_val(e.scales),
         }
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// Returns the elements in a range. Of four-bit elements, it consists of whole blocks.
+    ///
+    /// # Panics
+    /// If the range is not inside the array.
     pub(super) fn slice(&self, range: Range<usize>) -> Self {
         match self {
             Self::F32(e) => Self::F32(&e[range]),
@@ -76,37 +78,42 @@ impl<'a> Elements<'a> {
             Self::F16(e) => Self::F16(&e[range]),
             Self::I8(e) => Self::I8(&e[range]),
             Self::I4(e) => {
-                debug_assert!(range.start.is_multiple_of(GROUP) && range.end.is_multiple_of(GROUP), "parts of groups");
-                let groups = range.start / GROUP..range.end / GROUP;
-                let pairs = &e.pairs[groups.start * GROUP / 2..groups.end * GROUP / 2];
-                Self::I4(Groups { pairs, scales: &e.scales[groups] })
+                debug_assert!(
+                    range.start.is_multiple_of(GROUP) && range.end.is_multiple_of(GROUP),
+                    "{range:?} is no range of blocks"
+                );
+                let blocks = range.start / GROUP..range.end / GROUP;
+                let nibbles = &e.nibbles[blocks.start * GROUP / 2..blocks.end * GROUP / 2];
+                Self::I4(QuantBlocks { nibbles, scales: &e.scales[blocks] })
             }
         }
     }
 }
 
-/// A weight `[rows, width]`, row-major: `width` is summed over.
+/// A weight `[rows, width]`, row-major. Products sum over `width`.
 #[derive(Clone, Copy, Debug)]
-pub struct Matrix<'a> {
-    pub(super) elements: Elements<'a>,
-    /// What each row is to be multiplied by.
+pub struct WeightMatrix<'a> {
+    pub(super) data: WeightData<'a>,
+    /// The factor of each row.
     pub(super) scales: Option<&'a [f32]>,
     pub(super) rows: usize,
     pub(super) width: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a> WeightMatrix<'a> {
+    /// Returns a matrix of `rows` rows of `width` elements.
+    ///
     /// # Panics
-    /// If there are not `rows * width` elements, or rows are not whole groups of four-bit elements.
-    pub fn new(elements: Elements<'a>, rows: usize, width: usize) -> Self {
-        assert_eq!(elements.len(), rows * width, "a matrix of {rows} rows of {width}");
-        if let Elements::I4(e) = elements {
-            assert!(width.is_multiple_of(GROUP) && e.pairs.len() * 2 == rows * width, "groups in rows of {width}");
+    /// If there are not `rows * width` elements, or rows of four-bit elements are not whole blocks.
+    pub fn new(data: WeightData<'a>, rows: usize, width: usize) -> Self {
+        assert_eq!(data.len(), rows * width, "a matrix of {rows} rows of {width}");
+        if let WeightData::I4(e) = data {
+            assert!(width.is_multiple_of(GROUP) && e.nibbles.len() * 2 == rows * width, "blocks in rows of {width}");
         }
-        Self { elements, scales: None, rows, width }
+        Self { data, scales: None, rows, width }
     }
 
-    /// The same matrix with each row multiplied by its scale.
+    /// Returns the same matrix with each row multiplied by its scale.
     ///
     /// # Panics
     /// If there are not as many scales as rows.
@@ -115,27 +122,20 @@ impl<'a> Matrix<'a> {
         Self { scales: Some(scales), ..self }
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    pub(super) fn elements(&self) -> Elements<'a> {
-        self.elements
-    }
-
-    pub(super) fn scales(&self) -> Option<&'a [f32]> {
-        self.scales
-    }
-
+    /// Returns the bytes of one row, which are 0 if there is none.
     pub(super) fn row_bytes(&self) -> usize {
-        self.elements.bytes() / self.rows.max(1)
+        self.data.bytes() / self.rows.max(1)
     }
 
-    /// The rows from `from` to `to`.
+    /// Returns the rows from `from` to `to`.
     pub(super) fn block(&self, from: usize, to: usize) -> Self {
-        let elements = self.elements.slice(from * self.width..to * self.width);
-        Self { elements, scales: self.scales.map(|scales| &scales[from..to]), rows: to - from, width: self.width }
+        let data = self.data.slice(from * self.width..to * self.width);
+        Self { data, scales: self.scales.map(|scales| &scales[from..to]), rows: to - from, width: self.width }
     }
 }
 
@@ -148,6 +148,7 @@ pub enum Activations<'a> {
 }
 
 impl Activations<'_> {
+    /// Returns the number of elements.
     pub(super) fn len(&self) -> usize {
         match self {
             Self::F32(x) => x.len(),
@@ -155,25 +156,36 @@ impl Activations<'_> {
         }
     }
 
-    /// The [`GROUP`] elements from `start` on.
+    /// Returns the [`GROUP`] elements from `start` on.
+    ///
+    /// # Panics
+    /// If they are not inside the array.
     #[inline(always)]
     pub(super) fn group(&self, start: usize) -> [f32; GROUP] {
         match self {
-            Self::F32(x) => x[start..start + GROUP].try_into().expect("so many"),
+            Self::F32(x) => x[start..start + GROUP].try_into().expect("a slice of GROUP elements"),
             Self::Bf16(x) => {
-                let bits: [u16; GROUP] = x[start..start + GROUP].try_into().expect("so many");
+                let bits: [u16; GROUP] = x[start..start + GROUP].try_into().expect("a slice of GROUP elements");
                 bits.map(Bf16::to_f32)
             }
         }
     }
 
-    pub(super) fn part(&self, range: Range<usize>) -> Self {
+    /// Returns the elements in a range.
+    ///
+    /// # Panics
+    /// If the range is not inside the array.
+    pub(super) fn slice(&self, range: Range<usize>) -> Self {
         match self {
             Self::F32(x) => Self::F32(&x[range]),
             Self::Bf16(x) => Self::Bf16(&x[range]),
         }
     }
 
+    /// Returns one element.
+    ///
+    /// # Panics
+    /// If it is not inside the array.
     pub(super) fn get(&self, at: usize) -> f32 {
         match self {
             Self::F32(x) => x[at],

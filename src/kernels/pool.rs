@@ -27,13 +27,13 @@ const JOB: u64 = 1 << 17;
 
 /// Threads that work on one job after the other.
 pub struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     workers: Vec<JoinHandle<()>>,
     /// Held by the caller whose job runs.
     caller: Mutex<()>,
 }
 
-struct Shared {
+struct SharedState {
     state: AtomicU64,
     /// Valid while the pool is open or somebody is inside.
     job: UnsafeCell<*const Job>,
@@ -42,9 +42,9 @@ struct Shared {
 
 // SAFETY: `job` is written only by the one caller, while the pool is closed and empty, and read only by workers that entered
 // after it was opened; `state` orders the two. The job itself is made to be shared.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for SharedState {}
 // SAFETY: as above; nothing in it belongs to a thread.
-unsafe impl Send for Shared {}
+unsafe impl Send for SharedState {}
 
 struct Job {
     work: *const (dyn Fn(usize) + Sync),
@@ -57,7 +57,7 @@ impl Pool {
     /// A pool of `threads` threads, the caller among them.
     pub fn new(threads: usize) -> Self {
         let shared =
-            Shared { state: AtomicU64::new(0), job: UnsafeCell::new(ptr::null()), stop: AtomicBool::new(false) };
+            SharedState { state: AtomicU64::new(0), job: UnsafeCell::new(ptr::null()), stop: AtomicBool::new(false) };
         let shared = Arc::new(shared);
         let start = |number: usize| {
             let shared = Arc::clone(&shared);
@@ -149,7 +149,7 @@ impl Job {
     }
 }
 
-impl Shared {
+impl SharedState {
     /// Offers a job to the workers.
     fn open(&self, job: &Job) {
         // SAFETY: the pool is closed and empty: nobody reads the pointer.

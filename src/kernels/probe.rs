@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::{
-    Isa, Machine, amx,
-    isa::{self, Kernel},
+    context::ExecContext,
+    isa::{self, Isa, Kernel},
     simd::Simd,
+    tiles,
 };
 
 /// Bytes that a thread reads in one go.
@@ -19,12 +20,12 @@ const ROUNDS: usize = 1 << 16;
 const SUMS: usize = 12;
 
 /// Bytes per second at which all threads together read these parts of memory, each part once.
-pub fn read_bandwidth(machine: Machine<'_>, parts: &[&[u8]]) -> f64 {
+pub fn read_bandwidth(context: ExecContext<'_>, parts: &[&[u8]]) -> f64 {
     let chunks: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks(CHUNK)).collect();
     let seen = AtomicU32::new(0);
     let started = Instant::now();
-    machine.pool.run(chunks.len(), &|chunk| {
-        let largest = isa::run(machine.isa, Read { bytes: chunks[chunk] });
+    context.pool.run(chunks.len(), &|chunk| {
+        let largest = isa::run(context.isa, Read { bytes: chunks[chunk] });
         seen.fetch_max(largest.to_bits(), Ordering::Relaxed);
     });
     let bytes: usize = parts.iter().map(|part| part.len()).sum();
@@ -61,14 +62,14 @@ impl Kernel for Read<'_> {
 
 /// Floating-point operations per second of all threads together, by the fastest instructions that kernels use: for f32, or for
 /// bf16 activations and weights.
-pub fn peak_flops(machine: Machine<'_>, is_bf16: bool) -> f64 {
-    let chunks = 16 * machine.pool.threads();
+pub fn peak_flops(context: ExecContext<'_>, is_bf16: bool) -> f64 {
+    let chunks = 16 * context.pool.threads();
     let done = AtomicUsize::new(0);
     let started = Instant::now();
-    machine.pool.run(chunks, &|_| {
-        let operations = match machine.isa {
-            Isa::Amx if is_bf16 => amx::multiply_at_peak(ROUNDS),
-            Isa::Avx512Bf16 if is_bf16 => isa::run(machine.isa, MultiplyPairs),
+    context.pool.run(chunks, &|_| {
+        let operations = match context.isa {
+            Isa::Amx if is_bf16 => tiles::multiply_at_peak(ROUNDS),
+            Isa::Avx512Bf16 if is_bf16 => isa::run(context.isa, MultiplyPairs),
             isa => isa::run(isa, Multiply),
         };
         done.fetch_add(operations, Ordering::Relaxed);

@@ -9,62 +9,62 @@
 /// Every function must be called on a processor that has the instruction set, inside a function compiled for it; pointers
 /// must be valid for a vector's number of elements. They need no alignment.
 pub trait Simd: Copy + 'static {
-    type F32: Copy;
+    type VecF32: Copy;
     /// Number of lanes.
     const LANES: usize;
 
-    unsafe fn splat(x: f32) -> Self::F32;
-    unsafe fn load(p: *const f32) -> Self::F32;
-    unsafe fn store(p: *mut f32, x: Self::F32);
-    unsafe fn add(a: Self::F32, b: Self::F32) -> Self::F32;
-    unsafe fn sub(a: Self::F32, b: Self::F32) -> Self::F32;
-    unsafe fn mul(a: Self::F32, b: Self::F32) -> Self::F32;
-    unsafe fn div(a: Self::F32, b: Self::F32) -> Self::F32;
+    unsafe fn splat(x: f32) -> Self::VecF32;
+    unsafe fn load(p: *const f32) -> Self::VecF32;
+    unsafe fn store(p: *mut f32, x: Self::VecF32);
+    unsafe fn add(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32;
+    unsafe fn sub(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32;
+    unsafe fn mul(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32;
+    unsafe fn div(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32;
     /// `a * b + c`
-    unsafe fn fma(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    unsafe fn fma(a: Self::VecF32, b: Self::VecF32, c: Self::VecF32) -> Self::VecF32;
     /// The smaller and the larger one; `b` where one of the two is NaN.
-    unsafe fn min(a: Self::F32, b: Self::F32) -> Self::F32;
-    unsafe fn max(a: Self::F32, b: Self::F32) -> Self::F32;
+    unsafe fn min(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32;
+    unsafe fn max(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32;
     /// To the nearest integer, as f32.
-    unsafe fn round(x: Self::F32) -> Self::F32;
+    unsafe fn round(x: Self::VecF32) -> Self::VecF32;
     /// 2 to the power of an integer from -126 to 127, given as f32.
-    unsafe fn exp2_of_integer(n: Self::F32) -> Self::F32;
+    unsafe fn exp2_of_integer(n: Self::VecF32) -> Self::VecF32;
     /// Sum of all lanes.
-    unsafe fn sum(x: Self::F32) -> f32;
+    unsafe fn sum(x: Self::VecF32) -> f32;
     /// The sums of all lanes of each of four vectors, in fewer instructions than four times one.
-    unsafe fn sum_four(x: [Self::F32; 4]) -> [f32; 4];
+    unsafe fn sum_four(x: [Self::VecF32; 4]) -> [f32; 4];
     /// Asks for the cache line at p, in all caches or in those but the nearest, where it would drive out what is used before it.
     unsafe fn prefetch(p: *const u8);
     unsafe fn prefetch_far(p: *const u8);
     /// Of `2 * LANES` bf16 elements those of even number, and those of odd number. Each is one instruction from the loaded
     /// vector, while elements in order would have to be moved.
-    unsafe fn load_bf16_even(p: *const u16) -> Self::F32;
-    unsafe fn load_bf16_odd(p: *const u16) -> Self::F32;
+    unsafe fn load_bf16_even(p: *const u16) -> Self::VecF32;
+    unsafe fn load_bf16_odd(p: *const u16) -> Self::VecF32;
     /// `2 * LANES` bf16 elements, as they are.
-    type Bf16: Copy;
-    unsafe fn load_bf16(p: *const u16) -> Self::Bf16;
+    type VecBf16: Copy;
+    unsafe fn load_bf16(p: *const u16) -> Self::VecBf16;
     /// `sums` plus the products of two such vectors, two products in each lane.
-    unsafe fn dot_bf16(a: Self::Bf16, b: Self::Bf16, sums: Self::F32) -> Self::F32;
-    unsafe fn load_f16(p: *const u16) -> Self::F32;
-    unsafe fn load_i8(p: *const i8) -> Self::F32;
+    unsafe fn dot_bf16(a: Self::VecBf16, b: Self::VecBf16, sums: Self::VecF32) -> Self::VecF32;
+    unsafe fn load_f16(p: *const u16) -> Self::VecF32;
+    unsafe fn load_i8(p: *const i8) -> Self::VecF32;
     /// 32 elements of a weight.
-    type I8: Copy;
-    unsafe fn load_32(p: *const i8) -> Self::I8;
+    type VecI8: Copy;
+    unsafe fn load_i8x32(p: *const i8) -> Self::VecI8;
     /// Products with 32 elements at x, none of which is -128: exact sums of some of them in each lane.
-    unsafe fn dot_32(weights: Self::I8, x: *const i8) -> Self::F32;
+    unsafe fn dot_i8x32(weights: Self::VecI8, x: *const i8) -> Self::VecF32;
     /// Two groups of 32 four-bit elements, from 32 bytes: the lower halves of all bytes, which are the first 16 elements of the
     /// one group and of the other, and the upper halves, which are their last 16.
-    unsafe fn load_pairs(p: *const u8) -> [Self::I8; 2];
+    unsafe fn load_nibbles(p: *const u8) -> [Self::VecI8; 2];
     /// Products of the two groups with 64 elements at x, in the same order: exact sums, those of the first group in as many
     /// lanes as those of the second, which follow.
-    unsafe fn dot_pairs(weights: [Self::I8; 2], x: *const i8) -> Self::F32;
-    /// Numbers `2 * pair` and `2 * pair + 1` of a vector, each in the lanes where [`Self::dot_pairs`] has its group.
-    unsafe fn spread_pair(x: Self::F32, pair: usize) -> Self::F32;
+    unsafe fn dot_nibbles(weights: [Self::VecI8; 2], x: *const i8) -> Self::VecF32;
+    /// Numbers `2 * pair` and `2 * pair + 1` of a vector, each in the lanes where [`Self::dot_nibbles`] has its group.
+    unsafe fn broadcast_pair(x: Self::VecF32, pair: usize) -> Self::VecF32;
 
     /// e to the power of x, NaN for NaN: the polynomial of Cephes' `expf`, within 2 ulp for what f32 holds without subnormal
     /// numbers; 0 below, the largest number above.
     #[inline(always)]
-    unsafe fn exp(x: Self::F32) -> Self::F32 {
+    unsafe fn exp(x: Self::VecF32) -> Self::VecF32 {
         // SAFETY: the caller's promise is that of every function here.
         unsafe {
             let x = Self::max(Self::splat(-87.336_54), Self::min(Self::splat(88.722_83), x));
@@ -96,105 +96,105 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; WIDTH] {
 }
 
 impl Simd for Portable {
-    type F32 = [f32; WIDTH];
+    type VecF32 = [f32; WIDTH];
     const LANES: usize = WIDTH;
 
-    unsafe fn splat(x: f32) -> Self::F32 {
+    unsafe fn splat(x: f32) -> Self::VecF32 {
         [x; WIDTH]
     }
-    unsafe fn load(p: *const f32) -> Self::F32 {
+    unsafe fn load(p: *const f32) -> Self::VecF32 {
         // SAFETY: valid for a vector, the caller says.
         unsafe { p.cast::<[f32; WIDTH]>().read_unaligned() }
     }
-    unsafe fn store(p: *mut f32, x: Self::F32) {
+    unsafe fn store(p: *mut f32, x: Self::VecF32) {
         // SAFETY: valid for a vector, the caller says.
         unsafe { p.cast::<[f32; WIDTH]>().write_unaligned(x) }
     }
-    unsafe fn add(a: Self::F32, b: Self::F32) -> Self::F32 {
+    unsafe fn add(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32 {
         each(|i| a[i] + b[i])
     }
-    unsafe fn sub(a: Self::F32, b: Self::F32) -> Self::F32 {
+    unsafe fn sub(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32 {
         each(|i| a[i] - b[i])
     }
-    unsafe fn mul(a: Self::F32, b: Self::F32) -> Self::F32 {
+    unsafe fn mul(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32 {
         each(|i| a[i] * b[i])
     }
-    unsafe fn div(a: Self::F32, b: Self::F32) -> Self::F32 {
+    unsafe fn div(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32 {
         each(|i| a[i] / b[i])
     }
-    unsafe fn fma(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+    unsafe fn fma(a: Self::VecF32, b: Self::VecF32, c: Self::VecF32) -> Self::VecF32 {
         // Not `mul_add`, which is a function call where the processor has no such instruction.
         each(|i| a[i] * b[i] + c[i])
     }
-    unsafe fn min(a: Self::F32, b: Self::F32) -> Self::F32 {
+    unsafe fn min(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32 {
         each(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
-    unsafe fn max(a: Self::F32, b: Self::F32) -> Self::F32 {
+    unsafe fn max(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32 {
         each(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
-    unsafe fn round(x: Self::F32) -> Self::F32 {
+    unsafe fn round(x: Self::VecF32) -> Self::VecF32 {
         each(|i| x[i].round_ties_even())
     }
-    unsafe fn exp2_of_integer(n: Self::F32) -> Self::F32 {
+    unsafe fn exp2_of_integer(n: Self::VecF32) -> Self::VecF32 {
         each(|i| f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
     }
-    unsafe fn sum(x: Self::F32) -> f32 {
+    unsafe fn sum(x: Self::VecF32) -> f32 {
         x.iter().sum()
     }
-    unsafe fn sum_four(x: [Self::F32; 4]) -> [f32; 4] {
+    unsafe fn sum_four(x: [Self::VecF32; 4]) -> [f32; 4] {
         x.map(|x| x.iter().sum())
     }
     unsafe fn prefetch(_: *const u8) {}
     unsafe fn prefetch_far(_: *const u8) {}
-    unsafe fn load_bf16_even(p: *const u16) -> Self::F32 {
+    unsafe fn load_bf16_even(p: *const u16) -> Self::VecF32 {
         // SAFETY: valid for two vectors of elements, the caller says.
         let all = unsafe { p.cast::<[u16; 2 * WIDTH]>().read_unaligned() };
         each(|i| f32::from_bits(u32::from(all[2 * i]) << 16))
     }
-    unsafe fn load_bf16_odd(p: *const u16) -> Self::F32 {
+    unsafe fn load_bf16_odd(p: *const u16) -> Self::VecF32 {
         // SAFETY: as above.
         let all = unsafe { p.cast::<[u16; 2 * WIDTH]>().read_unaligned() };
         each(|i| f32::from_bits(u32::from(all[2 * i + 1]) << 16))
     }
-    type Bf16 = [u16; 2 * WIDTH];
-    unsafe fn load_bf16(p: *const u16) -> Self::Bf16 {
+    type VecBf16 = [u16; 2 * WIDTH];
+    unsafe fn load_bf16(p: *const u16) -> Self::VecBf16 {
         // SAFETY: as above.
-        unsafe { p.cast::<Self::Bf16>().read_unaligned() }
+        unsafe { p.cast::<Self::VecBf16>().read_unaligned() }
     }
-    unsafe fn dot_bf16(a: Self::Bf16, b: Self::Bf16, sums: Self::F32) -> Self::F32 {
+    unsafe fn dot_bf16(a: Self::VecBf16, b: Self::VecBf16, sums: Self::VecF32) -> Self::VecF32 {
         let value = |bits: u16| f32::from_bits(u32::from(bits) << 16);
         each(|i| value(a[2 * i]) * value(b[2 * i]) + value(a[2 * i + 1]) * value(b[2 * i + 1]) + sums[i])
     }
-    unsafe fn load_f16(p: *const u16) -> Self::F32 {
+    unsafe fn load_f16(p: *const u16) -> Self::VecF32 {
         // SAFETY: valid for a vector of elements, the caller says.
         let all = unsafe { p.cast::<[u16; WIDTH]>().read_unaligned() };
         each(|i| half::f16::from_bits(all[i]).to_f32())
     }
-    unsafe fn load_i8(p: *const i8) -> Self::F32 {
+    unsafe fn load_i8(p: *const i8) -> Self::VecF32 {
         // SAFETY: as above.
         let all = unsafe { p.cast::<[i8; WIDTH]>().read_unaligned() };
         each(|i| f32::from(all[i]))
     }
-    type I8 = [i8; 32];
-    unsafe fn load_32(p: *const i8) -> Self::I8 {
+    type VecI8 = [i8; 32];
+    unsafe fn load_i8x32(p: *const i8) -> Self::VecI8 {
         // SAFETY: valid for 32 elements, the caller says.
         unsafe { p.cast::<[i8; 32]>().read_unaligned() }
     }
-    unsafe fn dot_32(weights: Self::I8, x: *const i8) -> Self::F32 {
+    unsafe fn dot_i8x32(weights: Self::VecI8, x: *const i8) -> Self::VecF32 {
         // SAFETY: as above.
-        let x = unsafe { Self::load_32(x) };
+        let x = unsafe { Self::load_i8x32(x) };
         each(|lane| (4 * lane..4 * lane + 4).map(|i| i32::from(weights[i]) * i32::from(x[i])).sum::<i32>() as f32)
     }
-    unsafe fn load_pairs(p: *const u8) -> [Self::I8; 2] {
+    unsafe fn load_nibbles(p: *const u8) -> [Self::VecI8; 2] {
         // SAFETY: valid for 32 bytes, the caller says.
         let pairs = unsafe { p.cast::<[u8; 32]>().read_unaligned() };
         [pairs.map(|pair| (pair & 15) as i8), pairs.map(|pair| (pair >> 4) as i8)]
     }
-    unsafe fn dot_pairs(weights: [Self::I8; 2], x: *const i8) -> Self::F32 {
+    unsafe fn dot_nibbles(weights: [Self::VecI8; 2], x: *const i8) -> Self::VecF32 {
         // SAFETY: the caller's promise.
-        unsafe { Self::add(Self::dot_32(weights[0], x), Self::dot_32(weights[1], x.add(32))) }
+        unsafe { Self::add(Self::dot_i8x32(weights[0], x), Self::dot_i8x32(weights[1], x.add(32))) }
     }
-    unsafe fn spread_pair(x: Self::F32, pair: usize) -> Self::F32 {
+    unsafe fn broadcast_pair(x: Self::VecF32, pair: usize) -> Self::VecF32 {
         each(|lane| x[2 * pair + lane / 4])
     }
 }
@@ -247,7 +247,7 @@ mod x86 {
     }
 
     #[inline(always)]
-    unsafe fn load_halves(p: *const u8) -> [__m256i; 2] {
+    unsafe fn unpack_nibbles(p: *const u8) -> [__m256i; 2] {
         // SAFETY: the processor has AVX2 and 32 bytes lie at p, by the trait's contract.
         unsafe {
             let (pairs, half) = (_mm256_loadu_si256(p.cast()), _mm256_set1_epi8(15));
@@ -287,9 +287,9 @@ mod x86 {
     }
 
     impl Simd for Avx2 {
-        type F32 = __m256;
-        type Bf16 = __m256i;
-        type I8 = __m256i;
+        type VecF32 = __m256;
+        type VecBf16 = __m256i;
+        type VecI8 = __m256i;
         const LANES: usize = 8;
 
         intrinsics! {
@@ -320,11 +320,11 @@ mod x86 {
             };
             load_f16(p: *const u16) -> __m256 = _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
             load_i8(p: *const i8) -> __m256 = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
-            load_32(p: *const i8) -> __m256i = _mm256_loadu_si256(p.cast());
-            dot_32(weights: __m256i, x: *const i8) -> __m256 = _mm256_cvtepi32_ps(dot_i8(weights, x));
-            load_pairs(p: *const u8) -> [__m256i; 2] = load_halves(p);
-            dot_pairs(weights: [__m256i; 2], x: *const i8) -> __m256 = _mm256_cvtepi32_ps(dot_u4(weights, x));
-            spread_pair(x: __m256, pair: usize) -> __m256 = {
+            load_i8x32(p: *const i8) -> __m256i = _mm256_loadu_si256(p.cast());
+            dot_i8x32(weights: __m256i, x: *const i8) -> __m256 = _mm256_cvtepi32_ps(dot_i8(weights, x));
+            load_nibbles(p: *const u8) -> [__m256i; 2] = unpack_nibbles(p);
+            dot_nibbles(weights: [__m256i; 2], x: *const i8) -> __m256 = _mm256_cvtepi32_ps(dot_u4(weights, x));
+            broadcast_pair(x: __m256, pair: usize) -> __m256 = {
                 let (a, b) = (2 * pair as i32, 2 * pair as i32 + 1);
                 _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(a, a, a, a, b, b, b, b))
             };
@@ -354,9 +354,9 @@ mod x86 {
     }
 
     impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
-        type F32 = __m512;
-        type Bf16 = __m512i;
-        type I8 = __m256i;
+        type VecF32 = __m512;
+        type VecBf16 = __m512i;
+        type VecI8 = __m256i;
         const LANES: usize = 16;
 
         intrinsics! {
@@ -390,14 +390,14 @@ mod x86 {
             };
             load_f16(p: *const u16) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
             load_i8(p: *const i8) -> __m512 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())));
-            load_32(p: *const i8) -> __m256i = _mm256_loadu_si256(p.cast());
+            load_i8x32(p: *const i8) -> __m256i = _mm256_loadu_si256(p.cast());
             // Half of the lanes stay empty.
-            dot_32(weights: __m256i, x: *const i8) -> __m512 =
+            dot_i8x32(weights: __m256i, x: *const i8) -> __m512 =
                 _mm512_zextps256_ps512(_mm256_cvtepi32_ps(if VNNI { dot_i8_vnni(weights, x) } else { dot_i8(weights, x) }));
-            load_pairs(p: *const u8) -> [__m256i; 2] = load_halves(p);
-            dot_pairs(weights: [__m256i; 2], x: *const i8) -> __m512 =
+            load_nibbles(p: *const u8) -> [__m256i; 2] = unpack_nibbles(p);
+            dot_nibbles(weights: [__m256i; 2], x: *const i8) -> __m512 =
                 _mm512_zextps256_ps512(_mm256_cvtepi32_ps(if VNNI { dot_u4_vnni(weights, x) } else { dot_u4(weights, x) }));
-            spread_pair(x: __m512, pair: usize) -> __m512 = {
+            broadcast_pair(x: __m512, pair: usize) -> __m512 = {
                 let (a, b) = (2 * pair as i32, 2 * pair as i32 + 1);
                 let lanes = _mm256_setr_epi32(a, a, a, a, b, b, b, b);
                 _mm512_permutexvar_ps(_mm512_zextsi256_si512(lanes), x)

@@ -152,19 +152,43 @@ const ERROR_INTERNAL: c_int = 13;
 pub struct Frame<'a>(&'a CallFrame);
 
 /// An operand.
-pub struct Operand<'a>(&'a RawBuffer);
+pub struct Operand<'a> {
+    buffer: &'a RawBuffer,
+    /// Whether a result lies in its memory.
+    is_aliased: bool,
+}
 
 /// A result, to be filled.
 pub struct Output<'a>(&'a RawBuffer);
 
 impl<'a> Frame<'a> {
-    /// All operands, and all results, which are expected to be this many.
+    /// Returns all operands and all results, of which there must be `R`.
+    ///
+    /// # Errors
+    /// If an operand or result is not an array, or there are not `R` results.
     pub fn arrays<const R: usize>(self) -> std::result::Result<(Vec<Operand<'a>>, [Output<'a>; R]), String> {
+        let (operands, results) = self.array_lists()?;
+        let results =
+            results.try_into().map_err(|all: Vec<_>| format!("the call has {} results, expected {R}", all.len()))?;
+        Ok((operands, results))
+    }
+
+    /// Returns all operands and all results, however many there are.
+    ///
+    /// # Errors
+    /// If an operand or result is not an array.
+    pub fn array_lists(self) -> std::result::Result<(Vec<Operand<'a>>, Vec<Output<'a>>), String> {
         let operands = buffers(&self.0.args, "operand")?;
         let results = buffers(&self.0.rets, "result")?;
-        let results: [&RawBuffer; R] =
-            results.try_into().map_err(|all: Vec<_>| format!("the call has {} results, expected {R}", all.len()))?;
-        Ok((operands.into_iter().map(Operand).collect(), results.map(Output)))
+        let operand = |buffer: &'a RawBuffer| {
+            // XLA gives an operand's memory to a result as a whole, where the program aliases the two.
+            // A result without elements has no memory, wherever it points.
+            let is_aliased =
+                results.iter().any(|result| result.data == buffer.data && !result.dims().contains(&0));
+            Operand { buffer, is_aliased }
+        };
+        let operands = operands.into_iter().map(operand).collect();
+        Ok((operands, results.into_iter().map(Output).collect()))
     }
 
     /// The scalar 64-bit integer attribute of this name.
@@ -247,22 +271,36 @@ impl RawBuffer {
 impl<'a> Operand<'a> {
     /// Dimensions.
     pub fn dims(&self) -> &'a [i64] {
-        self.0.dims()
+        self.buffer.dims()
     }
 
     /// Element type, if this crate knows it.
     pub fn element_type(&self) -> Option<ElementType> {
-        self.0.element_type()
+        self.buffer.element_type()
     }
 
-    /// The elements, row-major.
+    /// Returns the address of the first element. An operand and a result that the program aliases have one
+    /// address.
+    pub fn data_address(&self) -> usize {
+        self.buffer.data.addr()
+    }
+
+    /// Returns the elements, row-major.
+    ///
+    /// # Errors
+    /// If elements do not have the size of `T`, or the operand is aliased to a result: its elements are
+    /// in the result's [`Output::as_mut_slice`].
     pub fn as_slice<T: bytemuck::Pod>(&self) -> std::result::Result<&'a [T], String> {
-        let len = self.0.elements::<T>()?;
+        let len = self.buffer.elements::<T>()?;
         if len == 0 {
             return Ok(&[]);
         }
-        // SAFETY: the plugin gives memory for the whole array, aligned for its element type, unchanged during the call.
-        Ok(unsafe { std::slice::from_raw_parts(self.0.data.cast(), len) })
+        if self.is_aliased {
+            return Err("an operand that is aliased to a result was read beside it".into());
+        }
+        // SAFETY: the plugin gives memory for the whole array, aligned for its element type. Nothing
+        // writes to it during the call: it is no result's memory, as just checked.
+        Ok(unsafe { std::slice::from_raw_parts(self.buffer.data.cast(), len) })
     }
 }
 
@@ -277,14 +315,25 @@ impl<'a> Output<'a> {
         self.0.element_type()
     }
 
-    /// The elements to fill, row-major.
+    /// Returns the address of the first element, see [`Operand::data_address`].
+    pub fn data_address(&self) -> usize {
+        self.0.data.addr()
+    }
+
+    /// Returns the elements to fill, row-major. Where the program aliases an operand to this result, they
+    /// are that operand's elements.
+    ///
+    /// # Errors
+    /// If elements do not have the size of `T`.
     pub fn as_mut_slice<T: bytemuck::Pod>(self) -> std::result::Result<&'a mut [T], String> {
         let len = self.0.elements::<T>()?;
         if len == 0 {
             return Ok(&mut []);
         }
-        // SAFETY: as for operands; a result's memory overlaps no other (unless an operand is aliased to it, which our
-        // programs do not ask for), and `Frame::arrays` hands it out once, with the frame.
+        // SAFETY: the plugin gives memory for the whole array, aligned for its element type. A result's
+        // memory overlaps no other result's, and `Frame` hands each result out once, for one slice. It
+        // overlaps an operand's only where the program aliases the two, and `Operand::as_slice` refuses
+        // to make a slice of such an operand.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.0.data.cast(), len) })
     }
 }

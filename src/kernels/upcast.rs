@@ -4,23 +4,23 @@
 use std::ops::Range;
 
 use super::{
-    format::Format,
-    integer::GROUP,
+    format::ElementFormat,
     isa::{self, Isa, Kernel},
-    operands::{Elements, Groups},
+    operands::{QuantBlocks, WeightData},
     scratch::with_scratch,
     simd::Simd,
 };
+use crate::kernel_abi::GROUP;
 
 /// A part of each row as f32, in the order in which elements are loaded.
-pub(super) struct Widen<'a, F: Format> {
+pub(super) struct Upcast<'a, F: ElementFormat> {
     pub weights: &'a [F::Element],
     pub width: usize,
     pub part: Range<usize>,
     pub values: &'a mut [f32],
 }
 
-impl<F: Format> Kernel for Widen<'_, F> {
+impl<F: ElementFormat> Kernel for Upcast<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -42,34 +42,34 @@ impl<F: Format> Kernel for Widen<'_, F> {
 }
 
 /// Four-bit elements as f32, of a part of each row.
-pub(super) struct WidenGroups<'a> {
-    pub groups: Groups<'a>,
+pub(super) struct DequantizeBlocks<'a> {
+    pub blocks: QuantBlocks<'a>,
     pub width: usize,
     pub part: Range<usize>,
     pub values: &'a mut [f32],
 }
 
-impl Kernel for WidenGroups<'_> {
+impl Kernel for DequantizeBlocks<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { groups: Groups { pairs, scales }, width, part, values } = self;
+        let Self { blocks: QuantBlocks { nibbles, scales }, width, part, values } = self;
         for (row, values) in values.chunks_exact_mut(part.len()).enumerate() {
             let first = (row * width + part.start) / GROUP;
             for (i, values) in values.chunks_exact_mut(GROUP).enumerate() {
-                let pairs = &pairs[(first + i) * GROUP / 2..][..GROUP / 2];
-                let mut steps = [0; GROUP];
-                let (low, high) = steps.split_at_mut(GROUP / 2);
-                for ((low, high), pair) in low.iter_mut().zip(high).zip(pairs) {
-                    (*low, *high) = ((pair & 15) as i8, (pair >> 4) as i8);
+                let nibbles = &nibbles[(first + i) * GROUP / 2..][..GROUP / 2];
+                let mut quantised = [0; GROUP];
+                let (low, high) = quantised.split_at_mut(GROUP / 2);
+                for ((low, high), byte) in low.iter_mut().zip(high).zip(nibbles) {
+                    (*low, *high) = ((byte & 15) as i8, (byte >> 4) as i8);
                 }
                 // SAFETY: a scale, 32 values; the instruction set is the caller's promise.
                 unsafe {
                     let scale = half::f16::from_bits(scales[first + i]).to_f32();
                     let (scale, eights) = (S::splat(scale), S::splat(-8.0 * scale));
                     for at in (0..GROUP).step_by(S::LANES) {
-                        let value = S::fma(S::load_i8(steps.as_ptr().add(at)), scale, eights);
+                        let value = S::fma(S::load_i8(quantised.as_ptr().add(at)), scale, eights);
                         S::store(values.as_mut_ptr().add(at), value);
                     }
                 }
@@ -83,9 +83,9 @@ impl Kernel for WidenGroups<'_> {
 ///
 /// # Panics
 /// If bf16 is not made of elements of this type.
-pub(super) fn widen_to_bf16(
+pub(super) fn upcast_to_bf16(
     isa: Isa,
-    elements: Elements<'_>,
+    elements: WeightData<'_>,
     width: usize,
     part: Range<usize>,
     stride: usize,
@@ -93,29 +93,29 @@ pub(super) fn widen_to_bf16(
 ) {
     let rows = elements.len() / width;
     match elements {
-        Elements::Bf16(weights) => {
+        WeightData::Bf16(weights) => {
             for (row, values) in weights.chunks_exact(width).zip(values.chunks_exact_mut(stride)) {
                 values[..part.len()].copy_from_slice(&row[part.clone()]);
             }
         }
-        Elements::I8(weights) => isa::run(isa, WidenBytes { weights, width, part, stride, values }),
-        Elements::I4(groups) => with_scratch(part.len(), |wide| {
+        WeightData::I8(weights) => isa::run(isa, UpcastBytes { weights, width, part, stride, values }),
+        WeightData::I4(blocks) => with_scratch(part.len(), |wide| {
             for (row, values) in values.chunks_exact_mut(stride).take(rows).enumerate() {
                 let first = row * width / GROUP;
-                let of_row = Groups {
-                    pairs: &groups.pairs[first * GROUP / 2..][..width / 2],
-                    scales: &groups.scales[first..][..width / GROUP],
+                let of_row = QuantBlocks {
+                    nibbles: &blocks.nibbles[first * GROUP / 2..][..width / 2],
+                    scales: &blocks.scales[first..][..width / GROUP],
                 };
-                isa::run(isa, WidenGroups { groups: of_row, width, part: part.clone(), values: wide });
+                isa::run(isa, DequantizeBlocks { blocks: of_row, width, part: part.clone(), values: wide });
                 values.iter_mut().zip(wide.iter()).for_each(|(to, &x)| *to = half::bf16::from_f32(x).to_bits());
             }
         }),
-        Elements::F32(_) | Elements::F16(_) => unreachable!("{elements:?} would lose bits in bf16"),
+        WeightData::F32(_) | WeightData::F16(_) => unreachable!("{elements:?} would lose bits in bf16"),
     }
 }
 
 /// Eight-bit elements as bf16.
-struct WidenBytes<'a> {
+struct UpcastBytes<'a> {
     weights: &'a [i8],
     width: usize,
     part: Range<usize>,
@@ -123,7 +123,7 @@ struct WidenBytes<'a> {
     values: &'a mut [u16],
 }
 
-impl Kernel for WidenBytes<'_> {
+impl Kernel for UpcastBytes<'_> {
     type Output = ();
 
     #[inline(always)]
