@@ -140,9 +140,14 @@ impl Executable {
 
     /// Starts the program on all its devices. `args` is `[device][parameter]`, in the order of [`Self::devices`].
     ///
-    /// Refused before the plugin sees them: a wrong number of devices or arguments, a wrong element type or dims, a
-    /// buffer that was donated before, and a donation on one device that is none on another.
-    pub fn execute(&self, args: Vec<Vec<Arg<'_>>>) -> Result<Execution> {
+    /// `launch_id` counts the executions of this process: 1, 2, 3, and so on. Where a program spans several
+    /// hosts, the plugin compares the ids, and so notices hosts that launch in different orders. 0 turns that off.
+    ///
+    /// # Errors
+    /// Refuses, before the plugin sees them, a wrong number of devices or arguments, a wrong element type or dims, a
+    /// buffer that was donated before, and an argument that is donated on some devices only. Otherwise returns the
+    /// plugin's own error.
+    pub fn execute(&self, launch_id: i32, args: Vec<Vec<Arg<'_>>>) -> Result<Execution> {
         self.check_args(&args)?;
         let api = self.client.api();
         let pointers: Vec<Vec<Ptr>> =
@@ -151,6 +156,7 @@ impl Executable {
         let kept = |&i: &usize| matches!(args[0][i], Arg::Keep(_));
         let not_donated: Vec<i64> = self.signature.aliased.iter().copied().filter(kept).map(|i| i as i64).collect();
         let options = Padded::new(ExecuteOptions {
+            launch_id,
             non_donatable_input_indices: not_donated.as_ptr(),
             num_non_donatable_input_indices: not_donated.len(),
             ..ExecuteOptions::zeroed()

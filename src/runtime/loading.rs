@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     error::{Error, Result, While},
-    programs::Programs,
+    programs::{Programs, next_launch_id},
     weights::{Part, Placement},
 };
 use crate::{
@@ -127,8 +127,11 @@ impl Job {
         let put =
             self.programs.make("put-layer".into(), || put_layer(self.target, &self.config, self.mesh, &self.stored))?;
         let doing = || "allocating the weights".to_owned();
-        let mut arrays =
-            allocate.execute(devices.iter().map(|_| vec![]).collect()).during(doing)?.wait().during(doing)?;
+        let mut arrays = allocate
+            .execute(next_launch_id(), devices.iter().map(|_| vec![]).collect())
+            .during(doing)?
+            .wait()
+            .during(doing)?;
 
         let bytes = self.bytes();
         let mut copied = 0;
@@ -161,7 +164,7 @@ impl Job {
                 kept.chain(arrays.into_iter().map(Arg::Donate)).collect()
             });
             // The parts are kept until the device has copied them.
-            arrays = put.execute(args.collect()).during(doing)?.wait().during(doing)?;
+            arrays = put.execute(next_launch_id(), args.collect()).during(doing)?.wait().during(doing)?;
         }
         let whole = self.upload(|argument| (!argument.is_stacked).then_some(0))?;
         advance(&whole);

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,6 +21,12 @@ use crate::{
     pjrt::{Client, CompileOptions, Device, Executable},
     plugins::Kind,
 };
+
+/// Returns the id of this process's next execution: 1, 2, 3, and so on, and 1 again after the last `i32`.
+pub(super) fn next_launch_id() -> i32 {
+    static LAUNCHES: AtomicU32 = AtomicU32::new(0);
+    (LAUNCHES.fetch_add(1, Ordering::Relaxed) % i32::MAX as u32) as i32 + 1
+}
 
 /// Programs made ready so far, and how long was waited for them.
 #[derive(Clone, Copy, Debug, Default)]

@@ -8,6 +8,7 @@ use super::{
     error::{Error, Result, While},
     inputs::{Choice, Decode, Input},
     model::Model,
+    programs::next_launch_id,
 };
 use crate::{
     gemma::{More, Output, Program, ProgramSpec, zeros},
@@ -92,7 +93,11 @@ impl Session {
             // A few large arrays, made where they are.
             let shapes: Vec<Shape> = spec.cache_arrays().into_iter().map(|(_, shape)| shape).collect();
             let allocate = programs.make(format!("allocate-{}", spec.name()), || zeros("allocate_cache", &shapes))?;
-            allocate.execute(programs.devices.iter().map(|_| vec![]).collect()).during(doing)?.wait().during(doing)?
+            allocate
+                .execute(next_launch_id(), programs.devices.iter().map(|_| vec![]).collect())
+                .during(doing)?
+                .wait()
+                .during(doing)?
         } else {
             let zeros = vec![0u8; types.iter().map(TensorType::host_bytes).max().unwrap_or_default()];
             let allocate = |device| -> Result<Vec<Buffer>> {
@@ -510,7 +515,8 @@ impl Session {
             let kept = inputs.iter().chain(placed.get(i).into_iter().flatten()).map(Arg::Keep);
             kept.chain(caches.into_iter().map(Arg::Donate)).collect()
         });
-        let mut outputs = program.execute(args.collect()).and_then(|execution| execution.wait()).during(doing)?;
+        let mut outputs =
+            program.execute(next_launch_id(), args.collect()).and_then(|execution| execution.wait()).during(doing)?;
         let own = outputs[0].len() - arrays;
         self.caches = outputs.iter_mut().map(|list| list.split_off(own)).collect();
         Ok(outputs.into_iter().step_by(of_row).collect())

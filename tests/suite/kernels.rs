@@ -329,7 +329,7 @@ fn refused(target: &str, operands: &[Literal], results: &[Shape]) -> String {
         platform().client.upload(&literal.bytes, &ty, device).unwrap()
     };
     let buffers: Vec<_> = operands.iter().map(upload).collect();
-    let run = executable.execute(vec![buffers.iter().map(Arg::Keep).collect()]).and_then(|e| e.wait());
+    let run = executable.execute(0, vec![buffers.iter().map(Arg::Keep).collect()]).and_then(|e| e.wait());
     run.err().unwrap_or_else(|| panic!("{target} accepted {results:?}")).to_string()
 }
 
