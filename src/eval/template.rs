@@ -1,8 +1,8 @@
 //! Templates and expressions over documents: Jinja, with the methods and filters of Python that tasks use.
 
+use fancy_regex::Regex;
 use minijinja::{Environment, Error as JinjaError, ErrorKind, State, UndefinedBehavior, Value, value::Serde};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use regex::Regex;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::Doc;
@@ -20,8 +20,8 @@ impl Default for Templates {
         environment.set_unknown_method_callback(method);
         environment.add_filter("strip", |text: &str| strip(text).to_owned());
         environment.add_filter("regex_replace", |text: &str, pattern: &str, with: &str| {
-            let regex = Regex::new(pattern).map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e.to_string()))?;
-            Ok::<_, JinjaError>(regex.replace_all(text, with).into_owned())
+            let replaced = Regex::new(pattern).and_then(|regex| Ok(regex.try_replacen(text, 0, with)?.into_owned()));
+            replaced.map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e.to_string()))
         });
         Self(environment)
     }
