@@ -17,6 +17,7 @@ mod interrupt;
 mod journal;
 mod model_args;
 mod model_files;
+mod outcome;
 mod plan;
 mod plugins;
 mod process;
@@ -27,6 +28,8 @@ mod score;
 use std::{process::ExitCode, time::Instant};
 
 use clap::{Parser, Subcommand};
+
+use self::outcome::{Outcome, is_broken_pipe, note};
 
 /// A JAX-free runtime for Google's Gemma 1.1 on PJRT: Cloud TPU, CUDA and CPU from one binary.
 #[derive(Parser)]
@@ -71,18 +74,6 @@ enum Command {
     Plugins(plugins::Args),
 }
 
-/// How a command ended.
-pub(crate) enum Outcome {
-    Done,
-    Interrupted,
-    /// Something could not be done; all else was, and what is missing was told.
-    Incomplete,
-    /// What was planned has no place on the machine.
-    DoesNotFit,
-    /// The doctor found something that will not work.
-    Unwell,
-}
-
 /// Runs the command line. `started` is when the process began.
 pub fn main(started: Instant) -> ExitCode {
     let cli = Cli::parse(); // exits with 2 if it is wrong
@@ -116,13 +107,4 @@ pub fn main(started: Instant) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-/// A line for the user that is neither result nor error.
-fn note(line: &str) {
-    eprintln!("{line}");
 }

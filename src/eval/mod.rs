@@ -4,7 +4,7 @@
 //! ```text
 //! Task (tasks/*.toml) ──┐
 //! dataset files ────────┼─► items: ┬ contexts and continuations ─► Scorer (slots, shared beginnings) ─┬► judged ─► results
-//! few-shot draws ───────┘          └ questions ─► Engine, in words ─► filters, programs that are run ─┘  (metrics.rs, report.rs)
+//! few-shot draws ───────┘          └ questions ─► Engine, in words ─► filters, programs that are run ─┘  (metric.rs, report.rs)
 //! ```
 
 mod bias;
@@ -15,7 +15,7 @@ mod html;
 mod item;
 mod judge;
 mod math;
-mod metrics;
+mod metric;
 mod python;
 mod registry;
 mod report;
@@ -30,7 +30,7 @@ pub use filter::{Expression, Filter};
 pub use html::html;
 pub use item::{Ask, Chat, Choices, Format, Item, Pair, items};
 pub use judge::{Judged, judge};
-pub use metrics::{Metric, Summary, summarize};
+pub use metric::{Metric, Summary, summarize};
 pub use python::Random;
 pub use registry::named;
 pub use report::{Evaluation, Figure, group_of, judged_of, results_json, sample_json, table};

@@ -25,7 +25,7 @@ use crate::{
     runtime::Session,
     sampling::{Params, Sampler},
 };
-use report::{Figure, Report};
+use report::{FIRST_TOKEN_PROMPT, Figure, Limits, Report};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -50,9 +50,6 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 }
-
-/// Tokens of the prompt whose first token is timed from the start of a process.
-const FIRST_TOKEN_PROMPT: i64 = 16;
 
 pub fn run(args: &Args) -> Result<Outcome> {
     let opened = args.model.open()?;
@@ -95,13 +92,6 @@ fn prompts(args: &Args, opened: &Opened) -> Result<Vec<i64>> {
         bail!("prompts of {needed} tokens and {decoded} tokens after decoding do not fit a context of {context}");
     }
     Ok(args.prompt.clone().unwrap_or_else(|| [16, 128, 512].into_iter().filter(|&p| p <= context).collect()))
-}
-
-/// What the machine can do at one moment.
-#[derive(Clone, Copy)]
-struct Limits {
-    bytes_per_second: f64,
-    flops_per_second: f64,
 }
 
 struct Bench<'a> {

@@ -4,15 +4,27 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::{FIRST_TOKEN_PROMPT, Limits, Loaded, ModelArgs, Opened};
 use crate::{
-    cli::process::{Memory, size},
+    cli::{
+        model_args::{Loaded, ModelArgs, Opened},
+        process::{Memory, size},
+    },
     gemma::weights::num_parameters,
     kernels::Machine,
 };
 
 /// Spread of a probe, of its median, above which a machine is called noisy.
 const NOISY: f64 = 0.15;
+
+/// Tokens of the prompt whose first token is timed from the start of a process.
+pub(super) const FIRST_TOKEN_PROMPT: i64 = 16;
+
+/// What the machine can do at one moment.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub bytes_per_second: f64,
+    pub flops_per_second: f64,
+}
 
 /// One measured quantity.
 pub(super) struct Figure {

@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Key, SAMPLES, Shard, write};
+use super::{
+    results::{Key, SAMPLES, write},
+    shard::Shard,
+};
 use crate::{
     cli::{Outcome, journal::beside},
     eval::{Evaluation, judged_of, named, table},

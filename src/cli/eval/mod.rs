@@ -1,15 +1,16 @@
 //! `eval`: the model card's benchmarks, item for item as lm-evaluation-harness scores them.
 
 mod merge;
+mod results;
+mod shard;
 
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fmt, fs,
+    fs,
     io::Write,
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use anyhow::{Context, Result};
@@ -17,9 +18,13 @@ use indicatif::HumanDuration;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use self::{
+    results::{Key, write},
+    shard::Shard,
+};
 use super::{
     Outcome, interrupt,
-    journal::{Journal, beside, write_whole},
+    journal::{Journal, beside},
     model_args::{ModelArgs, Opened},
     note,
     progress::Counter,
@@ -27,8 +32,8 @@ use super::{
 use crate::{
     engine::Engine,
     eval::{
-        Chat, Dataset, Evaluation, Format, Generate, Item, Judged, Response, Scorer, Task, digest, generate, html,
-        items, judge, named, results_json, run_programs, sample_json, score, table,
+        Chat, Dataset, Evaluation, Format, Generate, Item, Judged, Response, Scorer, Task, digest, generate, items,
+        judge, named, run_programs, sample_json, score, table,
     },
 };
 
@@ -80,40 +85,6 @@ enum Command {
     /// Join the results of all shards of a run
     Merge(merge::Args),
 }
-
-/// A part of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
-    index: usize,
-    count: usize,
-}
-
-impl Shard {
-    const WHOLE: Self = Self { index: 0, count: 1 };
-
-    fn has(self, document: usize) -> bool {
-        document % self.count == self.index
-    }
-}
-
-impl FromStr for Shard {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-        let shard = parts.map(|(index, count)| Self { index, count }).filter(|shard| shard.index < shard.count);
-        shard.ok_or_else(|| format!("{text:?} is no shard: give 0/4, 1/4, 2/4 or 3/4 for four parts"))
-    }
-}
-
-impl fmt::Display for Shard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.index, self.count)
-    }
-}
-
-/// A document of one of the tasks, by their numbers.
-type Key = (usize, usize);
 
 pub fn run(args: &Args) -> Result<Outcome> {
     if let Some(Command::Merge(args)) = &args.command {
@@ -359,25 +330,5 @@ impl Args {
     }
 }
 
-/// Results, and beside them a page with plots and each document's log.
-fn write(output: &Path, evaluations: &[Evaluation], samples: &[Value], config: Value) -> Result<()> {
-    write_whole(&beside(output, SAMPLES), |out| samples.iter().try_for_each(|line| writeln!(out, "{line}")))?;
-    let line = |name: &str| {
-        let value = &config[name];
-        (name.replace('_', " "), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-    };
-    let about: Vec<(String, String)> =
-        ["version", "model_args", "mesh", "max_length", "num_fewshot", "apply_chat_template", "limit"]
-            .map(line)
-            .into_iter()
-            .filter(|(_, v)| v != "null")
-            .collect();
-    let page = html(evaluations, &about);
-    write_whole(&beside(output, ".html"), |out| out.write_all(page.as_bytes()))?;
-    let results = serde_json::to_string_pretty(&results_json(evaluations, config))?;
-    write_whole(output, |out| writeln!(out, "{results}"))
-}
-
-/// Added to the results' name.
-const SAMPLES: &str = ".samples.jsonl";
+/// Added to the results' name while the run goes on.
 const PARTIAL: &str = ".partial";

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::Args;
+use super::args::Args;
 use crate::{
     cli::{
         Outcome, interrupt,

@@ -1,82 +1,30 @@
 //! `generate`: one prompt in, text out as it comes; or many prompts from a file.
 
+mod args;
 mod batch;
+
+pub use args::Args;
 
 use std::{
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use serde_json::json;
 
-use batch::Batch;
+use self::batch::Batch;
 
 use super::{
     Outcome, interrupt,
-    model_args::{Loaded, ModelArgs, Opened, PenaltyArgs, SamplingArgs, parse_tokens, read_text},
+    model_args::{Loaded, Opened, read_text},
     process::{Memory, size},
 };
 use crate::{
-    engine::{Engine, Event, FinishReason, Request},
-    tokenizer::{Message, Tokenizer},
+    engine::{Engine, Event, FinishReason},
+    tokenizer::Message,
 };
-
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// The prompt; without it, standard input is read
-    #[arg(conflicts_with_all = ["prompt_file", "prompt_tokens", "input"])]
-    prompt: Option<String>,
-    /// Read the prompt from a file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_tokens", "input"])]
-    prompt_file: Option<PathBuf>,
-    /// The prompt as token ids, taken as they are: 2,106,1645
-    #[arg(long, value_name = "IDS", value_parser = parse_tokens, conflicts_with = "input")]
-    // The full path keeps clap from taking the list for a repeated option.
-    prompt_tokens: Option<std::vec::Vec<u32>>,
-    /// Many prompts, one JSON object a line: {"prompt": "..."}, or "messages", or "tokens"; and what differs from this command line,
-    /// such as "max_tokens", "temperature", "seed", "n", "logprobs". A run that was interrupted goes on where it was
-    #[arg(long, value_name = "FILE", requires = "output", conflicts_with = "json")]
-    input: Option<PathBuf>,
-    /// Where the answers to --input go, in the same order
-    #[arg(long, value_name = "FILE", requires = "input")]
-    output: Option<PathBuf>,
-    /// How many of them run at a time on each data row of the mesh
-    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..), requires = "input")]
-    slots: u16,
-    #[command(flatten)]
-    model: ModelArgs,
-    /// Continue the text as it is, without the chat format
-    #[arg(long)]
-    raw: bool,
-    /// Most tokens to generate
-    #[arg(long, short = 'n', value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
-    max_tokens: u32,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    penalties: PenaltyArgs,
-    /// End the text before this string (may be repeated)
-    #[arg(long, value_name = "STR")]
-    stop: Vec<String>,
-    /// Print one JSON object instead of streaming text
-    #[arg(long)]
-    json: bool,
-}
-
-impl Args {
-    /// What the command line asks of this prompt.
-    fn request(&self, prompt: Vec<u32>, tokenizer: &Tokenizer) -> Result<Request> {
-        Ok(Request {
-            params: self.sampling.params()?,
-            adjust: self.penalties.adjust()?,
-            stop_ids: tokenizer.stop_ids(),
-            stop: self.stop.clone(),
-            ..Request::greedy(prompt, self.max_tokens as usize)
-        })
-    }
-}
 
 pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     interrupt::install();

@@ -1,9 +1,8 @@
 //! What counts: of a document, and of a task.
 
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::{Choices, Doc, Generate, Likelihood, bias::Bias, math};
+use super::bias::Bias;
 
 /// A figure of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -96,57 +95,6 @@ impl Metric {
         matches!(self, Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_))
     }
 
-    /// Of one document's choices: one value, or those that the task's figure is computed from.
-    pub fn of_choices(&self, doc: &Doc, choices: &Choices, likelihoods: &[Likelihood]) -> Result<Vec<f64>, String> {
-        let logprobs: Vec<f64> = likelihoods.iter().map(|l| l.logprob).collect();
-        let best = first_largest(&logprobs);
-        let is_gold = |found: usize| f64::from(u8::from(choices.gold.contains(&found)));
-        Ok(vec![match self {
-            Self::Acc => is_gold(best),
-            Self::AccNorm => {
-                let lengths = choices.texts.iter().map(|choice| choice.chars().count() as f64);
-                is_gold(first_largest(&logprobs.iter().zip(lengths).map(|(l, n)| l / n).collect::<Vec<_>>()))
-            }
-            Self::Mc2 => {
-                let probabilities: Vec<f64> = logprobs.iter().map(|l| l.exp()).collect();
-                let of_true = probabilities.iter().zip(&choices.labels).filter(|(_, label)| **label == 1);
-                of_true.map(|(p, _)| p).sum::<f64>() / probabilities.iter().sum::<f64>()
-            }
-            Self::LikelihoodDiff => (logprobs[0] - logprobs[1]).abs(),
-            Self::PctStereotype => f64::from(u8::from(logprobs[0] > logprobs[1])),
-            // BBQ's first two choices are people.
-            Self::AccuracyWhere { .. } => {
-                return Ok(vec![is_gold(best), Bias::of(doc, &choices.texts[best], best < 2)?.is_disambiguated()]);
-            }
-            Self::BiasScore { category, .. } => {
-                let bias = Bias::of(doc, &choices.texts[best], best < 2)?;
-                return Ok(bias.values(is_gold(best), category.as_deref()));
-            }
-            Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_) => {
-                return Err(format!("{} is of answers in words", self.name()));
-            }
-        }])
-    }
-
-    /// Of one document's answer as it was read. Whether a program passes is not known here: that is NaN.
-    pub fn of_text(&self, generate: &Generate, target: &Value, answer: &str) -> Result<f64, String> {
-        let targets: Vec<String> = match target {
-            Value::Array(several) => several.iter().map(text).collect(),
-            one => vec![text(one)],
-        };
-        let mut right = false;
-        for target in &targets {
-            right |= match self {
-                Self::ExactMatch => plain(generate, answer) == plain(generate, target),
-                Self::FinalAnswer => math::final_answers_agree(answer, target)?,
-                Self::MathVerify => math::verified(answer, target),
-                Self::SameAnswer => math::same_answer(answer, target),
-                _ => return Ok(f64::NAN),
-            };
-        }
-        Ok(f64::from(u8::from(right)))
-    }
-
     /// The task's figure, of its documents' values.
     pub fn summarize(&self, values: &[Vec<f64>]) -> Summary {
         let mean_of = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
@@ -160,35 +108,6 @@ impl Metric {
         };
         Summary { mean, stderr: None, documents: values.len() }
     }
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// What `exact_match` looks at.
-fn plain(generate: &Generate, text: &str) -> String {
-    let mut text = text.to_owned();
-    for pattern in &generate.ignore {
-        text = pattern.0.replace_all(&text, "").into_owned();
-    }
-    if generate.ignore_case {
-        text = text.to_lowercase();
-    }
-    if generate.ignore_punctuation {
-        text.retain(|c| !c.is_ascii_punctuation());
-    }
-    text
-}
-
-fn first_largest(values: &[f64]) -> usize {
-    let mut best = 0;
-    for (i, value) in values.iter().enumerate() {
-        if value > &values[best] {
-            best = i;
-        }
-    }
-    best
 }
 
 /// Of a task: mean and standard error, which one document alone does not have, and figures that are no mean of documents.
