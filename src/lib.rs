@@ -26,9 +26,11 @@
 pub mod cache_dir;
 pub mod checkpoint;
 pub mod cli;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod download;
 pub mod engine;
+#[cfg(feature = "eval")]
 pub mod eval;
 pub mod gemma;
 pub mod hlo;

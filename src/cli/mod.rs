@@ -8,6 +8,7 @@ mod chat;
 mod compile;
 mod devices;
 mod doctor;
+#[cfg(feature = "eval")]
 mod eval;
 mod generate;
 mod hlo;
@@ -51,6 +52,7 @@ enum Command {
     /// Compute the log-likelihood of a text, token by token
     Score(score::Args),
     /// Score benchmarks as lm-evaluation-harness does
+    #[cfg(feature = "eval")]
     Eval(eval::Args),
     /// Measure speed, beside what this machine could do
     Bench(bench::Args),
@@ -84,6 +86,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Generate(args) => generate::run(&args, started),
         Command::Chat(args) => chat::run(&args, started),
         Command::Score(args) => score::run(&args, started),
+        #[cfg(feature = "eval")]
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Plan(args) => plan::run(&args),
