@@ -49,7 +49,7 @@ enum Command {
     Generate(generate::Args),
     /// Hold a conversation
     Chat(chat::Args),
-    /// Compute the log-likelihood of a text, token by token
+    /// ComputeType the log-likelihood of a text, token by token
     Score(score::Args),
     /// Score benchmarks as lm-evaluation-harness does
     #[cfg(feature = "eval")]
@@ -101,7 +101,7 @@ pub fn main(started: Instant) -> ExitCode {
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Unwell | Outcome::Incomplete) => ExitCode::FAILURE,
+        Ok(Outcome::ChecksFailed | Outcome::Incomplete) => ExitCode::FAILURE,
         Ok(Outcome::DoesNotFit) => ExitCode::from(3),
         Ok(Outcome::Interrupted) => ExitCode::from(130),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS, // the reader has enough

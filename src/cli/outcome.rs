@@ -9,7 +9,7 @@ pub enum Outcome {
     /// What was planned has no place on the machine.
     DoesNotFit,
     /// The doctor found something that will not work.
-    Unwell,
+    ChecksFailed,
 }
 
 /// Whether the error is that nobody reads standard output any more.

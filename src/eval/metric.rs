@@ -1,36 +1,37 @@
-//! What counts: of a document, and of a task.
+//! Metrics by name, and how the values of documents become the result of a task.
 
 use serde::Deserialize;
 
 use super::bias::Bias;
 
-/// A figure of a task.
+/// A metric of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Metric {
-    /// Whether the likeliest choice is right; the first one where several are equally likely.
+    /// 1 if the likeliest choice is right. Of equally likely ones, the first counts.
     Acc,
-    /// The same, of log-likelihoods divided by the choices' lengths in characters.
+    /// `Acc` by log-likelihoods divided by the choices' lengths in characters.
     AccNorm,
-    /// The share of probability that true choices have; the harness calls it acc, too.
+    /// The true choices' share of all choices' probability. The harness calls it acc, too.
     Mc2,
-    /// By how much the two choices' log-likelihoods differ.
+    /// The absolute difference of the two choices' log-likelihoods.
     LikelihoodDiff,
-    /// Whether the first choice, the one with the stereotype, is likelier.
+    /// 1 if the first choice, which has the stereotype, is the likelier one.
     PctStereotype,
-    /// BBQ's accuracy, where the context tells the answer, or where it does not.
+    /// BBQ's accuracy over the documents whose context tells the answer, or over the others.
     AccuracyWhere { disambiguated: bool },
-    /// BBQ's bias score, there; of one category of people, or of all.
+    /// BBQ's bias score over such documents, of one category of people or of all.
     BiasScore { disambiguated: bool, category: Option<String> },
-    /// Whether an answer in words is one that the task says is right.
+    /// 1 if a generated answer is one of the task's right answers.
     ExactMatch,
-    /// The same of the final answer to a problem of MATH; the harness calls it exact_match, too.
+    /// The same for the final answer to a problem of MATH. The harness calls it exact_match, too.
     FinalAnswer,
-    /// The same by the rules of Math-Verify, which finds answers in more places and in more forms.
+    /// The same by the rules of Math-Verify, which finds answers in more places and more forms.
     MathVerify,
-    /// The same by the rules of AGIEval; the harness calls it acc.
+    /// The same by the rules of AGIEval. The harness calls it acc.
     SameAnswer,
-    /// Whether a program passes its tests, by the name that the harness gives it.
+    /// 1 if a program passes its tests. Holds the name that the harness gives the metric in this
+    /// task.
     Passes(String),
 }
 
@@ -62,7 +63,7 @@ impl TryFrom<String> for Metric {
 }
 
 impl Metric {
-    /// Its name in results.
+    /// Returns the metric's name in results.
     pub fn name(&self) -> String {
         let where_ = |disambiguated: bool| if disambiguated { "disamb" } else { "amb" };
         match self {
@@ -81,21 +82,22 @@ impl Metric {
         }
     }
 
+    /// Whether more of it is better.
     pub fn higher_is_better(&self) -> bool {
         !matches!(self, Self::LikelihoodDiff | Self::PctStereotype | Self::BiasScore { .. })
     }
 
-    /// Whether it is a share of documents, or of probability.
+    /// Whether it is a share, of documents or of probability, which tables show in percent.
     pub fn is_share(&self) -> bool {
         !matches!(self, Self::LikelihoodDiff | Self::BiasScore { .. })
     }
 
-    /// Whether it is of answers in words.
+    /// Whether it is a metric of generated answers, not of choices.
     pub fn is_of_text(&self) -> bool {
         matches!(self, Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_))
     }
 
-    /// The task's figure, of its documents' values.
+    /// Returns the task's result, from the values of its documents.
     pub fn summarize(&self, values: &[Vec<f64>]) -> Summary {
         let mean_of = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
         let mean = match self {
@@ -110,16 +112,19 @@ impl Metric {
     }
 }
 
-/// Of a task: mean and standard error, which one document alone does not have, and figures that are no mean of documents.
+/// The result of a task: a mean with its standard error, or another figure that is not a mean of
+/// documents.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
-    /// NaN where there is nothing to compute it from.
+    /// NaN where there are no documents to compute it from.
     pub mean: f64,
+    /// `None` for a single document, and for figures that are no means.
     pub stderr: Option<f64>,
     pub documents: usize,
 }
 
-/// Mean, and the sample's standard deviation by the root of its size.
+/// Returns the mean, and as its standard error the sample's standard deviation over the root of its
+/// size.
 pub fn summarize(values: &[f64]) -> Summary {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
@@ -129,7 +134,8 @@ pub fn summarize(values: &[f64]) -> Summary {
 }
 
 impl Summary {
-    /// Of a group of tasks, weighted by their sizes; the standard error is that of pooled variances.
+    /// Returns the result of a group of tasks, weighted by their sizes. The standard error is that
+    /// of pooled variances.
     pub fn pooled(parts: &[Self]) -> Self {
         let documents: usize = parts.iter().map(|part| part.documents).sum();
         let total = documents as f64;

@@ -1,27 +1,31 @@
-//! What the model answers to documents: likelihoods of choices, or words.
+//! The model's responses to documents: log-likelihoods of choices, or generated texts.
 
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Generate, Item, Likelihood, Result, Scorer, groups};
+use super::{EvalRequest, GenerationConfig, Item, Likelihood, Result, Scorer, groups};
 use crate::{
     engine::{Engine, Event, Request},
     sampling::Params,
 };
 
-/// To one document.
+/// The response to one document.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Response {
-    /// Of each choice.
-    Likelihoods(Vec<Likelihood>),
-    /// As many as the task asks for.
-    Words(Vec<String>),
+    /// One for each choice.
+    Loglikelihoods(Vec<Likelihood>),
+    /// As many texts as the task asks for.
+    Generated(Vec<String>),
 }
 
-/// Scores the choices of all items that have some; `on_done` is told of each item's number. `goes_on` is asked now and then; false ends
-/// it.
+/// Computes the log-likelihoods of the choices of all items that have some. `on_done` gets each
+/// item's index and response. Ends early when `goes_on`, which is called now and then, returns
+/// false.
+///
+/// # Errors
+/// The model fails to run.
 pub fn score(
     scorer: &mut Scorer,
     items: &[&Item],
@@ -31,9 +35,9 @@ pub fn score(
     let groups = groups(items);
     let mut found: Vec<Vec<Option<Likelihood>>> = items
         .iter()
-        .map(|item| match &item.ask {
-            Ask::Choices(choices) => vec![None; choices.pairs.len()],
-            Ask::Words { .. } => vec![],
+        .map(|item| match &item.request {
+            EvalRequest::Loglikelihood(choices) => vec![None; choices.instances.len()],
+            EvalRequest::GenerateUntil { .. } => vec![],
         })
         .collect();
     scorer.score(&groups, |group, likelihoods| {
@@ -41,19 +45,23 @@ pub fn score(
         for (likelihood, &(item, pair)) in wanted.flat_map(|(l, wanted)| wanted.iter().map(move |place| (l, place))) {
             found[item][pair] = Some(*likelihood);
             if let Some(whole) = found[item].iter().copied().collect() {
-                on_done(item, Response::Likelihoods(whole));
+                on_done(item, Response::Loglikelihoods(whole));
             }
         }
         Ok(goes_on())
     })
 }
 
-/// Has all these items answered in words, with the way to answer for each; `on_done` is told of each item's number. `goes_on` is asked
-/// between steps; false ends it. Draws at random depend on the document's number alone. An answer
-/// ends at one of `stop_ids`.
+/// Generates the answers to all these items, each by its own configuration. An answer ends at one
+/// of `stop_ids`. `on_done` gets each item's index and response. Ends early when `goes_on`, which
+/// is called between steps, returns false. Sampling depends on the document's number alone, not on
+/// what else runs.
+///
+/// # Errors
+/// The model fails to run.
 pub fn generate(
     engine: &mut Engine<'_>,
-    items: &[(&Item, &Generate)],
+    items: &[(&Item, &GenerationConfig)],
     stop_ids: &[u32],
     goes_on: impl Fn() -> bool,
     mut on_done: impl FnMut(usize, Response),
@@ -61,17 +69,17 @@ pub fn generate(
     let mut order: Vec<(&[u32], usize)> = items
         .iter()
         .enumerate()
-        .filter_map(|(i, (item, _))| match &item.ask {
-            Ask::Words { tokens, .. } => Some((&tokens[..], i)),
-            Ask::Choices(_) => None,
+        .filter_map(|(i, (item, _))| match &item.request {
+            EvalRequest::GenerateUntil { tokens, .. } => Some((&tokens[..], i)),
+            EvalRequest::Loglikelihood(_) => None,
         })
         .collect();
     order.sort_unstable(); // neighbours have the longest common beginnings
-    let mut todo = order.into_iter();
+    let mut queue = order.into_iter();
     let mut running: HashMap<_, (usize, Vec<Option<String>>)> = HashMap::new();
     loop {
         while engine.load().0 < 2 * engine.slots() {
-            let Some((tokens, i)) = todo.next() else { break };
+            let Some((tokens, i)) = queue.next() else { break };
             let (item, generate) = items[i];
             let request = Request {
                 params: Params {
@@ -96,7 +104,7 @@ pub fn generate(
             answers[index] = Some(answer.text);
             if answers.iter().all(Option::is_some) {
                 let (i, answers) = running.remove(&id).expect("it was there");
-                on_done(i, Response::Words(answers.into_iter().flatten().collect()));
+                on_done(i, Response::Generated(answers.into_iter().flatten().collect()));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Item, Result};
+use super::{EvalRequest, Item, Result};
 use crate::runtime::{Extend, Model, Session};
 
 /// Log-likelihood of a continuation, and whether each of its tokens is the likeliest one.
@@ -33,7 +33,7 @@ impl From<Likelihood> for (f64, bool) {
 pub struct Group {
     pub context: Arc<[u32]>,
     pub continuations: Vec<Vec<u32>>,
-    /// For each continuation, where its likelihood is wanted: items and their pairs.
+    /// For each continuation, where its likelihood is wanted: items and their instances.
     pub wanted: Vec<Vec<(usize, usize)>>,
 }
 
@@ -44,8 +44,8 @@ type Continuations<'i> = BTreeMap<&'i [u32], Vec<(usize, usize)>>;
 pub fn groups(items: &[&Item]) -> Vec<Group> {
     let mut by_context: BTreeMap<&Arc<[u32]>, Continuations<'_>> = BTreeMap::new();
     for (i, item) in items.iter().enumerate() {
-        let Ask::Choices(choices) = &item.ask else { continue };
-        for (j, pair) in choices.pairs.iter().enumerate() {
+        let EvalRequest::Loglikelihood(choices) = &item.request else { continue };
+        for (j, pair) in choices.instances.iter().enumerate() {
             let of_context = by_context.entry(&pair.context_tokens).or_default();
             of_context.entry(&pair.continuation_tokens).or_default().push((i, j));
         }
@@ -178,9 +178,9 @@ impl Scorer {
             Step::Score { .. } => {
                 let targets: Vec<Vec<u32>> =
                     texts.iter().zip(&ranges).map(|(text, &(from, to))| text[from + 1..=to].to_vec()).collect();
-                let pairs: Vec<(Extend<'_>, &[u32])> =
+                let instances: Vec<(Extend<'_>, &[u32])> =
                     parts.iter().zip(&targets).map(|(&part, targets)| (part, &targets[..])).collect();
-                let scored = self.session.score_parts(&pairs, false)?;
+                let scored = self.session.score_parts(&instances, false)?;
                 for (i, (&(row, _), scored)) in steps.iter().zip(&scored).enumerate() {
                     let context = groups[self.rows[row].group()].context.len();
                     let work = self.rows[row].work.as_mut().expect("it has a step");

@@ -18,7 +18,7 @@ use crate::{
     download::Progress,
     hlo::{Module, proto},
     pjrt::{self, AotExecutable, Api, Client, CompileOptions, CompiledMemoryStats, Device, Program, Topology, Value},
-    plugins::{self, Found, Kind},
+    plugins::{self, Kind, LocatedPlugin},
 };
 
 /// What to compile for.
@@ -39,7 +39,7 @@ pub struct Machine {
     pub kind: Kind,
     /// Such as `v5e:2x2`.
     pub name: String,
-    pub plugin: Found,
+    pub plugin: LocatedPlugin,
     pub api: Api,
     pub devices: usize,
     /// Bytes of memory of one device that programs can have, where the plugin tells.
@@ -160,7 +160,7 @@ impl Machine {
         Self::slice(self.api.clone(), self.plugin.clone(), name, devices)
     }
 
-    fn slice(api: Api, plugin: Found, name: &str, devices: usize) -> Result<Self> {
+    fn slice(api: Api, plugin: LocatedPlugin, name: &str, devices: usize) -> Result<Self> {
         // Up to eight chips of v5e and v6e are one host; libtpu would think of hosts of four.
         let mut options = vec![];
         if let [a, b] = slice_shape(name)[..]
@@ -199,7 +199,7 @@ impl Machine {
     fn described(
         kind: Kind,
         name: String,
-        plugin: Found,
+        plugin: LocatedPlugin,
         api: Api,
         topology: Topology,
         devices: usize,
@@ -253,7 +253,7 @@ impl Machine {
     }
 }
 
-fn load(kind: Kind, plugin: &Found) -> Result<Api> {
+fn load(kind: Kind, plugin: &LocatedPlugin) -> Result<Api> {
     Api::load(&plugin.path)
         .during(|| format!("cannot open the {kind} plugin from {} ({})", plugin.source, plugin.path.display()))
 }

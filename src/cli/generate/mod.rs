@@ -18,8 +18,8 @@ use self::batch::Batch;
 
 use super::{
     Outcome, interrupt,
-    model_args::{Loaded, Opened, read_text},
-    process::{Memory, size},
+    model_args::{LoadedModel, OpenedModel, read_text},
+    process::{ProcessMemory, size},
 };
 use crate::{
     engine::{Engine, Event, FinishReason},
@@ -48,9 +48,9 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
 
     interrupt::begin_writing();
     let begun = Instant::now();
-    let mut written = Written::default();
+    let mut written = StreamedAnswer::default();
     engine.submit(request)?;
-    while !engine.is_idle() && !interrupt::asked() {
+    while !engine.is_idle() && !interrupt::is_requested() {
         for event in engine.step()? {
             match event {
                 Event::Tokens { tokens, text, .. } => {
@@ -86,7 +86,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     })
 }
 
-fn run_batch(args: &Args, opened: &Opened, input: &Path, output: &Path) -> Result<Outcome> {
+fn run_batch(args: &Args, opened: &OpenedModel, input: &Path, output: &Path) -> Result<Outcome> {
     let tokenizer = opened.tokenizer()?;
     let batch = Batch::read(input, args, tokenizer)?;
     let platform = args.model.platform(opened)?;
@@ -99,7 +99,7 @@ fn run_batch(args: &Args, opened: &Opened, input: &Path, output: &Path) -> Resul
 
 /// An answer as it was written.
 #[derive(Default)]
-struct Written {
+struct StreamedAnswer {
     tokens: Vec<u32>,
     text: String,
     finish_reason: Option<FinishReason>,
@@ -109,7 +109,7 @@ struct Written {
     time: Duration,
 }
 
-impl Written {
+impl StreamedAnswer {
     fn push(&mut self, piece: &str, stream: bool) -> Result<()> {
         self.text.push_str(piece);
         if stream && !piece.is_empty() {
@@ -133,7 +133,7 @@ fn prompt_text(args: &Args) -> Result<String> {
     read_text(args.prompt.as_deref(), args.prompt_file.as_deref())
 }
 
-fn prompt_tokens(args: &Args, text: &str, opened: &Opened) -> Result<Vec<u32>> {
+fn prompt_tokens(args: &Args, text: &str, opened: &OpenedModel) -> Result<Vec<u32>> {
     Ok(match &args.prompt_tokens {
         Some(tokens) => tokens.clone(),
         None if args.raw => opened.tokenizer()?.encode(text)?,
@@ -143,9 +143,9 @@ fn prompt_tokens(args: &Args, text: &str, opened: &Opened) -> Result<Vec<u32>> {
 
 struct Stats<'a> {
     prompt: usize,
-    written: &'a Written,
+    written: &'a StreamedAnswer,
     finish_reason: FinishReason,
-    loaded: &'a Loaded,
+    loaded: &'a LoadedModel,
 }
 
 impl Stats<'_> {
@@ -169,7 +169,7 @@ impl Stats<'_> {
     }
 
     fn line(&self) -> String {
-        let (compile, memory) = (self.loaded.model.compile_report(), Memory::now());
+        let (compile, memory) = (self.loaded.model.compile_report(), ProcessMemory::now());
         format!(
             "[prompt {} tokens, {:.1} tok/s; new {} tokens, {:.1} tok/s ({}); first token after {:.2} s; load {:.2} s; \
              compile {:.2} s ({} new, {} cached); peak memory {}, of ours {}]",
@@ -189,7 +189,7 @@ impl Stats<'_> {
     }
 
     fn json(&self) -> serde_json::Value {
-        let (compile, memory) = (self.loaded.model.compile_report(), Memory::now());
+        let (compile, memory) = (self.loaded.model.compile_report(), ProcessMemory::now());
         let placement = self.loaded.model.placement().unwrap_or_default(); // tokens were computed: it is there
         json!({
             "prefill_seconds": self.written.prefill().as_secs_f64(),

@@ -1,53 +1,68 @@
-//! What responses are worth.
+//! Grades responses: applies the task's filters and computes its metrics.
 
 use serde_json::Value;
 
-use super::{Ask, Choices, Doc, Error, Generate, Item, Likelihood, Metric, Response, Result, Task, bias::Bias, math};
+use super::{
+    Doc, Error, EvalRequest, GenerationConfig, Item, Likelihood, Metric, MultipleChoice, Response, Result, Task,
+    bias::Bias, math,
+};
 
-/// A response to a document, read in one way.
+/// A response to a document, after one of the task's filters, with its metrics.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Judged {
-    /// The way, by its name in results.
-    pub reading: String,
-    /// What was read in an answer in words.
-    pub read: Option<String>,
-    /// By the task's metrics: one value, or those that the task's figure is computed from. NaN if it is not known yet whether a program
-    /// passes.
+pub struct GradedResponse {
+    /// The filter's name in results.
+    pub filter: String,
+    /// What the filter left of a generated answer; `None` for choices.
+    pub filtered: Option<String>,
+    /// For each of the task's metrics one value, or the values that the task's result is computed
+    /// from. NaN until it is known whether a program passes its tests.
     pub values: Vec<Vec<f64>>,
 }
 
-/// Judges a response, in each of the task's ways to read it.
-pub fn judge(task: &Task, item: &Item, response: &Response) -> Result<Vec<Judged>> {
+/// Grades a response after each of the task's filters.
+///
+/// # Errors
+/// The response is not of the kind that the task asks for, or the document lacks a field that a
+/// metric needs.
+pub fn grade(task: &Task, item: &Item, response: &Response) -> Result<Vec<GradedResponse>> {
     let wrong = |reason: String| Error::Document { task: task.name.clone(), doc: item.id, reason };
-    match (&item.ask, response, &task.generate) {
-        (Ask::Choices(choices), Response::Likelihoods(found), _) if found.len() == choices.texts.len() => {
+    match (&item.request, response, &task.generate) {
+        (EvalRequest::Loglikelihood(choices), Response::Loglikelihoods(found), _)
+            if found.len() == choices.texts.len() =>
+        {
             let value = |metric: &Metric| metric.of_choices(&item.doc, choices, found).map_err(wrong);
             let values = task.metrics.iter().map(value).collect::<Result<_>>()?;
-            Ok(vec![Judged { reading: "none".into(), read: None, values }])
+            Ok(vec![GradedResponse { filter: "none".into(), filtered: None, values }])
         }
-        (Ask::Words { .. }, Response::Words(answers), Some(generate)) if answers.len() == generate.repeats => generate
-            .filters
-            .iter()
-            .map(|filter| {
-                let read = filter.read(answers, &item.doc).map_err(wrong)?;
-                let value = |metric: &Metric| Ok(vec![metric.of_text(generate, &item.target, &read).map_err(wrong)?]);
-                let values = task.metrics.iter().map(value).collect::<Result<_>>()?;
-                Ok(Judged { reading: filter.name.clone(), read: Some(read), values })
-            })
-            .collect(),
+        (EvalRequest::GenerateUntil { .. }, Response::Generated(answers), Some(generate))
+            if answers.len() == generate.repeats =>
+        {
+            generate
+                .filters
+                .iter()
+                .map(|filter| {
+                    let filtered = filter.apply(answers, &item.doc).map_err(wrong)?;
+                    let value =
+                        |metric: &Metric| Ok(vec![metric.of_text(generate, &item.target, &filtered).map_err(wrong)?]);
+                    let values = task.metrics.iter().map(value).collect::<Result<_>>()?;
+                    Ok(GradedResponse { filter: filter.name.clone(), filtered: Some(filtered), values })
+                })
+                .collect()
+        }
         _ => Err(wrong("its response is not of the kind that the task asks for".into())),
     }
 }
 
-impl Judged {
-    /// The program that is to be run, if that decides: what was read, and the tests.
+impl GradedResponse {
+    /// Returns the program whose run decides a metric: the filtered answer, and the document's
+    /// tests.
     pub fn program(&self, task: &Task, item: &Item) -> Option<String> {
         let decides = task.metrics.iter().any(|metric| matches!(metric, Metric::Passes(_)));
-        let (read, tests) = (self.read.as_ref()?, item.target.as_str()?);
-        decides.then(|| format!("{read}\n{tests}"))
+        let (answer, tests) = (self.filtered.as_ref()?, item.target.as_str()?);
+        decides.then(|| format!("{answer}\n{tests}"))
     }
 
-    /// What running the program showed.
+    /// Records whether the program passed its tests.
     pub fn set_passes(&mut self, task: &Task, passes: bool) {
         for (metric, value) in task.metrics.iter().zip(&mut self.values) {
             if matches!(metric, Metric::Passes(_)) {
@@ -58,11 +73,12 @@ impl Judged {
 }
 
 impl Metric {
-    /// Of one document's choices: one value, or those that the task's figure is computed from.
+    /// Returns the metric of a document's choices: one value, or the values that the task's result
+    /// is computed from.
     pub fn of_choices(
         &self,
         doc: &Doc,
-        choices: &Choices,
+        choices: &MultipleChoice,
         likelihoods: &[Likelihood],
     ) -> std::result::Result<Vec<f64>, String> {
         let logprobs: Vec<f64> = likelihoods.iter().map(|l| l.logprob).collect();
@@ -90,13 +106,19 @@ impl Metric {
                 return Ok(bias.values(is_gold(best), category.as_deref()));
             }
             Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_) => {
-                return Err(format!("{} is of answers in words", self.name()));
+                return Err(format!("{} is of generated answers", self.name()));
             }
         }])
     }
 
-    /// Of one document's answer as it was read. Whether a program passes is not known here: that is NaN.
-    pub fn of_text(&self, generate: &Generate, target: &Value, answer: &str) -> std::result::Result<f64, String> {
+    /// Returns the metric of a document's filtered answer; NaN where it depends on running a
+    /// program.
+    pub fn of_text(
+        &self,
+        generate: &GenerationConfig,
+        target: &Value,
+        answer: &str,
+    ) -> std::result::Result<f64, String> {
         let targets: Vec<String> = match target {
             Value::Array(several) => several.iter().map(text).collect(),
             one => vec![text(one)],
@@ -119,8 +141,8 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// What `exact_match` looks at.
-fn plain(generate: &Generate, text: &str) -> String {
+/// Returns the text that `exact_match` compares: without what the task ignores.
+fn plain(generate: &GenerationConfig, text: &str) -> String {
     let mut text = text.to_owned();
     for pattern in &generate.ignore {
         text = pattern.0.replace_all(&text, "").into_owned();
