@@ -30,10 +30,12 @@ pub mod cache_dir;
 pub mod checkpoint;
 pub mod cli;
 pub mod compile;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod device;
 pub mod download;
 pub mod engine;
+#[cfg(feature = "eval")]
 pub mod eval;
 pub mod gemma;
 pub mod hlo;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use super::{Outcome, note, plan::MachineArgs, process::size};
-use crate::{runtime::Bundle, sampling::Sampler};
+use crate::{compile::Bundle, runtime::session_modules, sampling::Sampler};
 
 /// How tokens will be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,8 +35,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    let setup = args.machine.setup(args.slots)?;
-    let machine = args.machine.open()?;
+    let deployment = args.machine.deployment(args.slots)?;
+    let target = args.machine.open()?;
     let sampler = |name: &SamplerName| match name {
         SamplerName::Greedy => Sampler::Greedy,
         SamplerName::TopK => Sampler::TopK,

@@ -26,13 +26,13 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Status {
     Ok,
     Warn,
     Fail,
 }
 
-impl State {
+impl Status {
     fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -44,24 +44,24 @@ impl State {
 
 /// One thing that was looked at.
 #[derive(Debug)]
-struct Line {
+struct Check {
     what: &'static str,
-    state: State,
+    state: Status,
     found: String,
     /// What to do, unless all is well.
     remedy: Option<String>,
 }
 
-fn ok(what: &'static str, found: impl Into<String>) -> Line {
-    Line { what, state: State::Ok, found: found.into(), remedy: None }
+fn ok(what: &'static str, found: impl Into<String>) -> Check {
+    Check { what, state: Status::Ok, found: found.into(), remedy: None }
 }
 
-fn warn(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Line {
-    Line { what, state: State::Warn, found: found.into(), remedy: Some(remedy.into()) }
+fn warn(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
+    Check { what, state: Status::Warn, found: found.into(), remedy: Some(remedy.into()) }
 }
 
-fn fail(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Line {
-    Line { what, state: State::Fail, found: found.into(), remedy: Some(remedy.into()) }
+fn fail(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
+    Check { what, state: Status::Fail, found: found.into(), remedy: Some(remedy.into()) }
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
@@ -79,20 +79,20 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
     let mut out = std::io::stdout().lock();
     if args.json {
-        let line = |l: &Line| json!({"what": l.what, "state": l.state.name(), "found": l.found, "remedy": l.remedy});
+        let line = |l: &Check| json!({"what": l.what, "state": l.state.name(), "found": l.found, "remedy": l.remedy});
         writeln!(out, "{}", json!({"checks": lines.iter().map(line).collect::<Vec<_>>()}))?;
     } else {
-        for Line { what, state, found, remedy } in &lines {
+        for Check { what, state, found, remedy } in &lines {
             writeln!(out, "{:<5}{what:<18} {found}", state.name())?;
             if let Some(remedy) = remedy {
                 writeln!(out, "{:<23} -> {remedy}", "")?;
             }
         }
     }
-    Ok(if lines.iter().any(|line| line.state == State::Fail) { Outcome::Unwell } else { Outcome::Done })
+    Ok(if lines.iter().any(|line| line.state == Status::Fail) { Outcome::ChecksFailed } else { Outcome::Done })
 }
 
-fn processor(system: &System) -> Line {
+fn processor(system: &System) -> Check {
     let text = system.read("/proc/cpuinfo");
     let field =
         |name: &str| text.lines().find(|l| l.starts_with(name)).and_then(|l| l.split_once(':')).map(|(_, v)| v.trim());
@@ -108,7 +108,7 @@ fn processor(system: &System) -> Line {
     warn("processor", found, "without AVX2 models run on XLA's own operations, slowly")
 }
 
-fn memory(system: &System) -> Line {
+fn memory(system: &System) -> Check {
     let text = system.read("/proc/meminfo");
     let bytes = |name: &str| -> u64 {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
@@ -126,12 +126,12 @@ fn memory(system: &System) -> Line {
     ok("memory", found)
 }
 
-fn threads() -> Line {
+fn threads() -> Check {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     ok("threads", format!("{cores} for the CPU kernels (--threads)"))
 }
 
-fn tpu(system: &System) -> Vec<Line> {
+fn tpu(system: &System) -> Vec<Check> {
     let chips = system.tpu_chips();
     let plugin = match locate(Kind::Tpu, None) {
         Ok(found) => {
@@ -196,7 +196,7 @@ fn tpu(system: &System) -> Vec<Line> {
 }
 
 /// libtpu asks this server what machine it is on, and waits for minutes if it is not there.
-fn metadata_server() -> Line {
+fn metadata_server() -> Check {
     const WHAT: &str = "metadata server";
     if std::env::var_os("TPU_SKIP_MDS_QUERY").is_some() {
         return ok(WHAT, "not asked: TPU_SKIP_MDS_QUERY is set");
@@ -213,7 +213,7 @@ fn metadata_server() -> Line {
     }
 }
 
-fn nvidia(system: &System) -> Vec<Line> {
+fn nvidia(system: &System) -> Vec<Check> {
     if !system.nvidia_driver() {
         return vec![ok("NVIDIA driver", "none loaded")];
     }
@@ -227,7 +227,7 @@ fn nvidia(system: &System) -> Vec<Line> {
 }
 
 /// Variables of the environment that change what happens.
-fn variables(get: impl Fn(&str) -> Option<String>, has_tpu: bool) -> Vec<Line> {
+fn variables(get: impl Fn(&str) -> Option<String>, has_tpu: bool) -> Vec<Check> {
     const WHAT: &str = "environment";
     let names = [
         "PJRT_PLUGIN",
@@ -247,7 +247,7 @@ fn variables(get: impl Fn(&str) -> Option<String>, has_tpu: bool) -> Vec<Line> {
         "PIP_INDEX_URL",
     ];
     let set: Vec<(&str, String)> = names.into_iter().filter_map(|name| Some((name, get(name)?))).collect();
-    let mut lines: Vec<Line> = Vec::new();
+    let mut lines: Vec<Check> = Vec::new();
     for (name, value) in &set {
         let found = if *name == "PIP_INDEX_URL" { (*name).to_owned() } else { format!("{name}={value}") };
         lines.push(match *name {
@@ -271,7 +271,7 @@ fn variables(get: impl Fn(&str) -> Option<String>, has_tpu: bool) -> Vec<Line> {
     lines
 }
 
-fn cache() -> Vec<Line> {
+fn cache() -> Vec<Check> {
     const WHAT: &str = "cache";
     let Some(dir) = cache_dir() else {
         return vec![fail(WHAT, "no place for it", "set HOME or XDG_CACHE_HOME")];
@@ -297,7 +297,7 @@ fn cache() -> Vec<Line> {
     }]
 }
 
-fn token() -> Line {
+fn token() -> Check {
     if crate::hub::has_token() {
         return ok("Hugging Face", "a token is there");
     }
@@ -313,7 +313,7 @@ fn token() -> Line {
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Opens the platform in a process of its own: a plugin may hang or abort.
-fn platform(kind: Kind) -> Line {
+fn platform(kind: Kind) -> Check {
     let what = match kind {
         Kind::Cpu => "CPU devices",
         Kind::Tpu => "TPU devices",
@@ -384,9 +384,9 @@ mod tests {
             _ => None,
         };
         let states = |has_tpu| variables(get, has_tpu).iter().map(|line| line.state).collect::<Vec<_>>();
-        assert_eq!(states(true), [State::Fail, State::Warn, State::Warn]);
-        assert_eq!(states(false), [State::Fail, State::Ok, State::Warn]);
-        assert_eq!(variables(|_| None, true)[0].state, State::Ok);
+        assert_eq!(states(true), [Status::Fail, Status::Warn, Status::Warn]);
+        assert_eq!(states(false), [Status::Fail, Status::Ok, Status::Warn]);
+        assert_eq!(variables(|_| None, true)[0].state, Status::Ok);
     }
 
     #[test]
@@ -398,9 +398,9 @@ mod tests {
         std::fs::write(chip.join("device"), "0x0063\n").unwrap();
         let lines = tpu(&System::under(dir.path()));
         let of = |what: &str| lines.iter().find(|line| line.what == what).map(|line| line.state);
-        assert_eq!(of("TPU"), Some(State::Ok));
-        assert_eq!(of("device files"), Some(State::Fail));
-        assert_eq!(of("locked memory"), Some(State::Warn));
-        assert!(lines.iter().filter(|line| line.state != State::Ok).all(|line| line.remedy.is_some()));
+        assert_eq!(of("TPU"), Some(Status::Ok));
+        assert_eq!(of("device files"), Some(Status::Fail));
+        assert_eq!(of("locked memory"), Some(Status::Warn));
+        assert!(lines.iter().filter(|line| line.state != Status::Ok).all(|line| line.remedy.is_some()));
     }
 }

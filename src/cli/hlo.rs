@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::{
     Outcome,
-    model_args::{Compute, Kv, Lowering, PlatformArgs, PlatformName, kv_dtype},
+    model_args::{ComputeType, KvType, Lowering, PlatformArgs, PlatformName, kv_dtype},
     note,
     process::size,
 };
@@ -42,7 +42,7 @@ enum OutputName {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum HloFormat {
     Text,
     Proto,
 }
@@ -76,18 +76,18 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "greedy")]
     output: OutputName,
     #[arg(long, value_enum, default_value = "bf16")]
-    dtype: Compute,
+    dtype: ComputeType,
     /// How keys and values are stored [default: as activations]
     #[arg(long, value_enum)]
-    kv: Option<Kv>,
+    kv: Option<KvType>,
     /// Type of the matrices as stored
     #[arg(long, value_enum, default_value = "bf16")]
-    weights: Stored,
+    weights: WeightType,
     /// Programs that are not the platform's own
     #[arg(long, value_enum)]
     lowering: Option<Lowering>,
     #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    format: HloFormat,
     /// The program after the plugin's optimisations
     #[arg(long)]
     optimized: bool,
@@ -100,14 +100,14 @@ pub struct Args {
 
 /// How matrices are stored.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Stored {
+pub enum WeightType {
     Bf16,
     F32,
     Int8,
     Int4,
 }
 
-impl Stored {
+impl WeightType {
     /// Of all tensors.
     pub fn types(self) -> StoredTypes {
         match self {
@@ -146,8 +146,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         module.to_proto()
     };
     let bytes = match args.format {
-        Format::Text => to_text(&proto).into_bytes(),
-        Format::Proto => proto.encode_to_vec(),
+        HloFormat::Text => to_text(&proto).into_bytes(),
+        HloFormat::Proto => proto.encode_to_vec(),
     };
     match &args.out {
         Some(path) => {

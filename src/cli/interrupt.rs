@@ -9,7 +9,7 @@ use std::{
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 static WRITING: AtomicBool = AtomicBool::new(false);
-static ASKED: AtomicBool = AtomicBool::new(false);
+static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Installs the handler, for SIGINT, SIGTERM and SIGHUP.
 pub fn install() {
@@ -17,7 +17,7 @@ pub fn install() {
     let terminal = tcgetattr(stdin()).ok();
     // Fails only if it is installed already.
     let _ = ctrlc::set_handler(move || {
-        if !WRITING.load(Ordering::SeqCst) || ASKED.swap(true, Ordering::SeqCst) {
+        if !WRITING.load(Ordering::SeqCst) || REQUESTED.swap(true, Ordering::SeqCst) {
             if let Some(settings) = &terminal {
                 let _ = tcsetattr(stdin(), OptionalActions::Now, settings);
             }
@@ -28,7 +28,7 @@ pub fn install() {
 
 /// From here on there is something to end cleanly.
 pub fn begin_writing() {
-    ASKED.store(false, Ordering::SeqCst);
+    REQUESTED.store(false, Ordering::SeqCst);
     WRITING.store(true, Ordering::SeqCst);
 }
 
@@ -38,6 +38,6 @@ pub fn end_writing() {
 }
 
 /// Whether the user asked to stop.
-pub fn asked() -> bool {
-    ASKED.load(Ordering::SeqCst)
+pub fn is_requested() -> bool {
+    REQUESTED.load(Ordering::SeqCst)
 }

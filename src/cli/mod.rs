@@ -8,6 +8,7 @@ mod chat;
 mod compile;
 mod devices;
 mod doctor;
+#[cfg(feature = "eval")]
 mod eval;
 mod generate;
 mod hlo;
@@ -15,8 +16,10 @@ mod init;
 mod inspect;
 mod interrupt;
 mod journal;
+mod logging;
 mod model_args;
 mod model_files;
+mod outcome;
 mod plan;
 mod plugins;
 mod process;
@@ -27,6 +30,8 @@ mod score;
 use std::{process::ExitCode, time::Instant};
 
 use clap::{Parser, Subcommand};
+
+use self::outcome::{Outcome, is_broken_pipe, note};
 
 /// A JAX-free runtime for Google's Gemma 1.1 on PJRT: Cloud TPU, CUDA and CPU from one binary.
 #[derive(Parser)]
@@ -48,6 +53,7 @@ enum Command {
     /// Compute the log-likelihood of a text, token by token
     Score(score::Args),
     /// Score benchmarks as lm-evaluation-harness does
+    #[cfg(feature = "eval")]
     Eval(eval::Args),
     /// Measure speed, beside what this machine could do
     Bench(bench::Args),
@@ -71,18 +77,6 @@ enum Command {
     Plugins(plugins::Args),
 }
 
-/// How a command ended.
-pub(crate) enum Outcome {
-    Done,
-    Interrupted,
-    /// Something could not be done; all else was, and what is missing was told.
-    Incomplete,
-    /// What was planned has no place on the machine.
-    DoesNotFit,
-    /// The doctor found something that will not work.
-    Unwell,
-}
-
 /// Runs the command line. `started` is when the process began.
 pub fn main(started: Instant) -> ExitCode {
     let cli = Cli::parse(); // exits with 2 if it is wrong
@@ -93,6 +87,7 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Generate(args) => generate::run(&args, started),
         Command::Chat(args) => chat::run(&args, started),
         Command::Score(args) => score::run(&args, started),
+        #[cfg(feature = "eval")]
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -107,7 +102,7 @@ pub fn main(started: Instant) -> ExitCode {
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Unwell | Outcome::Incomplete) => ExitCode::FAILURE,
+        Ok(Outcome::ChecksFailed | Outcome::Incomplete) => ExitCode::FAILURE,
         Ok(Outcome::DoesNotFit) => ExitCode::from(3),
         Ok(Outcome::Interrupted) => ExitCode::from(130),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS, // the reader has enough
@@ -116,13 +111,4 @@ pub fn main(started: Instant) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-/// A line for the user that is neither result nor error.
-fn note(line: &str) {
-    eprintln!("{line}");
 }

@@ -16,7 +16,7 @@ use super::{
     model_files::ModelFiles,
     note,
     progress::{DownloadProgress, loading_progress},
-    quantize::{Weights, quantized},
+    quantize::{WeightQuantization, quantized},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -31,12 +31,12 @@ use crate::{
 
 /// Type of activations and KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Compute {
+pub enum ComputeType {
     Bf16,
     F32,
 }
 
-impl Compute {
+impl ComputeType {
     pub fn dtype(self) -> DType {
         match self {
             Self::Bf16 => DType::BF16,
@@ -47,14 +47,14 @@ impl Compute {
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kv {
+pub enum KvType {
     /// Eight bits, with a scale for each head of each token
     Int8,
 }
 
 /// Type of the cache for these activations.
-pub fn kv_dtype(kv: Option<Kv>, compute: Compute) -> DType {
-    kv.map_or(compute.dtype(), |Kv::Int8| DType::S8)
+pub fn kv_dtype(kv: Option<KvType>, compute: ComputeType) -> DType {
+    kv.map_or(compute.dtype(), |KvType::Int8| DType::S8)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -135,13 +135,13 @@ pub struct ModelArgs {
     pub mesh: Mesh,
     /// Type of activations and KV cache; weights stay as they are stored
     #[arg(long, value_enum, default_value = "bf16")]
-    pub dtype: Compute,
+    pub dtype: ComputeType,
     /// Store keys and values so [default: as activations]
     #[arg(long, value_enum)]
-    pub kv: Option<Kv>,
+    pub kv: Option<KvType>,
     /// Store matrices so: quantised when first asked for, and kept [default: as they are]
     #[arg(long, value_enum)]
-    pub weights: Option<Weights>,
+    pub weights: Option<WeightQuantization>,
     /// Longest context in tokens, prompt and answer together [default: what the model was trained for]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(i64).range(1..))]
     pub context: Option<i64>,
@@ -217,9 +217,9 @@ impl SamplingArgs {
 }
 
 /// A model whose small files have been read; the tokenizer may still be on its way.
-pub struct Opened {
+pub struct OpenedModel {
     pub config: Config,
-    tokenizer: Meanwhile<Tokenizer>,
+    tokenizer: BackgroundTask<Tokenizer>,
     checkpoint: Checkpoint,
     /// Longest context allowed.
     pub context: i64,
@@ -227,12 +227,12 @@ pub struct Opened {
 }
 
 /// What another thread makes while this one goes on.
-struct Meanwhile<T> {
+struct BackgroundTask<T> {
     thread: Cell<Option<JoinHandle<Result<T>>>>,
     made: OnceCell<T>,
 }
 
-impl<T: Send + 'static> Meanwhile<T> {
+impl<T: Send + 'static> BackgroundTask<T> {
     fn start(make: impl FnOnce() -> Result<T> + Send + 'static) -> Self {
         Self { thread: Cell::new(Some(thread::spawn(make))), made: OnceCell::new() }
     }
@@ -248,7 +248,7 @@ impl<T: Send + 'static> Meanwhile<T> {
 }
 
 /// A model that is ready to run.
-pub struct Loaded {
+pub struct LoadedModel {
     pub model: Arc<Model>,
     /// Name of the platform.
     pub platform: String,
@@ -265,7 +265,7 @@ impl ModelArgs {
     }
 
     /// Reads and checks everything but the weights. Gemma's tokenizer takes a second: a thread of its own reads it.
-    pub fn open(&self) -> Result<Opened> {
+    pub fn open(&self) -> Result<OpenedModel> {
         let mut files = ModelFiles::locate(&self.model, self.platform.offline)?;
         let config = files.config()?;
         files.introduce(&config);
@@ -273,7 +273,7 @@ impl ModelArgs {
             files = quantized(files, weights)?;
         }
         let checkpoint = files.checkpoint()?;
-        let tokenizer = Meanwhile::start(move || files.tokenizer());
+        let tokenizer = BackgroundTask::start(move || files.tokenizer());
         let trained = config.max_position_embeddings;
         if self.context.is_some_and(|context| context > trained) {
             bail!(
@@ -286,7 +286,7 @@ impl ModelArgs {
             self.check_bundle(bundle)?;
         }
         let context = self.context.or(bundle.as_ref().map(|b| b.manifest.context)).unwrap_or(trained);
-        Ok(Opened { config, tokenizer, checkpoint, context, bundle })
+        Ok(OpenedModel { config, tokenizer, checkpoint, context, bundle })
     }
 
     /// A bundle for something else would be of no use: everything would be compiled anew.
@@ -306,13 +306,13 @@ impl ModelArgs {
     }
 
     /// Opens the platform, while the tokenizer is being read.
-    pub fn platform(&self, opened: &Opened) -> Result<Platform> {
+    pub fn platform(&self, opened: &OpenedModel) -> Result<Platform> {
         opened.config.check_mesh(self.mesh)?; // before a plugin is loaded for nothing
         self.platform.open(self.mesh.devices())
     }
 
     /// Places the weights.
-    pub fn load(&self, opened: &Opened, platform: &Platform) -> Result<Loaded> {
+    pub fn load(&self, opened: &OpenedModel, platform: &Platform) -> Result<LoadedModel> {
         let started = Instant::now();
         if let Some(threads) = self.threads {
             kernels::set_threads(threads.into());
@@ -328,7 +328,7 @@ impl ModelArgs {
         let config = opened.config.clone();
         let model = Model::load(platform, &opened.checkpoint, config, options, note, loading_progress())?;
         let is_cpu = platform.kind == Kind::Cpu;
-        Ok(Loaded {
+        Ok(LoadedModel {
             model: Arc::new(model),
             platform: platform.kind.to_string(),
             is_cpu,
@@ -363,7 +363,7 @@ impl ModelArgs {
     }
 }
 
-impl Opened {
+impl OpenedModel {
     /// The tokenizer, once it is there.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.get()

@@ -8,15 +8,17 @@ use sha2::{Digest, Sha256};
 use super::{note, progress::DownloadProgress};
 use crate::{
     checkpoint::Checkpoint,
-    demo,
-    gemma::{Config, weights::num_parameters},
+    gemma::Config,
     hub::{Cache, Hub, Repo},
     tokenizer::Tokenizer,
 };
+#[cfg(feature = "demo")]
+use crate::{demo, gemma::weights::num_parameters};
 
 /// A model's files.
 pub enum ModelFiles {
-    /// Those in this program.
+    /// The demo model's, embedded in this program.
+    #[cfg(feature = "demo")]
     Demo,
     Directory(PathBuf),
 }
@@ -25,7 +27,13 @@ impl ModelFiles {
     /// Finds the model, and downloads it if it is named and not on this machine.
     pub fn locate(model: &str, offline: bool) -> Result<Self> {
         if model == "demo" {
+            #[cfg(feature = "demo")]
             return Ok(Self::Demo);
+            #[cfg(not(feature = "demo"))]
+            bail!(
+                "this gemma-pjrt was built without the demo model; give --model DIR or a name on Hugging Face such as \
+                 google/gemma-1.1-2b-it, or build it with --features demo"
+            );
         }
         let path = PathBuf::from(model);
         if path.is_dir() {
@@ -61,7 +69,11 @@ impl ModelFiles {
 
     /// Name and text of `config.json`.
     fn config_text(&self) -> Result<(String, String)> {
-        let Self::Directory(dir) = self else { return Ok(("the demo model".into(), demo::CONFIG.into())) };
+        let dir = match self {
+            #[cfg(feature = "demo")]
+            Self::Demo => return Ok(("the demo model".into(), demo::CONFIG.into())),
+            Self::Directory(dir) => dir,
+        };
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("{} cannot be read; copy it from the model's repository", path.display()))?;
@@ -72,8 +84,12 @@ impl ModelFiles {
     pub fn others(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         const NAMES: [&str; 4] =
             ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
-        let Self::Directory(dir) = self else {
-            return Ok(vec![(NAMES[0], demo::TOKENIZER.into()), (NAMES[1], demo::TOKENIZER_CONFIG.into())]);
+        let dir = match self {
+            #[cfg(feature = "demo")]
+            Self::Demo => {
+                return Ok(vec![(NAMES[0], demo::TOKENIZER.into()), (NAMES[1], demo::TOKENIZER_CONFIG.into())]);
+            }
+            Self::Directory(dir) => dir,
         };
         let present = NAMES.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
         let read = |(name, path): (&'static str, PathBuf)| {
@@ -87,6 +103,7 @@ impl ModelFiles {
     pub fn fingerprint(&self) -> Result<[u8; 32]> {
         let mut hasher = Sha256::new();
         match self {
+            #[cfg(feature = "demo")]
             Self::Demo => demo::FILES.iter().for_each(|bytes| hasher.update(Sha256::digest(bytes))),
             Self::Directory(dir) => {
                 let mut lines = Vec::new();
@@ -105,6 +122,7 @@ impl ModelFiles {
     /// The weights, mapped.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(match self {
+            #[cfg(feature = "demo")]
             Self::Demo => demo::checkpoint(),
             Self::Directory(dir) => Checkpoint::open(dir)?,
         })
@@ -113,12 +131,14 @@ impl ModelFiles {
     /// The tokenizer with its chat template.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         Ok(match self {
+            #[cfg(feature = "demo")]
             Self::Demo => demo::tokenizer(),
             Self::Directory(dir) => Tokenizer::from_dir(dir)?,
         })
     }
 
     /// Says of the demo model what it is.
+    #[cfg(feature = "demo")]
     pub fn introduce(&self, config: &Config) {
         if let Self::Demo = self {
             note(&format!(
@@ -129,4 +149,8 @@ impl ModelFiles {
             ));
         }
     }
+
+    /// Says nothing: a model in a directory is known to its user.
+    #[cfg(not(feature = "demo"))]
+    pub fn introduce(&self, _: &Config) {}
 }

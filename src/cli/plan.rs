@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::{
     Outcome,
-    hlo::{Stored, config},
-    model_args::{Compute, Kv, PlatformArgs, PlatformName, kv_dtype},
+    hlo::{WeightType, config},
+    model_args::{ComputeType, KvType, PlatformArgs, PlatformName, kv_dtype},
     note,
     process::size,
     progress::DownloadProgress,
@@ -41,12 +41,12 @@ pub struct MachineArgs {
     mesh: Option<Mesh>,
     /// Type of the matrices [default: as the checkpoint stores them, else bf16]
     #[arg(long, value_enum)]
-    weights: Option<Stored>,
+    weights: Option<WeightType>,
     #[arg(long, value_enum, default_value = "bf16")]
-    dtype: Compute,
+    dtype: ComputeType,
     /// How keys and values are stored [default: as activations]
     #[arg(long, value_enum)]
-    kv: Option<Kv>,
+    kv: Option<KvType>,
     /// Tokens of each sequence, prompt and answer together
     #[arg(long, value_name = "TOKENS", default_value = "1024", value_parser = clap::value_parser!(i64).range(16..=1048576))]
     context: i64,

@@ -2,14 +2,14 @@
 
 /// Resident memory in bytes, from /proc/self/status.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Memory {
+pub struct ProcessMemory {
     /// Largest so far, mapped files included.
     pub peak: u64,
     /// Now, without mapped files: what this program allocated.
     pub anonymous: u64,
 }
 
-impl Memory {
+impl ProcessMemory {
     pub fn now() -> Self {
         let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let kib = |name: &str| -> u64 {

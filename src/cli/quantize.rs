@@ -14,14 +14,14 @@ use crate::{
 
 /// How matrices are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Weights {
+pub enum WeightQuantization {
     /// Eight bits, with a scale for each row
     Int8,
     /// Four bits, with a scale for each 32 elements; the embedding in eight
     Int4,
 }
 
-impl Weights {
+impl WeightQuantization {
     /// Name on the command line and in config.json.
     pub fn name(self) -> &'static str {
         match self {
@@ -45,7 +45,7 @@ pub struct Args {
     model: String,
     /// How matrices are to be stored
     #[arg(long, value_enum)]
-    weights: Weights,
+    weights: WeightQuantization,
     /// Directory to make
     #[arg(long, short, value_name = "DIR")]
     out: PathBuf,
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 }
 
 /// The model with its matrices stored so: itself, or quantised now and kept in the cache for the next time.
-pub fn quantized(files: ModelFiles, weights: Weights) -> Result<ModelFiles> {
+pub fn quantized(files: ModelFiles, weights: WeightQuantization) -> Result<ModelFiles> {
     if files.config_json()?["quantization_config"]["weights"] == weights.name() {
         return Ok(files);
     }
@@ -86,7 +86,7 @@ pub fn quantized(files: ModelFiles, weights: Weights) -> Result<ModelFiles> {
 
 /// Quantises a model into a directory: weights and tokenizer, then the config, as the sign that all is there. Returns the
 /// bytes of the weights before and after.
-fn write(files: &ModelFiles, weights: Weights, dir: &Path) -> Result<(u64, u64)> {
+fn write(files: &ModelFiles, weights: WeightQuantization, dir: &Path) -> Result<(u64, u64)> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let checkpoint = files.checkpoint()?;
     let before = checkpoint.tensors().values().map(|tensor| tensor.bytes.bytes().len() as u64).sum();

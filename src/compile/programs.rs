@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -37,7 +37,7 @@ pub struct Programs {
     made: Mutex<HashMap<String, Arc<Executable>>>,
     report: Mutex<CompileReport>,
     /// Executions so far: processes that run one program together tell their executions apart by it.
-    launches: AtomicI32,
+    launches: AtomicU32,
 }
 
 impl Programs {
@@ -51,7 +51,7 @@ impl Programs {
             cache,
             made: Mutex::default(),
             report: Mutex::default(),
-            launches: AtomicI32::new(0),
+            launches: AtomicU32::new(0),
         }
     }
 
@@ -65,8 +65,9 @@ impl Programs {
         args: Vec<Vec<Arg<'_>>>,
         doing: impl Fn() -> String,
     ) -> Result<Vec<Vec<Buffer>>> {
-        let launch_id = self.launches.fetch_add(1, Ordering::Relaxed) + 1;
-        program.execute(args, launch_id).and_then(|execution| execution.wait()).during(doing)
+        // 1, 2, 3, and so on, and 1 again after the last i32.
+        let launch_id = (self.launches.fetch_add(1, Ordering::Relaxed) % i32::MAX as u32) as i32 + 1;
+        program.execute(launch_id, args).and_then(|execution| execution.wait()).during(doing)
     }
 
     /// Refuses to allocate what the host has no memory for. Devices with memory of their own say themselves when it is full.

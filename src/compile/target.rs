@@ -14,7 +14,7 @@ use crate::{
     download::Progress,
     hlo::{Module, proto},
     pjrt::{self, AotExecutable, Api, Client, CompileOptions, CompiledMemoryStats, Device, Program, Topology, Value},
-    plugins::{self, Found, Kind},
+    plugins::{self, Kind, LocatedPlugin},
 };
 
 /// A machine to compile for, as the user names it.
@@ -35,7 +35,7 @@ pub struct CompileTarget {
     pub kind: Kind,
     /// Such as `v5e:2x2`.
     pub name: String,
-    pub plugin: Found,
+    pub plugin: LocatedPlugin,
     pub api: Api,
     pub devices: usize,
     /// Bytes of memory of one device that programs can have, where the plugin tells.
@@ -171,7 +171,7 @@ impl CompileTarget {
         Self::slice(self.api.clone(), self.plugin.clone(), name, devices)
     }
 
-    fn slice(api: Api, plugin: Found, name: &str, devices: usize) -> Result<Self> {
+    fn slice(api: Api, plugin: LocatedPlugin, name: &str, devices: usize) -> Result<Self> {
         // Up to eight chips of v5e and v6e are one host; libtpu would think of hosts of four.
         let mut options = vec![];
         if let [a, b] = slice_shape(name)[..]
@@ -210,7 +210,7 @@ impl CompileTarget {
     fn described(
         kind: Kind,
         name: String,
-        plugin: Found,
+        plugin: LocatedPlugin,
         api: Api,
         topology: Topology,
         devices: usize,
@@ -270,7 +270,7 @@ impl CompileTarget {
     }
 }
 
-fn load(kind: Kind, plugin: &Found) -> Result<Api> {
+fn load(kind: Kind, plugin: &LocatedPlugin) -> Result<Api> {
     Api::load(&plugin.path)
         .during(|| format!("cannot open the {kind} plugin from {} ({})", plugin.source, plugin.path.display()))
 }

@@ -10,7 +10,7 @@ use crate::{
     download::Progress,
     kernels,
     pjrt::{Api, Client, Device, Value},
-    plugins::{self, Found, Installer, Kind, PluginError, Source, System},
+    plugins::{self, Installer, Kind, LocatedPlugin, PluginError, PluginSource, System},
 };
 
 /// What the user asked for.
@@ -31,7 +31,7 @@ pub struct PlatformRequest {
 /// An open platform.
 pub struct Platform {
     pub kind: Kind,
-    pub plugin: Found,
+    pub plugin: LocatedPlugin,
     pub client: Client,
     /// One line for the user: what was chosen, and why others were not.
     pub summary: String,
@@ -71,7 +71,7 @@ impl Platform {
             Err(PluginError::NotFound { .. }) if kind == Kind::Cpu => {
                 let pinned = plugins::pinned_for(kind, None).expect("a CPU plugin is pinned");
                 let installed = Installer { offline: request.offline, progress }.install(pinned)?;
-                Found { path: installed.library, source: Source::Cache }
+                LocatedPlugin { path: installed.library, source: PluginSource::Cache }
             }
             found => found?,
         };

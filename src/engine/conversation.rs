@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Engine, Event, FinishReason, Request};
+use super::{Driven, Engine, Event, FinishReason, Request, RequestId, Workload, drive};
 use crate::{
     runtime::{Error, Model, Result},
     sampling::Params,
@@ -13,21 +13,20 @@ use crate::{
 };
 
 /// A conversation in the only slot of an engine.
-pub struct Conversation<'t> {
-    tokenizer: &'t Tokenizer,
-    model: Arc<Model>,
-    engine: Engine<'t>,
+pub struct Conversation {
+    tokenizer: Arc<Tokenizer>,
+    engine: Engine,
     /// Text before the first message: Gemma has no system role.
     system: Option<String>,
     /// Questions and answers in turn.
     messages: Vec<Message>,
     /// The conversation as it stood after each of the last turns.
-    written: Vec<Written>,
+    rendered: Vec<RenderedTurns>,
 }
 
 /// A conversation up to the end of an answer, as the chat template writes it. An answer's tokens are those that the model
-/// chose, which need not be those that its text would be cut into.
-struct Written {
+/// chose, which need not be those that its text would be tokenized into.
+struct RenderedTurns {
     text: String,
     tokens: Vec<u32>,
 }
@@ -48,11 +47,19 @@ pub struct Turn {
     pub decode: Duration,
 }
 
-impl<'t> Conversation<'t> {
+impl Conversation {
     /// An empty conversation of up to `context` tokens. `system` is put before its first message.
-    pub fn new(model: Arc<Model>, tokenizer: &'t Tokenizer, context: i64, system: Option<String>) -> Result<Self> {
-        let engine = Engine::new(model.clone(), tokenizer, 1, context)?;
-        Ok(Self { tokenizer, model, engine, system, messages: vec![], written: vec![] })
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if the cache does not fit.
+    pub fn new(
+        model: Arc<Model>,
+        tokenizer: Arc<Tokenizer>,
+        context: i64,
+        system: Option<String>,
+    ) -> Result<Self> {
+        let engine = Engine::new(model, tokenizer.clone(), 1, context)?;
+        Ok(Self { tokenizer, engine, system, messages: vec![], rendered: vec![] })
     }
 
     /// Questions and answers so far.
@@ -67,7 +74,7 @@ impl<'t> Conversation<'t> {
 
     /// Tokens in the cache.
     pub fn cached(&self) -> usize {
-        self.engine.held()
+        self.engine.cached_tokens()
     }
 
     /// Most tokens that the conversation can have.
@@ -76,6 +83,9 @@ impl<'t> Conversation<'t> {
     }
 
     /// Goes on from another conversation: whole turns, beginning with the user. What the cache holds of it stays.
+    ///
+    /// # Errors
+    /// Messages that are not questions and answers in turn.
     pub fn replace(&mut self, messages: Vec<Message>, system: Option<String>) -> Result<()> {
         let role = |at: usize| if at.is_multiple_of(2) { Role::User } else { Role::Assistant };
         if !messages.len().is_multiple_of(2) || messages.iter().enumerate().any(|(at, m)| m.role != role(at)) {
@@ -84,14 +94,14 @@ impl<'t> Conversation<'t> {
             ));
         }
         (self.messages, self.system) = (messages, system);
-        self.written.clear();
+        self.rendered.clear();
         Ok(())
     }
 
     /// Takes the last turn back and returns its question; `None` if there is no turn.
     pub fn undo(&mut self) -> Option<String> {
         self.messages.pop()?;
-        self.written.pop();
+        self.rendered.pop();
         self.messages.pop().map(|question| question.content)
     }
 
@@ -116,28 +126,18 @@ impl<'t> Conversation<'t> {
             Request { params, stop_ids: self.tokenizer.stop_ids(), ..Request::greedy(tokens.clone(), max_tokens) };
         let (cached, started) = (self.engine.stats().cached, Instant::now());
         let (mut answer, mut new, mut prefill) = (String::new(), vec![], None);
-        let finish_reason = self.run(request, |piece, tokens| {
+        let finish_reason = self.run(request, &mut |piece, tokens| {
             prefill.get_or_insert_with(|| started.elapsed());
             answer.push_str(piece);
             new.extend_from_slice(tokens);
             on_text(piece)
-        });
-        let finish_reason = match finish_reason {
-            Ok(reason) => reason,
-            Err(error) => {
-                // A failed step takes the caches with it.
-                if let Ok(engine) = Engine::new(self.model.clone(), self.tokenizer, 1, self.context()) {
-                    self.engine = engine;
-                }
-                return Err(error);
-            }
-        };
+        })?;
         let kept = (self.engine.stats().cached - cached) as usize;
         let prefill = prefill.unwrap_or_default();
         let decode = started.elapsed() - prefill;
         let prompt = tokens.len();
         self.messages.extend([Message::user(question), Message::assistant(&answer)]);
-        self.written.push(Written { text: text + &answer, tokens: [tokens, new.clone()].concat() });
+        self.rendered.push(RenderedTurns { text: text + &answer, tokens: [tokens, new.clone()].concat() });
         Ok(Turn { answer, prompt, kept, tokens: new, finish_reason, prefill, decode })
     }
 
@@ -145,24 +145,15 @@ impl<'t> Conversation<'t> {
     fn run(
         &mut self,
         request: Request,
-        mut on_new: impl FnMut(&str, &[u32]) -> Option<FinishReason>,
+        on_new: &mut dyn FnMut(&str, &[u32]) -> Option<FinishReason>,
     ) -> Result<FinishReason> {
         self.engine.prepare(&request)?;
-        let id = self.engine.submit(request)?;
-        loop {
-            for event in self.engine.step()? {
-                match event {
-                    Event::Tokens { tokens, text, .. } => {
-                        let tokens: Vec<u32> = tokens.iter().map(|token| token.id).collect();
-                        if let Some(reason) = on_new(&text, &tokens) {
-                            self.engine.cancel(id);
-                            return Ok(reason);
-                        }
-                    }
-                    Event::Finished { answer, .. } => return Ok(answer.finish_reason),
-                }
-            }
+        let mut turn = RunningTurn { request: Some(request), id: None, on_new, finish_reason: None };
+        let driven = drive(&mut self.engine, &mut turn)?;
+        if let (Driven::Stopped, Some(id)) = (driven, turn.id) {
+            self.engine.cancel(id);
         }
+        turn.finish_reason.ok_or_else(|| Error::Invalid("the answer has no end".into()))
     }
 
     /// Drops the oldest turns until there are `room` tokens for an answer to this question; returns how many turns that took.
@@ -171,7 +162,7 @@ impl<'t> Conversation<'t> {
     /// [`Error::ContextFull`] if the question alone is too long; then nothing is dropped.
     pub fn drop_oldest(&mut self, question: &str, room: usize) -> Result<usize> {
         let all = std::mem::take(&mut self.messages);
-        self.written.clear();
+        self.rendered.clear();
         for dropped in 0..=all.len() / 2 {
             self.messages = all[2 * dropped..].to_vec();
             if self.prompt(question)?.1.len() + room <= self.context() as usize {
@@ -191,15 +182,54 @@ impl<'t> Conversation<'t> {
             messages[0].content = format!("{system}\n\n{}", messages[0].content);
         }
         let text = self.tokenizer.render_chat(&messages)?;
-        if let Some(written) = self.written.last() {
+        if let Some(rendered) = self.rendered.last() {
             // The end of a turn is a token of its own, so that what follows can be cut into tokens alone. A template may have
             // trimmed the answer; then it is another text, and is written anew.
-            if let Some(new) = text.strip_prefix(&written.text).filter(|new| new.starts_with("<end_of_turn>")) {
-                let tokens = [written.tokens.clone(), self.tokenizer.encode_continuation(new)?].concat();
+            if let Some(new) = text.strip_prefix(&rendered.text).filter(|new| new.starts_with("<end_of_turn>")) {
+                let tokens = [rendered.tokens.clone(), self.tokenizer.encode_continuation(new)?].concat();
                 return Ok((text, tokens));
             }
         }
         let tokens = self.tokenizer.encode(&text)?;
         Ok((text, tokens))
+    }
+}
+
+/// The only request of an engine.
+struct RunningTurn<'f> {
+    request: Option<Request>,
+    id: Option<RequestId>,
+    on_new: &'f mut dyn FnMut(&str, &[u32]) -> Option<FinishReason>,
+    finish_reason: Option<FinishReason>,
+}
+
+impl Workload for RunningTurn<'_> {
+    type Error = Error;
+
+    fn submit(&mut self, engine: &mut Engine) -> Result<bool> {
+        if let Some(request) = self.request.take() {
+            let id = engine.submit(request).map_err(|refusal| Error::Invalid(refusal.to_string()))?;
+            self.id = Some(id);
+        }
+        Ok(false)
+    }
+
+    fn event(&mut self, _: &mut Engine, event: Event) -> Result<()> {
+        match event {
+            Event::Tokens { tokens, text, .. } if self.finish_reason.is_none() => {
+                let tokens: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+                self.finish_reason = (self.on_new)(&text, &tokens);
+            }
+            Event::Finished { answer, .. } => {
+                self.finish_reason.get_or_insert(answer.finish_reason);
+            }
+            Event::Failed { error, .. } => return Err(Error::Invalid(error)),
+            Event::Tokens { .. } | Event::Scored { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn goes_on(&self) -> bool {
+        self.finish_reason.is_none()
     }
 }

@@ -1,160 +1,124 @@
 //! Many requests on one model: continuous batching over the slots of a session.
 //!
 //! ```text
-//! submit ──► queue ──► slot: prefill, a chunk at a time ──► decode, with all other slots ──► free
-//!            (first come, first served)     │                        │
-//!                       the longest common beginning is        stop ids and lengths are watched on the device,
-//!                       found in any slot, not computed        stop strings here; the slot is refilled at once
+//! submit ──► queue ──► slot ──► steps: each takes one token of every running answer and chunks of prompts ──► free
+//!                 scheduler         │
+//!   (first come, first served;      stop ids and lengths are watched on the device, stop strings here;
+//!    what a slot has cached of      a slot is refilled at once
+//!    a prompt is not computed)
 //! ```
 //!
-//! [`Engine::step`] admits what fits, prefills a chunk for each data row of the mesh, or several short prompts together, runs one
-//! dispatch of decoding, and returns what came of them. So prompts keep running answers waiting for one chunk at most. Nothing runs
-//! between steps: the caller's loop is the engine's thread.
+//! [`Engine::step`] asks the scheduler for the next batch, runs it, and returns what came of it. Nothing runs between steps: the
+//! caller's loop is the engine's thread ([`drive`] is that loop). A step that fails ends the requests that were in it; the engine
+//! goes on.
 //!
 //! Sampling depends on a request's own seed and on positions alone, never on the slot or on the others.
 
 mod conversation;
+mod drive;
+mod error;
 mod request;
-mod slots;
+mod scheduler;
+mod scoring;
+mod sequence;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
 pub use conversation::{Conversation, Turn};
-pub use request::{Answer, Event, FinishReason, Request, RequestId};
-use slots::{Slot, Slots, common_prefix};
+pub use drive::{Driven, Workload, drive};
+pub use error::Refusal;
+pub use request::{Answer, Event, FinishReason, Likelihood, Request, RequestId, ScoreRequest};
+use scheduler::{Limits, Schedule, SlotView, StepKind, schedule};
+use scoring::ScoreInProgress;
+use sequence::Sequence;
 
 use crate::{
-    runtime::{Choice, Decode, Error, Extend, Model, Result, Session, Token},
-    sampling::{Adjust, Params},
-    tokenizer::{Detokenizer, StopStrings, Tokenizer},
+    runtime::{
+        BatchHead, DecodeRow, Error, Model, Result, RowRef, ScoredRow, Segment, Session, StepBatch, StepOutput, Token,
+    },
+    tokenizer::Tokenizer,
 };
 
 /// What an engine has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Tokens of prompts that were computed, and that were found in the cache.
+    /// Tokens of prompts and scored texts that were computed, and that were found in the cache.
     pub prefilled: u64,
     pub cached: u64,
     pub generated: u64,
-    /// Dispatches of prefill and of decoding.
-    pub prefill_steps: u64,
+    /// Dispatches of a mixed batch, and steps of decoding alone.
+    pub mixed_steps: u64,
     pub decode_steps: u64,
-    /// Of the tokens that dispatches of decoding could have given, those that they gave.
+    /// Tokens that steps of decoding alone gave, and that they could have given with all slots busy.
     pub decoded: u64,
     pub decodable: u64,
 }
 
-/// A sequence is shared with one that is being computed only if it is longer than this: a short one is computed again.
-const WORTH_WAITING: usize = 32;
-
-/// A step of prefill reads all weights, however short it is: between two dispatches of decoding it counts as so many tokens at least.
-const LEAST_PREFILL: i64 = 64;
-
 /// Runs requests in the slots of a session.
-pub struct Engine<'t> {
+pub struct Engine {
     session: Session,
-    tokenizer: &'t Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     vocab: i64,
-    queue: VecDeque<Sequence<'t>>,
-    slots: Slots<Sequence<'t>>,
+    queue: VecDeque<Sequence>,
+    /// The most answers that may wait.
+    max_queue: usize,
+    slots: Vec<Slot>,
+    scores: HashMap<RequestId, ScoreInProgress>,
+    previous: Option<StepKind>,
     next_id: u64,
+    next_order: u64,
+    /// Counts slots that were freed.
+    clock: u64,
+    is_shutting_down: bool,
     stats: Stats,
 }
 
-/// One answer under way.
-struct Sequence<'t> {
-    id: RequestId,
-    index: usize,
-    request: Arc<Request>,
-    params: Params,
-    /// Prompt and answer.
-    tokens: Vec<u32>,
-    answer: Vec<Token>,
-    /// The prompt's tokens after the first, as far as they are scored, if they are wanted.
-    prompt: Option<Vec<Token>>,
-    cached: usize,
-    detokenizer: Detokenizer<'t>,
-    stop: StopStrings,
-    text: String,
+/// A slot: what it holds, and whose it is.
+#[derive(Default)]
+struct Slot {
+    /// Tokens whose keys and values are in the cache; what follows them there is garbage.
+    cached: Vec<u32>,
+    freed: u64,
+    sequence: Option<Sequence>,
 }
 
-impl Sequence<'_> {
-    fn is_prefilling(&self) -> bool {
-        self.answer.is_empty()
-    }
-
-    /// The prompt's log-probabilities are wanted, and not all there.
-    fn is_scoring(&self) -> bool {
-        self.prompt.as_ref().is_some_and(|scored| scored.len() + 1 < self.request.prompt.len())
-    }
-
-    /// What is not prefilled yet, or not scored, of a slot that holds so many tokens. The last token's likelihood is known when the
-    /// one before it is scored.
-    fn rest(&self, slot: usize, held: usize) -> Extend<'_> {
-        let end = self.request.prompt.len() - usize::from(self.is_scoring());
-        Extend { slot: slot as i64, start: held as i64, tokens: &self.tokens[held..end] }
-    }
-
-    /// The tokens that follow each of a part's.
-    fn targets(&self, part: &Extend<'_>) -> &[u32] {
-        &self.tokens[part.start as usize + 1..][..part.tokens.len()]
-    }
-
-    fn choice(&self) -> Choice<'_> {
-        let request = &*self.request;
-        Choice {
-            params: self.params,
-            adjust: request.adjust,
-            bias: &request.logit_bias,
-            detailed: request.logprobs.is_some(),
-            tokens: if request.adjust == Adjust::NONE { &[] } else { &self.tokens },
-            prompt: request.prompt.len(),
-        }
-    }
-
-    /// A token with as many of the most likely ones as were asked for.
-    fn told(&self, mut token: Token) -> Token {
-        if let Some(logprobs) = &mut token.logprobs {
-            logprobs.top.truncate(self.request.logprobs.unwrap_or_default());
-        }
-        token
-    }
-}
-
-/// What a step of prefill gives a sequence.
-enum Given {
-    Nothing,
-    /// The likelihoods of the prompt's next tokens.
-    Scored(Vec<Token>),
-    /// The answer's first token.
-    Chosen(Token),
-}
-
-/// What the sequences that are not prefilled yet have left, the first ones first: of those that are to be scored the first of each
-/// data row, or all others, by what the first one is. And whether they are to be scored.
-fn coming<'s>(slots: &'s Slots<Sequence<'_>>, session: &Session) -> (Vec<Extend<'s>>, bool) {
-    let prefilling = |held: &'s Slot<_>| held.sequence.as_ref().filter(|s: &&Sequence<'_>| s.is_prefilling());
-    let mut found: Vec<_> =
-        slots.iter().filter_map(|(slot, held)| Some((slot, held.held.len(), prefilling(held)?))).collect();
-    found.sort_unstable_by_key(|(_, _, s)| (s.id, s.index));
-    let is_scoring = found.first().is_some_and(|(_, _, s)| s.is_scoring());
-    let mut rows = BTreeSet::new();
-    found.retain(|(slot, _, s)| {
-        s.is_scoring() == is_scoring && (!is_scoring || rows.insert(session.row_of(*slot as i64)))
-    });
-    (found.into_iter().map(|(slot, held, s)| s.rest(slot, held)).collect(), is_scoring)
-}
-
-impl<'t> Engine<'t> {
-    /// An engine with so many slots of `cache_len` tokens in each data row of the model's mesh.
-    pub fn new(model: Arc<Model>, tokenizer: &'t Tokenizer, slots: i64, cache_len: i64) -> Result<Self> {
+impl Engine {
+    /// An engine with so many slots of `cache_len` tokens in each replica of the model's mesh.
+    ///
+    /// # Errors
+    /// [`crate::runtime::Error::OutOfMemory`] if the cache does not fit.
+    pub fn new(model: Arc<Model>, tokenizer: Arc<Tokenizer>, slots: i64, cache_len: i64) -> Result<Self> {
         let vocab = model.config().vocab_size;
         let session = Session::new(model, slots, cache_len)?;
-        let all = Slots::new(session.slots() as usize, slots as usize);
-        Ok(Self { session, tokenizer, vocab, queue: VecDeque::new(), slots: all, next_id: 0, stats: Stats::default() })
+        let slots = std::iter::repeat_with(Slot::default).take(session.slots() as usize).collect();
+        Ok(Self {
+            session,
+            tokenizer,
+            vocab,
+            queue: VecDeque::new(),
+            max_queue: usize::MAX,
+            slots,
+            scores: HashMap::new(),
+            previous: None,
+            next_id: 0,
+            next_order: 0,
+            clock: 0,
+            is_shutting_down: false,
+            stats: Stats::default(),
+        })
+    }
+
+    /// Refuses requests while more answers than this wait for a slot.
+    pub fn limit_queue(&mut self, most: usize) {
+        self.max_queue = most;
+    }
+
+    /// Refuses all further requests; those that were taken are finished.
+    pub fn shut_down(&mut self) {
+        self.is_shutting_down = true;
     }
 
     /// What it has done so far.
@@ -167,20 +131,19 @@ impl<'t> Engine<'t> {
         self.session.cache_len()
     }
 
-    /// Slots of all data rows.
+    /// Slots of all replicas.
     pub fn slots(&self) -> usize {
-        self.session.slots() as usize
+        self.slots.len()
     }
 
     /// Tokens in the cache, of all slots.
-    pub fn held(&self) -> usize {
-        self.slots.iter().map(|(_, slot)| slot.held.len()).sum()
+    pub fn cached_tokens(&self) -> usize {
+        self.slots.iter().map(|slot| slot.cached.len()).sum()
     }
 
-    /// Answers that wait for a slot, and that have one.
+    /// Sequences that wait for a slot, and that have one.
     pub fn load(&self) -> (usize, usize) {
-        let busy = self.slots.iter().filter(|(_, slot)| slot.sequence.is_some()).count();
-        (self.queue.len(), busy)
+        (self.queue.len(), self.slots.iter().filter(|slot| slot.sequence.is_some()).count())
     }
 
     /// Whether there is nothing left to do.
@@ -188,262 +151,352 @@ impl<'t> Engine<'t> {
         self.load() == (0, 0)
     }
 
-    /// Makes the programs ready that this request takes alone, side by side.
-    pub fn prepare(&self, request: &Request) -> Result<()> {
-        request.check(self.cache_len(), self.vocab).map_err(Error::Invalid)?;
-        let choice = Choice { bias: &request.logit_bias, adjust: request.adjust, ..Choice::plain(request.params) };
-        let choice = Choice { detailed: request.logprobs.is_some(), ..choice };
-        let cached = self.slots.place(&request.prompt).map_or(0, |place| place.cached);
-        self.session.prepare(cached as i64, (request.prompt.len() - cached) as i64, choice.sampler())
+    fn limits(&self) -> Limits {
+        Limits {
+            slots_per_replica: self.session.slots_per_replica() as usize,
+            step_tokens: self.session.max_step_tokens() as usize,
+            scored_rows: self.session.max_scored_rows() as usize,
+        }
     }
 
-    /// Queues a request. An answer is cut where its slot ends.
+    /// Makes the programs ready that this request takes alone, side by side.
     ///
     /// # Errors
-    /// What is wrong with the request; the engine is as before.
-    pub fn submit(&mut self, request: Request) -> Result<RequestId> {
-        request.check(self.cache_len(), self.vocab).map_err(Error::Invalid)?;
-        let id = RequestId(self.next_id);
+    /// A request that would be refused, or the plugin's error while compiling.
+    pub fn prepare(&self, request: &Request) -> Result<()> {
+        request.check(self.cache_len(), self.vocab).map_err(|refusal| Error::Invalid(refusal.to_string()))?;
+        let sequence = Sequence::answer(RequestId(0), 0, 0, &Arc::new(request.clone()), &self.tokenizer);
+        let slots: Vec<SlotView<'_>> = self.slots.iter().map(Slot::view).collect();
+        let first = schedule(&slots, &[sequence.view()], self.limits(), None);
+        let cached = first.admissions.first().map_or(0, |admission| admission.cached);
+        let tokens = request.prompt.len() - cached;
+        self.session.prepare(cached as i64, tokens as i64, sequence.sampling().sampler())
+    }
+
+    fn new_request(&mut self, sequences: usize) -> std::result::Result<RequestId, Refusal> {
+        if self.is_shutting_down {
+            return Err(Refusal::ShuttingDown);
+        }
+        let waiting = self.queue.len();
+        if waiting + sequences > self.max_queue {
+            return Err(Refusal::QueueFull { waiting, most: self.max_queue });
+        }
         self.next_id += 1;
+        Ok(RequestId(self.next_id - 1))
+    }
+
+    fn next_order(&mut self) -> u64 {
+        self.next_order += 1;
+        self.next_order
+    }
+
+    /// Queues a request for answers. An answer is cut where its slot ends.
+    ///
+    /// # Errors
+    /// Why it is refused; the engine is as before.
+    pub fn submit(&mut self, request: Request) -> std::result::Result<RequestId, Refusal> {
+        request.check(self.cache_len(), self.vocab)?;
+        let id = self.new_request(request.n)?;
         let request = Arc::new(request);
         for index in 0..request.n {
-            let wants_prompt = request.echo && request.logprobs.is_some();
-            self.queue.push_back(Sequence {
-                id,
-                index,
-                params: Params { seed: request.params.seed.wrapping_add(index as u64), ..request.params },
-                tokens: request.prompt.clone(),
-                answer: vec![],
-                prompt: wants_prompt.then(Vec::new),
-                cached: 0,
-                detokenizer: self.tokenizer.stream(),
-                stop: StopStrings::new(request.stop.clone()),
-                text: String::new(),
-                request: request.clone(),
-            });
+            let order = self.next_order();
+            self.queue.push_back(Sequence::answer(id, order, index, &request, &self.tokenizer));
         }
         Ok(id)
     }
 
-    /// Gives a request up; its answers that are not finished have no more events.
+    /// Queues a request for likelihoods.
+    ///
+    /// # Errors
+    /// Why it is refused; the engine is as before.
+    pub fn submit_score(&mut self, request: &ScoreRequest) -> std::result::Result<RequestId, Refusal> {
+        request.check(self.cache_len(), self.vocab)?;
+        let id = self.new_request(1)?;
+        let max_rows = self.limits().scored_rows;
+        let mut order = self.next_order;
+        let next = || {
+            order += 1;
+            order
+        };
+        self.queue.extend(scoring::sequences(id, request, max_rows, next));
+        self.next_order = order;
+        self.scores.insert(id, ScoreInProgress::new(request));
+        Ok(id)
+    }
+
+    /// Gives a request up, in whatever phase it is; it has no more events.
     pub fn cancel(&mut self, id: RequestId) {
         self.queue.retain(|sequence| sequence.id != id);
-        for slot in 0..self.slots() {
-            if self.slots.get(slot).sequence.as_ref().is_some_and(|sequence| sequence.id == id) {
+        self.scores.remove(&id);
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].sequence.as_ref().is_some_and(|sequence| sequence.id == id) {
                 self.free(slot);
             }
         }
     }
 
-    /// Admits what fits, prefills up to a chunk's tokens, of several sequences if they are short, and runs a dispatch of decoding.
+    /// Runs the next step: admits what fits, and extends sequences by what the scheduler chooses.
     ///
     /// # Errors
-    /// A step that failed takes the cache with it: the engine cannot go on, and what was under way is lost.
+    /// The caches could not be allocated anew after a step that failed; the engine cannot go on. A step that fails is no error
+    /// here, but [`Event::Failed`] of each request that was under way.
     pub fn step(&mut self) -> Result<Vec<Event>> {
+        let slots: Vec<SlotView<'_>> = self.slots.iter().map(Slot::view).collect();
+        let queue: Vec<_> = self.queue.iter().map(Sequence::view).collect();
+        let next = schedule(&slots, &queue, self.limits(), self.previous);
         let mut events = Vec::new();
-        let mut room = Session::MAX_CHUNK;
-        loop {
-            self.admit()?;
-            match self.prefill(room, &mut events)? {
-                0 => break,
-                taken => room -= taken.max(LEAST_PREFILL),
-            }
+        let ran = self.admit(&next).and_then(|()| self.run(&next, &mut events));
+        if let Err(error) = ran {
+            self.fail(&error.to_string(), &mut events);
+            self.session.reset()?;
         }
-        self.decode(&mut events)?;
+        self.previous = Some(next.kind);
         Ok(events)
     }
 
-    /// Puts waiting sequences in free slots, in their order.
-    fn admit(&mut self) -> Result<()> {
-        while let Some(next) = self.queue.front() {
-            let Some(place) = self.slots.place(&next.tokens) else { return Ok(()) };
-            let row = self.session.row_of(place.slot as i64);
-            let coming = self.slots.iter().filter(|&(slot, _)| self.session.row_of(slot as i64) == row);
-            let coming = coming.filter_map(|(_, slot)| slot.sequence.as_ref().filter(|s| s.is_prefilling()));
-            let shared = coming.map(|other| common_prefix(&other.tokens, &next.tokens)).max().unwrap_or(0);
-            if shared.min(next.tokens.len() - 1) > place.cached + WORTH_WAITING && next.prompt.is_none() {
-                return Ok(()); // what it shares is computed now
+    /// Puts waiting sequences in their slots, with what is cached of them.
+    fn admit(&mut self, next: &Schedule) -> Result<()> {
+        // From the last one on, so that indices stay what they were.
+        let mut admitted = Vec::new();
+        for admission in next.admissions.iter().rev() {
+            let sequence = self.queue.remove(admission.queued).expect("the scheduler saw it");
+            admitted.push((admission, sequence));
+        }
+        let mut copied = Ok(());
+        for (admission, mut sequence) in admitted.into_iter().rev() {
+            if let Some(from) = admission.copy_from
+                && copied.is_ok()
+            {
+                copied = self.session.copy(from as i64, admission.slot as i64);
             }
-            let mut sequence = self.queue.pop_front().expect("there is one");
-            // Scores are those of the whole prompt.
-            let (cached, copy_from) =
-                if sequence.prompt.is_some() { (0, None) } else { (place.cached, place.copy_from) };
-            if let Some(from) = copy_from {
-                self.session.copy(from as i64, place.slot as i64)?;
-            }
-            self.stats.cached += cached as u64;
-            sequence.cached = cached;
-            let slot = self.slots.get_mut(place.slot);
-            slot.held = sequence.tokens[..cached].to_vec();
+            self.stats.cached += admission.cached as u64;
+            sequence.cached = admission.cached;
+            let slot = &mut self.slots[admission.slot];
+            slot.cached = sequence.tokens[..admission.cached].to_vec();
             slot.sequence = Some(sequence);
         }
-        Ok(())
+        copied
     }
 
-    /// One step for sequences that are not prefilled yet: a chunk of each data row's first one, and others that are short. How many
-    /// tokens a data row has in it at most, or 0 if there are none, or no room for them.
-    fn prefill(&mut self, room: i64, events: &mut Vec<Event>) -> Result<i64> {
-        let (rests, is_scoring) = coming(&self.slots, &self.session);
-        let parts = self.session.cut(&rests, if is_scoring { Session::MAX_SCORE } else { Session::MAX_CHUNK });
-        let mut taken = vec![0; self.session.data_rows()];
-        for part in &parts {
-            taken[self.session.row_of(part.slot)] += part.tokens.len() as i64;
-        }
-        let taken = taken.into_iter().max().unwrap_or(0);
-        if taken == 0 || taken > room {
-            return Ok(0);
-        }
-        let of = |part: &Extend<'_>| -> &Sequence<'t> {
-            self.slots.get(part.slot as usize).sequence.as_ref().expect("the part is its own")
-        };
-        let ends = |part: &Extend<'_>| part.start as usize + part.tokens.len() == of(part).request.prompt.len();
-        let given: Vec<Given> = if is_scoring {
-            let targets: Vec<_> = parts.iter().map(|part| (*part, of(part).targets(part))).collect();
-            let scored = self.session.score_parts(&targets, true)?;
-            let tokens = scored.into_iter().map(|list| list.into_iter().map(|(token, _)| token).collect());
-            tokens.map(Given::Scored).collect()
-        } else if parts.iter().any(ends) {
-            let choices: Vec<_> = parts.iter().map(|part| (*part, of(part).choice())).collect();
-            let chosen = self.session.extend_and_choose(&choices)?;
-            let given = |(token, part)| if ends(part) { Given::Chosen(token) } else { Given::Nothing };
-            chosen.into_iter().zip(&parts).map(given).collect()
-        } else {
-            self.session.extend_only(&parts)?;
-            parts.iter().map(|_| Given::Nothing).collect()
-        };
-        self.stats.prefill_steps += 1;
-        let lengths: Vec<(usize, usize)> = parts.iter().map(|part| (part.slot as usize, part.tokens.len())).collect();
-        for ((slot, tokens), given) in lengths.into_iter().zip(given) {
-            self.prefilled(slot, tokens, given, events)?;
-        }
-        Ok(taken)
-    }
-
-    /// A slot has so many tokens more of its prompt, and was given something with them.
-    fn prefilled(&mut self, slot: usize, tokens: usize, given: Given, events: &mut Vec<Event>) -> Result<()> {
-        self.stats.prefilled += tokens as u64;
-        let held = self.slots.get_mut(slot);
-        let sequence = held.sequence.as_mut().expect("it was prefilled");
-        let start = held.held.len();
-        held.held.extend_from_slice(&sequence.tokens[start..start + tokens]);
-        if let Given::Scored(tokens) = &given {
-            let told: Vec<Token> = tokens.iter().map(|token| sequence.told(token.clone())).collect();
-            sequence.prompt.get_or_insert_default().extend(told);
-        }
-        if sequence.request.max_tokens == 0 && !sequence.is_scoring() {
-            self.finish(slot, FinishReason::Length, events);
-        } else if let Given::Chosen(token) = given {
-            self.receive(slot, vec![token], events)?;
-        }
-        Ok(())
-    }
-
-    /// One dispatch for all slots whose prompts are prefilled.
-    fn decode(&mut self, events: &mut Vec<Event>) -> Result<()> {
-        let cache_len = self.cache_len();
-        let mut running = BTreeSet::new();
-        let mut waits = !self.queue.is_empty();
-        let rows: Vec<Decode<'_>> = self
-            .slots
-            .iter()
-            .map(|(slot, held)| {
-                let position = held.held.len() as i64;
-                let Some(sequence) = &held.sequence else { return Decode::resting(position.min(cache_len - 1)) };
-                if sequence.is_prefilling() {
-                    waits = true;
-                    return Decode::resting(position);
-                }
-                running.insert(slot);
-                let left = (sequence.request.max_tokens - sequence.answer.len()) as i64;
-                Decode {
-                    token: *sequence.tokens.last().expect("prompts are not empty"),
-                    position,
-                    left: left.min(cache_len - position),
-                    stop_ids: &sequence.request.stop_ids,
-                    choice: sequence.choice(),
-                }
-            })
-            .collect();
-        if running.is_empty() {
+    /// Runs the batch, and hands out what it gives.
+    fn run(&mut self, next: &Schedule, events: &mut Vec<Event>) -> Result<()> {
+        let parts: Vec<Part> = next.segments.iter().map(|segment| self.part(segment.slot, segment.tokens)).collect();
+        if parts.is_empty() {
             return Ok(());
         }
-        // Where others wait, slots that end should be free at once.
-        let soonest = rows.iter().filter(|row| row.left > 0).map(|row| row.left).min().unwrap_or(1);
-        let is_prefilling =
-            rows.iter().zip(self.slots.iter()).any(|(row, (_, s))| row.left == 0 && s.sequence.is_some());
-        let steps = match (is_prefilling, waits) {
-            (true, _) => 1,
-            (false, true) => soonest.min(self.session.decode_steps()),
-            (false, false) => self.session.decode_steps(),
+        if next.kind == StepKind::Sample && parts.iter().all(|part| part.is_decoding) {
+            return self.decode(&parts, events);
+        }
+        self.stats.mixed_steps += 1;
+        self.stats.prefilled +=
+            parts.iter().filter(|part| !part.is_decoding).map(|part| (part.end - part.start) as u64).sum::<u64>();
+        let slots = &self.slots;
+        let sequences: Vec<&Sequence> = parts.iter().map(|part| sequence_of(slots, part.slot)).collect();
+        let segment = |(part, sequence): (&Part, &&'_ Sequence)| (part.slot as i64, part.start, part.end, *sequence);
+        let segments = parts
+            .iter()
+            .zip(&sequences)
+            .map(segment)
+            .map(|(slot, start, end, sequence)| Segment {
+                slot,
+                start: start as i64,
+                tokens: &sequence.tokens[start..end],
+            })
+            .collect();
+        match next.kind {
+            StepKind::Sample => {
+                let ending = |(i, part): (usize, &Part)| part.samples.then(|| (i, sequences[i].sampling()));
+                let rows: Vec<_> = parts.iter().enumerate().filter_map(ending).collect();
+                let head = if rows.is_empty() { BatchHead::None } else { BatchHead::Sample(rows) };
+                let output = self.session.step(&StepBatch { segments, head });
+                let tokens = match output? {
+                    StepOutput::Tokens(tokens) => tokens,
+                    _ => vec![],
+                };
+                let mut tokens = tokens.into_iter();
+                for part in &parts {
+                    self.extend(part);
+                    if part.samples {
+                        let token = tokens.next().expect("a token for each row");
+                        self.receive(part.slot, vec![token], events);
+                    } else {
+                        self.finish_scored(part, events);
+                    }
+                }
+            }
+            StepKind::Score => {
+                let top = sequences.iter().any(|sequence| sequence.answer.is_some());
+                let mut rows = Vec::new();
+                let mut targets = Vec::new();
+                for (i, (part, sequence)) in parts.iter().zip(&sequences).enumerate() {
+                    for (position, target) in sequence.targets_of(part.start, part.end) {
+                        let row = RowRef { segment: i, token: position - part.start };
+                        rows.push(ScoredRow { row, target: target.token });
+                        targets.push((part.slot, sequence.id, target));
+                    }
+                }
+                let head = BatchHead::Logprobs { rows, top };
+                let StepOutput::Scores(scores) = self.session.step(&StepBatch { segments, head })? else {
+                    unreachable!("the head scores")
+                };
+                for ((slot, id, target), score) in targets.into_iter().zip(scores) {
+                    if let Some(progress) = self.scores.get_mut(&id) {
+                        if let Some(likelihoods) = progress.receive(target, &score) {
+                            self.scores.remove(&id);
+                            events.push(Event::Scored { id, likelihoods });
+                        }
+                    } else if let Some(sequence) = &mut self.slots[slot].sequence {
+                        sequence.receive_prompt_score(target, score);
+                    }
+                }
+                for part in &parts {
+                    self.extend(part);
+                    self.finish_scored(part, events);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a segment of the schedule means for its sequence.
+    fn part(&self, slot: usize, tokens: usize) -> Part {
+        let (start, sequence) = (self.slots[slot].cached.len(), sequence_of(&self.slots, slot));
+        let end = start + tokens;
+        let samples = sequence.samples() && end == sequence.tokens.len();
+        let prompt = sequence.answer.as_ref().map_or(usize::MAX, |answer| answer.request.prompt.len());
+        Part { slot, start, end, samples, is_decoding: samples && start >= prompt }
+    }
+
+    /// The part's tokens are in the cache now.
+    fn extend(&mut self, part: &Part) {
+        let slot = &mut self.slots[part.slot];
+        if let Some(sequence) = &slot.sequence {
+            slot.cached.extend_from_slice(&sequence.tokens[part.start..part.end]);
+        }
+    }
+
+    /// One dispatch of answers alone, of several steps where the device takes them.
+    fn decode(&mut self, parts: &[Part], events: &mut Vec<Event>) -> Result<()> {
+        let cache_len = self.cache_len() as usize;
+        let slots = &self.slots;
+        let row = |part: &Part| {
+            let sequence = sequence_of(slots, part.slot);
+            let answer = sequence.answer.as_ref().expect("it is decoding");
+            DecodeRow {
+                slot: part.slot as i64,
+                token: std::array::from_ref(&sequence.tokens[part.start]),
+                position: part.start as i64,
+                max_new_tokens: sequence.max_new_tokens(cache_len),
+                stop_ids: &answer.request.stop_ids,
+                sampling: sequence.sampling(),
+            }
         };
-        let decoded = self.session.decode_slots(&rows, steps)?;
+        let rows: Vec<DecodeRow<'_>> = parts.iter().map(row).collect();
+        // Where others wait, slots that end should be free at once.
+        let soonest = rows.iter().map(|row| row.max_new_tokens).min().unwrap_or(1);
+        let is_waiting = !self.queue.is_empty();
+        let steps = if is_waiting { soonest } else { i64::MAX }.min(self.session.decode_steps());
+        let decoded = self.session.decode(&rows, steps)?;
         let taken = decoded.iter().map(Vec::len).max().unwrap_or(0);
         self.stats.decode_steps += taken as u64;
-        self.stats.decodable += (taken * decoded.len()) as u64;
+        self.stats.decodable += (taken * self.slots.len()) as u64;
         self.stats.decoded += decoded.iter().map(Vec::len).sum::<usize>() as u64;
-        for (slot, tokens) in decoded.into_iter().enumerate().filter(|(slot, _)| running.contains(slot)) {
-            self.receive(slot, tokens, events)?;
+        for (part, tokens) in parts.iter().zip(decoded) {
+            self.extend(part);
+            self.receive(part.slot, tokens, events);
         }
         Ok(())
     }
 
     /// Adds tokens to a slot's answer, up to what ends it. All but the last one are in the cache then.
-    fn receive(&mut self, slot: usize, tokens: Vec<Token>, events: &mut Vec<Event>) -> Result<()> {
+    fn receive(&mut self, slot: usize, tokens: Vec<Token>, events: &mut Vec<Event>) {
         let cache_len = self.cache_len() as usize;
-        let held = self.slots.get_mut(slot);
-        let sequence = held.sequence.as_mut().expect("it was decoded");
-        let mut shown = String::new();
-        let mut new = Vec::new();
-        let (mut ended, mut by_string) = (None, false);
-        for token in tokens {
-            if held.held.len() < sequence.tokens.len() {
-                held.held.push(*sequence.tokens.last().expect("there is one")); // what the step took
+        let held = &mut self.slots[slot];
+        let sequence = held.sequence.as_mut().expect("it was sampled");
+        let id = sequence.id;
+        let index = sequence.answer.as_ref().map_or(0, |answer| answer.index);
+        let in_cache = tokens.len() - 1;
+        self.stats.generated += tokens.len() as u64;
+        let before = sequence.tokens.len();
+        match sequence.receive(tokens, cache_len) {
+            Ok(progress) => {
+                let known = sequence.tokens.len() - before;
+                held.cached.extend_from_slice(&sequence.tokens[before..before + known.min(in_cache)]);
+                events.push(Event::Tokens { id, index, tokens: progress.tokens, text: progress.text });
+                if let Some(reason) = progress.finish_reason {
+                    self.finish(slot, reason, events);
+                }
             }
-            self.stats.generated += 1;
-            if sequence.request.stop_ids.contains(&token.id) {
-                ended = Some(FinishReason::Stop);
-                break;
-            }
-            let piece = sequence.detokenizer.push(token.id)?;
-            let (piece, is_stopped) = sequence.stop.push(&piece);
-            shown.push_str(&piece);
-            sequence.tokens.push(token.id);
-            let token = sequence.told(token);
-            new.push(token.clone());
-            sequence.answer.push(token);
-            if is_stopped {
-                ended = Some(FinishReason::Stop);
-                by_string = true;
-                break;
-            }
-            if sequence.answer.len() >= sequence.request.max_tokens || held.held.len() >= cache_len {
-                ended = Some(FinishReason::Length);
-                break;
+            Err(error) => {
+                self.cancel(id);
+                events.push(Event::Failed { id, error: error.to_string() });
             }
         }
-        if ended.is_some() && !by_string {
-            let rest = sequence.detokenizer.finish()?;
-            shown.push_str(&sequence.stop.push(&rest).0);
-            shown.push_str(&sequence.stop.take_held());
+    }
+
+    /// Ends a sequence whose rows are all scored, if nothing is sampled after them.
+    fn finish_scored(&mut self, part: &Part, events: &mut Vec<Event>) {
+        let Some(sequence) = &self.slots[part.slot].sequence else { return };
+        let last = sequence.scored.last().map_or(sequence.tokens.len(), |&position| position + 1);
+        if sequence.samples() || part.end < last {
+            return;
         }
-        sequence.text.push_str(&shown);
-        events.push(Event::Tokens { id: sequence.id, index: sequence.index, tokens: new, text: shown });
-        if let Some(reason) = ended {
-            self.finish(slot, reason, events);
+        if sequence.answer.is_some() {
+            self.finish(part.slot, FinishReason::Length, events);
+        } else {
+            self.free(part.slot);
         }
-        Ok(())
     }
 
     fn finish(&mut self, slot: usize, finish_reason: FinishReason, events: &mut Vec<Event>) {
-        let Some(sequence) = self.free(slot) else { return };
-        let Sequence { id, index, answer: tokens, text, prompt, cached, .. } = sequence;
-        events.push(Event::Finished { id, index, answer: Answer { tokens, text, finish_reason, prompt, cached } });
+        let Some(Sequence { id, answer: Some(answer), cached, .. }) = self.free(slot) else { return };
+        let index = answer.index;
+        events.push(Event::Finished { id, index, answer: answer.finish(finish_reason, cached) });
     }
 
-    /// What the slot holds stays for others; its last position is given up, where resting slots write.
-    fn free(&mut self, slot: usize) -> Option<Sequence<'t>> {
-        let most = self.cache_len() as usize - 1;
-        self.slots.get_mut(slot).held.truncate(most);
-        self.slots.free(slot)
+    /// Takes the sequence out; what the slot holds stays, for others to use.
+    fn free(&mut self, slot: usize) -> Option<Sequence> {
+        self.clock += 1;
+        self.slots[slot].freed = self.clock;
+        self.slots[slot].sequence.take()
+    }
+
+    /// Ends all requests that have a slot: a step that failed takes the caches with it.
+    fn fail(&mut self, error: &str, events: &mut Vec<Event>) {
+        let running = self.slots.iter().filter_map(|slot| Some(slot.sequence.as_ref()?.id));
+        for id in running.collect::<BTreeSet<_>>() {
+            self.cancel(id);
+            events.push(Event::Failed { id, error: error.to_owned() });
+        }
+        for slot in &mut self.slots {
+            slot.cached.clear();
+        }
+    }
+}
+
+fn sequence_of(slots: &[Slot], slot: usize) -> &Sequence {
+    slots[slot].sequence.as_ref().expect("scheduled slots have sequences")
+}
+
+/// A sequence's part of a step.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    slot: usize,
+    /// Its tokens.
+    start: usize,
+    end: usize,
+    /// Whether a token is sampled after them.
+    samples: bool,
+    /// Whether it is an answer under way.
+    is_decoding: bool,
+}
+
+impl Slot {
+    fn view(&self) -> SlotView<'_> {
+        SlotView {
+            cached: &self.cached,
+            freed: self.freed,
+            sequence: self.sequence.as_ref().map(Sequence::view),
+        }
     }
 }

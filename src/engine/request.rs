@@ -1,9 +1,20 @@
 //! What an engine is asked for, and what it answers.
 
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::Refusal;
 use crate::{
     runtime::Token,
-    sampling::{Adjust, MAX_BIAS, Params, TOP_LOGPROBS},
+    sampling::{MAX_BIAS, Params, Penalties, TOP_LOGPROBS},
 };
+
+/// The most answers to one prompt: as many as OpenAI's interface takes.
+pub const MAX_N: usize = 128;
+/// The most stop strings of a request, and the most bytes of one.
+pub const MAX_STOP_STRINGS: usize = 64;
+pub const MAX_STOP_BYTES: usize = 1024;
 
 /// A prompt and how to go on from it.
 #[derive(Clone, Debug)]
@@ -13,8 +24,8 @@ pub struct Request {
     /// The most tokens to generate; 0 only where `echo` asks for the prompt's log-probabilities.
     pub max_tokens: usize,
     pub params: Params,
-    pub adjust: Adjust,
-    /// What is added to the logits of these tokens.
+    pub penalties: Penalties,
+    /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
     /// Ids that end an answer; they are not part of it.
     pub stop_ids: Vec<u32>,
@@ -22,9 +33,9 @@ pub struct Request {
     pub stop: Vec<String>,
     /// How many answers; each draws with a seed of its own, `seed + i`.
     pub n: usize,
-    /// How many of the most likely tokens to tell at each place, beside the chosen one; none at all if `None`.
+    /// How many of the most likely tokens to report at each place, beside the chosen one; none at all if `None`.
     pub logprobs: Option<usize>,
-    /// Tell the prompt's log-probabilities, too, if any are wanted.
+    /// Report the prompt's log-probabilities, too, if any are wanted.
     pub echo: bool,
 }
 
@@ -35,7 +46,7 @@ impl Request {
             prompt,
             max_tokens,
             params: Params::GREEDY,
-            adjust: Adjust::NONE,
+            penalties: Penalties::NONE,
             logit_bias: vec![],
             stop_ids: vec![],
             stop: vec![],
@@ -45,40 +56,103 @@ impl Request {
         }
     }
 
-    /// Says what is wrong with it, if anything, for slots of `cache_len` tokens and a vocabulary of `vocab`.
-    pub(super) fn check(&self, cache_len: i64, vocab: i64) -> Result<(), String> {
-        self.params.check()?;
-        self.adjust.check()?;
+    /// Whether the prompt's log-probabilities are wanted.
+    pub(super) fn scores_prompt(&self) -> bool {
+        self.echo && self.logprobs.is_some()
+    }
+
+    /// Checks it against slots of `cache_len` tokens and a vocabulary of `vocab`.
+    pub(super) fn check(&self, cache_len: i64, vocab: i64) -> Result<(), Refusal> {
+        self.params.check().map_err(Refusal::BadParameter)?;
+        self.penalties.check().map_err(Refusal::BadParameter)?;
         if self.prompt.is_empty() {
-            return Err("the prompt is empty; it begins with <bos> at least".into());
+            return Err(Refusal::EmptyPrompt);
         }
-        let len = self.prompt.len() as i64;
-        if len + i64::from(self.max_tokens > 0) > cache_len {
-            return Err(format!(
-                "the prompt has {len} tokens, which leaves no room for an answer in a context of {cache_len}; shorten it, or use a \
-                 longer --context"
-            ));
+        if self.prompt.len() as i64 + i64::from(self.max_tokens > 0) > cache_len {
+            return Err(Refusal::TooLong { tokens: self.prompt.len(), context: cache_len });
         }
-        if self.max_tokens == 0 && !(self.echo && self.logprobs.is_some()) {
-            return Err("max_tokens must be at least 1".into());
-        }
-        if self.n == 0 {
-            return Err("n must be at least 1".into());
-        }
-        if self.logprobs.is_some_and(|n| n > TOP_LOGPROBS as usize) {
-            return Err(format!("logprobs must be at most {TOP_LOGPROBS}"));
-        }
-        if self.logit_bias.len() > MAX_BIAS {
-            return Err(format!("logit_bias has {} entries, at most {MAX_BIAS} are possible", self.logit_bias.len()));
-        }
-        if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
-            return Err(format!("logit_bias of token {id} is {bias}, which is not from -100 to 100"));
+        if let Some(problem) = self.problem() {
+            return Err(Refusal::BadParameter(problem));
         }
         let biased = self.logit_bias.iter().map(|(id, _)| id);
-        match self.prompt.iter().chain(biased).find(|&&id| i64::from(id) >= vocab) {
-            Some(id) => Err(format!("token id {id} is not in the vocabulary, which has {vocab} entries")),
-            None => Ok(()),
+        check_tokens(self.prompt.iter().chain(biased), vocab)
+    }
+
+    /// The first parameter that is out of its range.
+    fn problem(&self) -> Option<String> {
+        if self.max_tokens == 0 && !self.scores_prompt() {
+            return Some("max_tokens must be at least 1".into());
         }
+        if self.n == 0 || self.n > MAX_N {
+            return Some(format!("n must be from 1 to {MAX_N}, not {}", self.n));
+        }
+        if self.logprobs.is_some_and(|n| n > TOP_LOGPROBS as usize) {
+            return Some(format!("logprobs must be at most {TOP_LOGPROBS}"));
+        }
+        if self.stop.len() > MAX_STOP_STRINGS || self.stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
+            return Some(format!("at most {MAX_STOP_STRINGS} stop strings of {MAX_STOP_BYTES} bytes are possible"));
+        }
+        if self.logit_bias.len() > MAX_BIAS {
+            return Some(format!(
+                "logit_bias has {} entries, at most {MAX_BIAS} are possible",
+                self.logit_bias.len()
+            ));
+        }
+        let (id, bias) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias))?;
+        Some(format!("logit_bias of token {id} is {bias}, which is not from -100 to 100"))
+    }
+}
+
+fn check_tokens<'t>(mut tokens: impl Iterator<Item = &'t u32>, vocab: i64) -> Result<(), Refusal> {
+    match tokens.find(|&&id| i64::from(id) >= vocab) {
+        Some(&id) => Err(Refusal::UnknownToken { id, vocab }),
+        None => Ok(()),
+    }
+}
+
+/// A context, and continuations whose likelihoods are wanted.
+#[derive(Clone, Debug)]
+pub struct ScoreRequest {
+    /// Token ids, with `<bos>`; not empty.
+    pub context: Arc<[u32]>,
+    /// Not empty.
+    pub continuations: Vec<Vec<u32>>,
+}
+
+impl ScoreRequest {
+    pub(super) fn check(&self, cache_len: i64, vocab: i64) -> Result<(), Refusal> {
+        if self.context.is_empty() {
+            return Err(Refusal::EmptyPrompt);
+        }
+        if self.continuations.is_empty() || self.continuations.iter().any(Vec::is_empty) {
+            return Err(Refusal::BadParameter("a continuation has at least one token".into()));
+        }
+        // The last token of a continuation is not computed, only looked for.
+        let longest = self.continuations.iter().map(Vec::len).max().unwrap_or(1) - 1;
+        if (self.context.len() + longest) as i64 > cache_len {
+            return Err(Refusal::TooLong { tokens: self.context.len() + longest, context: cache_len });
+        }
+        check_tokens(self.context.iter().chain(self.continuations.iter().flatten()), vocab)
+    }
+}
+
+/// Log-likelihood of a continuation, and whether each of its tokens is the likeliest one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(f64, bool)", into = "(f64, bool)")]
+pub struct Likelihood {
+    pub logprob: f64,
+    pub is_greedy: bool,
+}
+
+impl From<(f64, bool)> for Likelihood {
+    fn from((logprob, is_greedy): (f64, bool)) -> Self {
+        Self { logprob, is_greedy }
+    }
+}
+
+impl From<Likelihood> for (f64, bool) {
+    fn from(likelihood: Likelihood) -> Self {
+        (likelihood.logprob, likelihood.is_greedy)
     }
 }
 
@@ -100,6 +174,10 @@ pub enum Event {
     },
     /// An answer is complete.
     Finished { id: RequestId, index: usize, answer: Answer },
+    /// All continuations of a [`ScoreRequest`] are scored, in their order.
+    Scored { id: RequestId, likelihoods: Vec<Likelihood> },
+    /// The request could not be finished, and has no more events. Others go on.
+    Failed { id: RequestId, error: String },
 }
 
 /// Why an answer ended.

@@ -1,5 +1,8 @@
-//! Runs programs that a model wrote, in processes of their own with little time, memory and disk. That protects from accidents, not
-//! from malice: who runs programs of strangers does so in a container or a virtual machine.
+//! Runs programs that a model wrote, in processes of their own with limits on time, memory and
+//! disk.
+//!
+//! The limits protect from accidents, not from malice. Programs of strangers belong in a container
+//! or a virtual machine.
 
 use std::{
     io::Write,
@@ -16,12 +19,13 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{Error, Result};
 
-/// As `code_eval`, which HumanEval's authors use.
+/// The limits of `code_eval`, which HumanEval's authors use.
 const SECONDS: u64 = 3;
 const MEMORY_KIB: u64 = 4 << 20;
 const FILE_BLOCKS: u64 = 32 << 10; // of 512 bytes
 
-/// Runs the program that it is given; only one that comes to its end exits so. `exit()` in it is no such end.
+/// Runs a program, and exits with [`PASSED`] only if it reaches its end. `exit()` in the program
+/// does not count.
 const RUNNER: &str = "\
 import os, sys
 leave = os._exit
@@ -35,11 +39,12 @@ leave(37)
 ";
 const PASSED: i32 = 37;
 
-/// Whether each program comes to its end without an exception, a few at a time. `go_on` is asked between them; false ends it with what
-/// is known then.
+/// Runs programs, one on each core at a time. Returns whether each reaches its end without an
+/// exception. Ends early when `go_on`, which is called between programs, returns false; the others
+/// are `None` then.
 ///
 /// # Errors
-/// No Python, or no place for files.
+/// There is no Python, or no place for temporary files.
 pub fn run_programs(programs: &[String], go_on: impl Fn() -> bool + Sync) -> Result<Vec<Option<bool>>> {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(vec![None; programs.len()]);
@@ -80,7 +85,7 @@ fn passes(program: &str) -> std::io::Result<bool> {
         .process_group(0)
         .spawn()?;
     let status = wait(&mut child, Duration::from_secs(SECONDS));
-    // What it started ends with it.
+    // Processes that the program started end with it.
     let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     let status = match status? {
         Some(status) => status,
@@ -92,7 +97,7 @@ fn passes(program: &str) -> std::io::Result<bool> {
     Ok(status.code() == Some(PASSED))
 }
 
-/// None if it does not end in time.
+/// Waits until the process ends. `None` if it does not end in time.
 fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
     let started = Instant::now();
     while started.elapsed() < limit {

@@ -1,4 +1,5 @@
-//! Datasets in the layouts of the Hugging Face hub: parquet or JSON lines, by configuration and split.
+//! Datasets on disk, in the layouts of the Hugging Face hub: parquet or JSON lines, by
+//! configuration and split.
 
 use std::{
     fs::{self, File},
@@ -14,7 +15,7 @@ use super::{Error, Result};
 /// A row of a dataset.
 pub type Doc = Map<String, Value>;
 
-/// Tells whether two lists of rows are the same.
+/// Returns a digest by which two lists of rows can be compared.
 pub fn digest(docs: &[Doc]) -> String {
     let mut digest = Sha256::new();
     docs.iter().for_each(|doc| digest.update(format!("{doc:?}")));
@@ -29,7 +30,11 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// The dataset `org/name` below `root`: as `org/name`, `name`, or in the layout of the hub's cache.
+    /// Finds the dataset `org/name` below `root`: as `org/name`, `name`, or in the layout of the
+    /// hub's cache.
+    ///
+    /// # Errors
+    /// It is not there. The message says how to get it.
     pub fn open(root: &Path, name: &str, config: Option<&str>) -> Result<Self> {
         let short = name.rsplit('/').next().unwrap_or(name);
         let cached = root.join(format!("datasets--{}/snapshots", name.replace('/', "--")));
@@ -45,7 +50,10 @@ impl Dataset {
         Ok(Self { dir, name: name.to_owned(), config: config.map(str::to_owned) })
     }
 
-    /// All rows of a split, in order.
+    /// Reads all rows of a split, in order.
+    ///
+    /// # Errors
+    /// The split has no files or no rows, or a file cannot be read.
     pub fn split(&self, split: &str) -> Result<Vec<Doc>> {
         let files = self.files(split)?;
         let mut docs = Vec::new();
@@ -63,8 +71,9 @@ impl Dataset {
         Ok(docs)
     }
 
-    /// The split's files: `{config}/{split}-*`, `{config}/{split}/*`, the same below `data`, and without a configuration's name; then
-    /// in the only folder that has some.
+    /// Returns the split's files. Looks for `{config}/{split}-*` and `{config}/{split}/*`, the same
+    /// below `data`, and the same without a configuration; then in the only folder that has such
+    /// files.
     fn files(&self, split: &str) -> Result<Vec<PathBuf>> {
         let in_folder = |folder: &Path| {
             let mut found = list(folder, |name| belongs_to(name, split));
@@ -107,7 +116,7 @@ fn list(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(is_data).collect()
 }
 
-/// `split.ext`, `split-00000-of-00001.ext`, `split_0.ext`.
+/// Whether a file is of this split: `split.ext`, `split-00000-of-00001.ext` or `split_0.ext`.
 fn belongs_to(name: &str, split: &str) -> bool {
     name.strip_prefix(split).is_some_and(|rest| rest.starts_with(['.', '-', '_']))
 }

@@ -1,11 +1,11 @@
-//! How an answer in words is read: the harness's filters.
+//! The harness's filters: how the answer to compare is taken from a generated text.
 
 use fancy_regex::Regex;
 use serde::Deserialize;
 
 use super::{Doc, Templates, template::strip};
 
-/// A way to read answers, with a name in results.
+/// A filter of generated answers: its name in results, and its steps.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
@@ -20,31 +20,35 @@ impl Default for Filter {
     }
 }
 
-/// What becomes of all answers to a document.
+/// A step of a filter, over all answers to a document.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Step {
-    /// White space at both ends goes.
+    /// Removes white space at both ends.
     Strip,
-    /// Only what the expression matches is left, or the first of its groups that has something: of its first match, or the last one.
+    /// Keeps the first or last match of the expression, or the first group of the match that is not
+    /// empty.
     Regex {
         pattern: Expression,
         #[serde(default)]
         last: bool,
     },
-    /// Only the first ones.
+    /// Keeps the first answers.
     First(usize),
-    /// The one that there is most often; the first of several.
+    /// Keeps the most frequent answer; the first of equally frequent ones.
     Majority,
-    /// A template over the document and `response`.
+    /// Renders a template over the document and `response`.
     Template(String),
 }
 
-/// What the harness takes where an expression does not match.
+/// The harness's answer where an expression does not match.
 const NO_MATCH: &str = "[invalid]";
 
 impl Filter {
-    /// Says what is wrong with it, if anything, where there are so many answers to a document.
+    /// Checks that the filter can be applied to `repeats` answers to a document.
+    ///
+    /// # Errors
+    /// A step takes no answers, or more than there are. The message says which.
     pub fn check(&self, repeats: usize) -> Result<(), String> {
         self.steps.iter().try_for_each(|step| match step {
             Step::First(n) if *n == 0 || *n > repeats => {
@@ -54,8 +58,11 @@ impl Filter {
         })
     }
 
-    /// What is read in a document's answers.
-    pub fn read(&self, answers: &[String], doc: &Doc) -> Result<String, String> {
+    /// Returns the answer to compare, from a document's generated answers.
+    ///
+    /// # Errors
+    /// An expression takes too long, a template cannot be rendered, or no answer is left.
+    pub fn apply(&self, answers: &[String], doc: &Doc) -> Result<String, String> {
         let mut answers = answers.to_vec();
         for step in &self.steps {
             match step {
@@ -85,7 +92,7 @@ impl Filter {
     }
 }
 
-/// A regular expression with what Python's has: it may look behind and ahead.
+/// A regular expression as Python has them, with look-behind and look-ahead.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Expression(pub Regex);
@@ -98,7 +105,10 @@ impl TryFrom<String> for Expression {
     }
 }
 
-/// An expression of our own.
+/// Compiles an expression of our own.
+///
+/// # Panics
+/// If it is not valid.
 pub(super) fn expression(pattern: &str) -> Regex {
     Regex::new(pattern).expect("the expression is right")
 }
@@ -110,7 +120,7 @@ fn found(regex: &Regex, text: &str, last: bool) -> Result<String, fancy_regex::E
     let group = |i: usize| chosen.get(i).map_or("", |m| m.as_str());
     let part = match chosen.len() {
         1 => group(0),
-        // With one group, what it has, even if that is nothing.
+        // A single group counts even if it is empty.
         2 => group(1),
         groups => (1..groups).map(group).find(|part| !part.is_empty()).unwrap_or(NO_MATCH),
     };
@@ -124,7 +134,7 @@ mod tests {
     fn read(steps: &str, answers: &[&str]) -> String {
         let filter: Filter = toml::from_str(&format!("name = 'x'\nsteps = [{steps}]")).unwrap();
         filter.check(answers.len()).unwrap();
-        filter.read(&answers.iter().map(|&answer| answer.to_owned()).collect::<Vec<_>>(), &Doc::default()).unwrap()
+        filter.apply(&answers.iter().map(|&answer| answer.to_owned()).collect::<Vec<_>>(), &Doc::default()).unwrap()
     }
 
     #[test]

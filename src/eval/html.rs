@@ -1,8 +1,9 @@
-//! Results as one page that needs nothing else: a chart of tasks beside the model card's figures, one of each group's subjects.
+//! Results as one self-contained HTML page: a chart of tasks beside the model card's scores, and
+//! one of each group's subjects.
 
 use std::fmt::Write;
 
-use super::{Evaluation, Figure, Summary, group_of};
+use super::{Evaluation, MetricResult, Summary, group_results};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222;background:#fff}\
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse}td,th{padding:.2em .8em;text-align:right;\
@@ -10,17 +11,17 @@ border-bottom:1px solid #ddd}td:first-child,th:first-child,td.text{text-align:le
 svg .axis{stroke:#ddd}svg .bar{fill:#4a7fb5}svg .error{stroke:#222;stroke-width:1.5}svg .two{stroke:#c4661f;stroke-width:3}\
 svg .seven{stroke:#7a3f98;stroke-width:3}";
 
-/// A line of a chart.
+/// One bar of a chart.
 struct Bar {
     name: String,
     summary: Summary,
-    /// The card's figures for 2B and 7B, in percent.
+    /// The model card's scores of 2B and 7B, in percent.
     card: Option<[f64; 2]>,
 }
 
-/// The page. `about` are lines on how the run was made: names and values.
+/// Returns the page. `about` describes the run, as names and values.
 pub fn html(evaluations: &[Evaluation], about: &[(String, String)]) -> String {
-    let groups = group_of(evaluations);
+    let groups = group_results(evaluations);
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>gemma-pjrt eval</title><style>{STYLE}</style>\n<h1>Evaluation by gemma-pjrt</h1>\n<table>\n"
@@ -33,28 +34,28 @@ pub fn html(evaluations: &[Evaluation], about: &[(String, String)]) -> String {
              <span style=\"color:#7a3f98\">7B</span>.</p>\n";
     let mut bars = Vec::new();
     for group in groups.iter().filter(|group| group.is_whole()) {
-        bars.extend(bar(group.name.clone(), group.members[0], &group.figures, true));
+        bars.extend(bar(group.name.clone(), group.members[0], &group.results, true));
     }
     for evaluation in evaluations.iter().filter(|evaluation| evaluation.task.groups.is_empty()) {
-        bars.extend(bar(evaluation.task.name.clone(), evaluation, &evaluation.figures(), true));
+        bars.extend(bar(evaluation.task.name.clone(), evaluation, &evaluation.results(), true));
     }
     page += &chart(&bars);
     // Subjects, by the smallest groups that they are in.
     for group in groups.iter().filter(|group| group.members[0].task.groups.last() == Some(&group.name)) {
         let bar = |member: &&Evaluation| {
             let name = member.task.of_subject.as_ref().unwrap_or(&member.task.name).clone();
-            bar(name, member, &member.figures(), false)
+            bar(name, member, &member.results(), false)
         };
         let bars: Vec<Bar> = group.members.iter().filter_map(bar).collect();
         let _ = write!(page, "<h2>{}</h2>\n{}", escaped(&group.name), chart(&bars));
     }
     page += "<h2>Figures</h2>\n<table>\n<tr><th>task</th><th>shots</th><th>metric</th><th>score</th><th>standard error</th>\
              <th>documents</th></tr>\n";
-    let mut rows = |name: &str, shots: usize, figures: &[Figure]| {
-        for figure in figures {
+    let mut rows = |name: &str, shots: usize, results: &[MetricResult]| {
+        for result in results {
             let shown = |value: f64| if value.is_nan() { "–".to_owned() } else { format!("{value:.4}") };
-            let stderr = figure.summary.stderr.map_or(String::new(), shown);
-            let (metric, mean, n) = (figure.title(), shown(figure.summary.mean), figure.summary.documents);
+            let stderr = result.summary.stderr.map_or(String::new(), shown);
+            let (metric, mean, n) = (result.title(), shown(result.summary.mean), result.summary.documents);
             let _ = writeln!(
                 page,
                 "<tr><td>{}</td><td>{shots}</td><td>{}</td><td>{mean}</td><td>{stderr}</td><td>{n}</td></tr>",
@@ -64,17 +65,17 @@ pub fn html(evaluations: &[Evaluation], about: &[(String, String)]) -> String {
         }
     };
     for group in &groups {
-        rows(&group.name, group.members[0].num_fewshot, &group.figures);
+        rows(&group.name, group.members[0].num_fewshot, &group.results);
     }
     for evaluation in evaluations {
-        rows(&evaluation.task.name, evaluation.num_fewshot, &evaluation.figures());
+        rows(&evaluation.task.name, evaluation.num_fewshot, &evaluation.results());
     }
     page + "</table>\n</html>\n"
 }
 
-/// Of the figure that stands for the task, if there is one.
-fn bar(name: String, evaluation: &Evaluation, figures: &[Figure], with_card: bool) -> Option<Bar> {
-    let summary = evaluation.main_figure(figures)?.summary;
+/// Returns the bar of the result that stands for the task, if there is one.
+fn bar(name: String, evaluation: &Evaluation, results: &[MetricResult], with_card: bool) -> Option<Bar> {
+    let summary = evaluation.main_result(results)?.summary;
     let card = evaluation.task.card.as_ref().filter(|_| with_card).map(|card| [card.two_b, card.seven_b]);
     (!summary.mean.is_nan()).then_some(Bar { name, summary, card })
 }

@@ -1,116 +1,128 @@
-//! Documents as what is asked of the model: contexts and continuations, as the harness builds them.
+//! Builds the requests of a task's documents: prompts, contexts and continuations, as
+//! lm-evaluation-harness builds them.
 
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Dataset, Doc, Error, Generate, Random, Result, Shots, Task, Templates, template::trailing_space};
+use super::{
+    Dataset, Doc, Error, FewShot, GenerationConfig, PythonRandom, Result, Task, Templates, template::trailing_space,
+};
 use crate::tokenizer::{Message, Tokenizer};
 
-/// What the harness seeds its draws of examples with.
+/// The seed by which the harness draws few-shot examples.
 const FEWSHOT_SEED: u32 = 1234;
 
-/// A document of a task.
+/// A document of a task, with what the model is asked about it.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Its number in the split.
+    /// The document's number in its split.
     pub id: usize,
     pub doc: Doc,
-    /// What the task says is right: a number, a text, or a list of them.
+    /// The right answer by the task: a number, a text, or a list of them.
     pub target: Value,
-    pub ask: Ask,
+    pub request: EvalRequest,
 }
 
-/// What the model is asked.
+/// What the model is asked about a document. The names are the harness's `output_type`s.
 #[derive(Clone, Debug)]
-pub enum Ask {
-    /// Which of several choices is the likeliest.
-    Choices(Choices),
-    /// An answer in words, after this text; its tokens may be cut from the left.
-    Words { context: String, tokens: Vec<u32> },
+pub enum EvalRequest {
+    /// The log-likelihood of each of several choices.
+    Loglikelihood(MultipleChoice),
+    /// A text that continues the context. `tokens` are the context's, truncated from the left where
+    /// it is too long.
+    GenerateUntil { context: String, tokens: Vec<u32> },
 }
 
+/// The choices of a document, and which of them are right.
 #[derive(Clone, Debug)]
-pub struct Choices {
+pub struct MultipleChoice {
     pub texts: Vec<String>,
-    /// The right ones' numbers, as far as there are any.
+    /// The indices of the right choices; empty where the document has none.
     pub gold: Vec<usize>,
-    /// Of each choice whether it is true, for tasks that have that.
+    /// 1 for each true choice and 0 for each false one, in tasks that have such labels.
     pub labels: Vec<i64>,
     /// One for each choice.
-    pub pairs: Vec<Pair>,
+    pub instances: Vec<Instance>,
 }
 
 impl Item {
-    /// The most tokens that its texts have.
+    /// Returns the number of tokens of the longest text that the model is given.
     pub fn tokens(&self) -> usize {
-        match &self.ask {
-            Ask::Choices(choices) => choices.pairs.iter().map(Pair::tokens).max().unwrap_or_default(),
-            Ask::Words { tokens, .. } => tokens.len(),
+        match &self.request {
+            EvalRequest::Loglikelihood(choices) => {
+                choices.instances.iter().map(Instance::tokens).max().unwrap_or_default()
+            }
+            EvalRequest::GenerateUntil { tokens, .. } => tokens.len(),
         }
     }
 }
 
-/// A continuation whose likelihood is asked for.
+/// A context and a continuation whose log-likelihood is asked for.
 #[derive(Clone, Debug)]
-pub struct Pair {
-    /// Choices of one document mostly have the same, which is there once.
+pub struct Instance {
+    /// Shared by the choices of a document, which mostly have one context.
     pub context: Arc<str>,
     pub continuation: String,
-    /// Tokens of both; those of the context may be cut from the left.
+    /// The context's tokens, truncated from the left where both together are too long.
     pub context_tokens: Arc<[u32]>,
     pub continuation_tokens: Vec<u32>,
 }
 
-/// How documents are put to the model.
+/// How documents become prompts.
 #[derive(Clone, Copy)]
-pub struct Format<'t> {
+pub struct PromptFormat<'t> {
     pub tokenizer: &'t Tokenizer,
-    /// Examples in each prompt; as many as the task says if `None`.
+    /// Few-shot examples in each prompt; the task's own number if `None`.
     pub num_fewshot: Option<usize>,
-    /// The most tokens of a text before its last one.
+    /// The most tokens that a text may have before its last one.
     pub max_length: usize,
-    pub chat: Option<Chat>,
+    pub chat: Option<ChatFormat>,
 }
 
-/// Prompts as conversations, by the tokenizer's chat template. What a task says before everything is left out: the harness gives it to the
-/// system role, which Gemma does not have.
+/// How prompts become conversations, by the tokenizer's chat template. A task's description is left
+/// out: the harness gives it to the system role, which Gemma does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Chat {
-    /// Examples are turns of their own.
+pub enum ChatFormat {
+    /// Each example is a turn of the user and a turn of the model.
     Multiturn,
-    /// Examples are in the user's only turn, before the question.
+    /// All examples and the question are one turn of the user.
     SingleTurn,
 }
 
-impl Format<'_> {
-    /// Examples in each of a task's prompts.
+impl PromptFormat<'_> {
+    /// Returns the number of few-shot examples in each of a task's prompts.
     pub fn shots(&self, task: &Task) -> usize {
         self.num_fewshot.unwrap_or(task.num_fewshot)
     }
 }
 
-/// A document's question and answers, or several questions with one answer.
-struct Turn {
+/// A document after its templates were rendered: a question with its answers, or several questions
+/// with one answer.
+struct RenderedDoc {
     questions: Vec<String>,
     answers: Vec<String>,
     target: Value,
 }
 
-/// Documents of a task's split, from its first one on, of which only those that `keep` says are built. Few-shot examples are drawn for
-/// every document, since a draw depends on those before it; they are of the same dataset.
+/// Builds the items of those documents whose numbers `keep` accepts. `docs` are the first documents
+/// of the task's split. Few-shot examples, from the same dataset, are drawn for every document: a
+/// draw depends on those before it.
+///
+/// # Errors
+/// There are too few examples to draw from, or a document does not fit the task's templates.
 pub fn items(
     task: &Task,
     dataset: &Dataset,
     docs: &[Doc],
-    format: Format<'_>,
+    format: PromptFormat<'_>,
     keep: impl Fn(usize) -> bool,
 ) -> Result<Vec<Item>> {
     let num_fewshot = format.shots(task);
     let builder = Builder { task, templates: Templates::with(&task.values), format };
     let examples = match &task.shots {
-        Some(Shots { split: Some(split), .. }) if num_fewshot > 0 => dataset.split(split)?,
+        Some(FewShot { split: Some(split), .. }) if num_fewshot > 0 => dataset.split(split)?,
         Some(shots) => shots.samples.clone(),
         None => vec![],
     };
@@ -119,7 +131,7 @@ pub fn items(
         let message = format!("{} has {} examples to draw from, {needed} are needed", task.name, examples.len());
         return Err(Error::Invalid(message));
     }
-    let mut random = Random::new(FEWSHOT_SEED);
+    let mut random = PythonRandom::new(FEWSHOT_SEED);
     let mut items = Vec::new();
     for (id, doc) in docs.iter().enumerate() {
         let wrong = |reason: String| Error::Document { task: task.name.clone(), doc: id, reason };
@@ -132,8 +144,8 @@ pub fn items(
     Ok(items)
 }
 
-/// The examples for a document.
-fn draw<'d>(task: &Task, random: &mut Random, examples: &'d [Doc], doc: &Doc, n: usize) -> Vec<&'d Doc> {
+/// Draws the examples for a document, as the harness does.
+fn draw<'d>(task: &Task, random: &mut PythonRandom, examples: &'d [Doc], doc: &Doc, n: usize) -> Vec<&'d Doc> {
     let Some(shots) = task.shots.as_ref().filter(|_| n > 0) else { return vec![] };
     let others = |docs: Vec<&'d Doc>| docs.into_iter().filter(|other| *other != doc).take(n).collect::<Vec<_>>();
     if shots.first_n {
@@ -147,7 +159,7 @@ fn draw<'d>(task: &Task, random: &mut Random, examples: &'d [Doc], doc: &Doc, n:
     if found.len() == n {
         return found;
     }
-    // The document is there more than once, and was drawn as often.
+    // The document occurs more than once, and was drawn as often.
     let rest: Vec<&Doc> = examples.iter().filter(|other| *other != doc).collect();
     random.sample(rest.len(), n).into_iter().map(|i| rest[i]).collect()
 }
@@ -159,10 +171,10 @@ fn with_fields(reason: String, doc: &Doc) -> String {
 struct Builder<'t> {
     task: &'t Task,
     templates: Templates,
-    format: Format<'t>,
+    format: PromptFormat<'t>,
 }
 
-/// A question and its answer, which may be empty.
+/// A question, and its answer, which may be empty.
 type Example = (String, String);
 
 impl Builder<'_> {
@@ -170,21 +182,21 @@ impl Builder<'_> {
         self.templates.evaluate(expression, doc).map_err(|reason| with_fields(reason, doc))
     }
 
-    fn turn(&self, doc: &Doc) -> std::result::Result<Turn, String> {
+    fn turn(&self, doc: &Doc) -> std::result::Result<RenderedDoc, String> {
         let task = self.task;
         let target: Value = self.evaluate(&task.target, doc)?;
         if let (Some(contexts), Some(continuation)) = (&task.contexts, &task.continuation) {
             let answers = vec![self.evaluate(continuation, doc)?];
-            return Ok(Turn { questions: self.evaluate(contexts, doc)?, answers, target });
+            return Ok(RenderedDoc { questions: self.evaluate(contexts, doc)?, answers, target });
         }
         let question = self.templates.render(&task.text, doc).map_err(|reason| with_fields(reason, doc))?;
         let answers = task.choices.as_ref().map(|choices| self.evaluate(choices, doc)).transpose()?.unwrap_or_default();
-        Ok(Turn { questions: vec![question], answers, target })
+        Ok(RenderedDoc { questions: vec![question], answers, target })
     }
 
     fn examples(&self, shots: &[&Doc]) -> std::result::Result<Vec<Example>, String> {
         let example = |doc: &&Doc| {
-            let Turn { questions, answers, target } = self.turn(doc)?;
+            let RenderedDoc { questions, answers, target } = self.turn(doc)?;
             let target = target.as_array().and_then(|all| all.first()).unwrap_or(&target);
             let at = |list: &[String]| -> std::result::Result<String, String> {
                 let index = target.as_u64().and_then(|i| list.get(i as usize));
@@ -199,18 +211,18 @@ impl Builder<'_> {
         shots.iter().map(example).collect()
     }
 
-    /// The whole prompt of a question.
+    /// Returns the whole prompt of a question: description, examples, question.
     fn context(&self, examples: &[Example], question: &str) -> std::result::Result<String, String> {
         let Task { delimiter, shot_delimiter, description, .. } = self.task;
-        let written = |(question, answer): &Example| {
+        let as_text = |(question, answer): &Example| {
             let answer = if answer.is_empty() { String::new() } else { format!("{delimiter}{answer}{shot_delimiter}") };
             format!("{question}{answer}")
         };
-        let plain = || examples.iter().map(written).collect::<String>() + question;
+        let plain = || examples.iter().map(as_text).collect::<String>() + question;
         let messages = match self.format.chat {
             None => return Ok(format!("{description}{}", plain())),
-            Some(Chat::SingleTurn) => vec![Message::user(plain())],
-            Some(Chat::Multiturn) => {
+            Some(ChatFormat::SingleTurn) => vec![Message::user(plain())],
+            Some(ChatFormat::Multiturn) => {
                 let turns = |(question, answer): &Example| {
                     let answer = (!answer.is_empty()).then(|| Message::assistant(answer));
                     std::iter::once(Message::user(question)).chain(answer)
@@ -224,14 +236,14 @@ impl Builder<'_> {
     fn item(&self, id: usize, doc: &Doc, examples: &[Example]) -> std::result::Result<Item, String> {
         let turn = self.turn(doc)?;
         let target = turn.target.clone();
-        let ask = match &self.task.generate {
-            Some(generate) => self.words(generate, self.context(examples, &turn.questions[0])?)?,
-            None => Ask::Choices(self.choices(doc, examples, turn)?),
+        let request = match &self.task.generate {
+            Some(generate) => self.generate_until(generate, self.context(examples, &turn.questions[0])?)?,
+            None => EvalRequest::Loglikelihood(self.multiple_choice(doc, examples, turn)?),
         };
-        Ok(Item { id, doc: doc.clone(), target, ask })
+        Ok(Item { id, doc: doc.clone(), target, request })
     }
 
-    fn words(&self, generate: &Generate, context: String) -> std::result::Result<Ask, String> {
+    fn generate_until(&self, generate: &GenerationConfig, context: String) -> std::result::Result<EvalRequest, String> {
         let context_len = self.format.max_length;
         let room = context_len.checked_sub(generate.max_tokens).filter(|room| *room > 0).ok_or_else(|| {
             let max = generate.max_tokens;
@@ -241,11 +253,16 @@ impl Builder<'_> {
         })?;
         let mut tokens = self.format.tokenizer.encode(&context).map_err(|e| e.to_string())?;
         tokens.drain(..tokens.len().saturating_sub(room));
-        Ok(Ask::Words { context, tokens })
+        Ok(EvalRequest::GenerateUntil { context, tokens })
     }
 
-    fn choices(&self, doc: &Doc, examples: &[Example], turn: Turn) -> std::result::Result<Choices, String> {
-        let Turn { questions, answers, target } = turn;
+    fn multiple_choice(
+        &self,
+        doc: &Doc,
+        examples: &[Example],
+        turn: RenderedDoc,
+    ) -> std::result::Result<MultipleChoice, String> {
+        let RenderedDoc { questions, answers, target } = turn;
         let several_questions = questions.len() > 1;
         // A turn of the model begins with its answer.
         let delimiter = if self.format.chat.is_some() { "" } else { &self.task.delimiter };
@@ -267,26 +284,30 @@ impl Builder<'_> {
         };
         let labels =
             self.task.labels.as_ref().map(|labels| self.evaluate(labels, doc)).transpose()?.unwrap_or_default();
-        let mut pairs: Vec<Pair> = Vec::new();
+        let mut instances: Vec<Instance> = Vec::new();
         for (context, continuation) in texts {
-            let mut pair = Pair::new(context, continuation, self.format.tokenizer, self.format.max_length)?;
-            if let Some(last) = pairs.last().filter(|last| last.context_tokens == pair.context_tokens) {
-                pair.context_tokens = last.context_tokens.clone();
+            let mut instance = Instance::new(context, continuation, self.format.tokenizer, self.format.max_length)?;
+            if let Some(last) = instances.last().filter(|last| last.context_tokens == instance.context_tokens) {
+                instance.context_tokens = last.context_tokens.clone();
             }
-            pairs.push(pair);
+            instances.push(instance);
         }
-        Ok(Choices { texts: choices, gold, labels, pairs })
+        Ok(MultipleChoice { texts: choices, gold, labels, instances })
     }
 }
 
-impl Pair {
-    /// Of both.
+impl Instance {
+    /// Returns the number of tokens of context and continuation together.
     pub fn tokens(&self) -> usize {
         self.context_tokens.len() + self.continuation_tokens.len()
     }
 
-    /// Encodes both as one text, which is cut where the context's own tokens end; spaces at the context's end go to the continuation.
-    /// An empty context is `<bos>`. What is longer than `max_length` tokens before the last one is cut from the left.
+    /// Tokenizes context and continuation as one text, and splits it where the context's own tokens
+    /// end. Spaces at the context's end go to the continuation. An empty context is `<bos>`. A text
+    /// of more than `max_length` tokens before its last one is truncated from the left.
+    ///
+    /// # Errors
+    /// The text cannot be tokenized, or the continuation has no tokens, or more than `max_length`.
     pub fn new(
         context: Arc<str>,
         continuation: String,
@@ -296,8 +317,8 @@ impl Pair {
         let encode = |text: &str| tokenizer.encode(text).map_err(|e| e.to_string());
         let before = &context[..context.len() - trailing_space(&context).len()];
         let whole = encode(&format!("{context}{continuation}"))?;
-        let cut = encode(before)?.len().min(whole.len()); // 1, the <bos>, where there is no context
-        let (context_tokens, continuation_tokens) = whole.split_at(cut);
+        let split = encode(before)?.len().min(whole.len()); // 1, the <bos>, where there is no context
+        let (context_tokens, continuation_tokens) = whole.split_at(split);
         if continuation_tokens.is_empty() {
             return Err(format!("the continuation {continuation:?} has no tokens of its own"));
         }

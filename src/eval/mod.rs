@@ -1,21 +1,21 @@
-//! Evaluation: the model card's benchmarks, item for item as lm-evaluation-harness scores them (facts: its version 0.4.13), without
-//! Python.
+//! Evaluation: the model card's benchmarks, document for document as lm-evaluation-harness 0.4.13
+//! scores them, without Python.
 //!
 //! ```text
-//! Task (tasks/*.toml) ──┐
-//! dataset files ────────┼─► items: ┬ contexts and continuations ─► Scorer (slots, shared beginnings) ─┬► judged ─► results
-//! few-shot draws ───────┘          └ questions ─► Engine, in words ─► filters, programs that are run ─┘  (metrics.rs, report.rs)
+//! Task (tasks/*.toml) ┐
+//! dataset files ──────┼► items ─► Engine: likelihoods, answers ─► filters and metrics ─► results
+//! few-shot draws ─────┘           (response.rs)                   (grade.rs)             (report.rs)
 //! ```
 
 mod bias;
 mod code;
 mod dataset;
 mod filter;
+mod grade;
 mod html;
 mod item;
-mod judge;
 mod math;
-mod metrics;
+mod metric;
 mod python;
 mod registry;
 mod report;
@@ -27,19 +27,19 @@ mod template;
 pub use code::run_programs;
 pub use dataset::{Dataset, Doc, digest};
 pub use filter::{Expression, Filter};
+pub use grade::{GradedResponse, grade};
 pub use html::html;
-pub use item::{Ask, Chat, Choices, Format, Item, Pair, items};
-pub use judge::{Judged, judge};
-pub use metrics::{Metric, Summary, summarize};
-pub use python::Random;
-pub use registry::named;
-pub use report::{Evaluation, Figure, group_of, judged_of, results_json, sample_json, table};
-pub use response::{Response, generate, score};
-pub use score::{Group, Likelihood, Scorer, groups};
-pub use task::{Card, Generate, Shots, Task};
+pub use item::{ChatFormat, EvalRequest, Instance, Item, MultipleChoice, PromptFormat, items};
+pub use metric::{Metric, Summary, summarize};
+pub use python::PythonRandom;
+pub use registry::tasks_by_name;
+pub use report::{Evaluation, MetricResult, graded_from_sample, group_results, results_json, sample_json, table};
+pub use response::{Response, respond};
+pub use score::{ContextGroup, InstanceIndex, context_groups};
+pub use task::{FewShot, GenerationConfig, ModelCardScores, Task};
 pub use template::Templates;
 
-/// What can go wrong with an evaluation. Each message says what was being done and what to do.
+/// An error of an evaluation. Each message says what was being done, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{0}")]

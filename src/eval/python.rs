@@ -1,9 +1,10 @@
-//! What few-shot examples depend on: Python's `random.Random(seed).sample`.
+//! Python's `random.Random(seed).sample`, by which the harness draws few-shot examples.
 //!
-//! The generator is MT19937 (Matsumoto and Nishimura 1998), seeded with `init_by_array`; `sample` is as in CPython's `random.py`.
+//! The generator is MT19937 (Matsumoto and Nishimura 1998), seeded with `init_by_array`; `sample`
+//! is as in CPython's `random.py`.
 
 /// `random.Random` of CPython.
-pub struct Random {
+pub struct PythonRandom {
     state: [u32; N],
     next: usize,
 }
@@ -11,8 +12,8 @@ pub struct Random {
 const N: usize = 624;
 const M: usize = 397;
 
-impl Random {
-    /// `random.Random(seed)` of a seed below 2^32.
+impl PythonRandom {
+    /// Returns the generator `random.Random(seed)`.
     pub fn new(seed: u32) -> Self {
         let mut state = [0_u32; N];
         state[0] = 19_650_218;
@@ -56,7 +57,7 @@ impl Random {
         y ^ (y >> 18)
     }
 
-    /// `_randbelow(n)`: as many bits as n has, until the number is below n.
+    /// CPython's `_randbelow(n)`: draws as many bits as n has, until the number is below n.
     fn below(&mut self, n: usize) -> usize {
         let bits = usize::BITS - n.leading_zeros();
         loop {
@@ -67,10 +68,13 @@ impl Random {
         }
     }
 
-    /// `sample(range(n), k)`.
+    /// Returns `sample(range(n), k)`.
+    ///
+    /// # Panics
+    /// If k is larger than n, or n than 2^32.
     pub fn sample(&mut self, n: usize, k: usize) -> Vec<usize> {
         assert!(k <= n && n <= u32::MAX as usize, "a sample is no larger than what it is drawn from");
-        let mut set_size = 21.0; // of a small set, minus that of an empty list
+        let mut set_size = 21.0; // CPython: size of a small set minus size of an empty list
         if k > 5 {
             set_size += 4_f64.powf((k as f64 * 3.0).log(4.0).ceil());
         }
@@ -106,7 +110,7 @@ mod tests {
     /// Printed by CPython 3.12 for `r = random.Random(1234)`.
     #[test]
     fn samples_are_those_of_cpython() {
-        let mut random = Random::new(1234);
+        let mut random = PythonRandom::new(1234);
         assert_eq!(random.sample(10, 3), [7, 1, 0]);
         assert_eq!(random.sample(100, 5), [11, 74, 4, 85, 88]);
         assert_eq!(random.sample(2000, 30)[..6], [171, 201, 1569, 726, 484, 35]);

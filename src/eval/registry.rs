@@ -1,4 +1,4 @@
-//! All tasks, and what names mean.
+//! The tasks in `tasks/`, and which of them a name selects.
 
 use std::path::Path;
 
@@ -36,13 +36,13 @@ const FILES: [&str; 28] = [
 ];
 
 impl Task {
-    /// All tasks, in the model card's order; those with subjects as one.
+    /// Returns all tasks, in the model card's order; a task with subjects is one.
     pub fn all() -> Vec<Self> {
         let parse = |text: &&str| Self::parse(text).unwrap_or_else(|e| panic!("a task file is wrong: {e}"));
         FILES.iter().map(parse).collect()
     }
 
-    /// A task of the user's own.
+    /// Reads a task file of the user's.
     fn read(path: &Path) -> Result<Vec<Self>> {
         let text = std::fs::read_to_string(path).map_err(|e| e.to_string());
         let parts = text.and_then(|text| Self::parse(&text)?.parts());
@@ -50,23 +50,26 @@ impl Task {
     }
 }
 
-/// The tasks that these names mean: a task's, a group's such as `mmlu_stem`, a subject's such as `mmlu_astronomy`, or a file with a
-/// task of the user's own, which ends in `.toml`.
-pub fn named(names: &[String]) -> Result<Vec<Task>> {
+/// Returns the tasks that these names select. A name is a task's, a group's such as `mmlu_stem`, a
+/// subject's such as `mmlu_astronomy`, or a path ending in `.toml`: a task file of the user's.
+///
+/// # Errors
+/// A name selects nothing, or a file cannot be used.
+pub fn tasks_by_name(names: &[String]) -> Result<Vec<Task>> {
     let all = Task::all();
     let parts: Vec<Task> =
         all.iter().flat_map(|task| task.parts().unwrap_or_else(|e| panic!("a task file is wrong: {e}"))).collect();
     let mut found: Vec<Task> = Vec::new();
     for name in names {
-        let meant: Vec<Task> = if name.ends_with(".toml") {
+        let selected: Vec<Task> = if name.ends_with(".toml") {
             Task::read(Path::new(name))?
         } else {
             parts.iter().filter(|task| task.name == *name || task.groups.contains(name)).cloned().collect()
         };
-        if meant.is_empty() {
+        if selected.is_empty() {
             return Err(unknown(name, &all, &parts));
         }
-        for task in meant {
+        for task in selected {
             if !found.iter().any(|known| known.name == task.name) {
                 found.push(task);
             }
@@ -94,7 +97,7 @@ mod tests {
     #[test]
     fn names_mean_tasks_groups_and_subjects() {
         let count = |names: &[&str]| {
-            named(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).map(|tasks| tasks.len())
+            tasks_by_name(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()).map(|tasks| tasks.len())
         };
         assert_eq!(count(&["mmlu"]).unwrap(), 57);
         assert_eq!(count(&["mmlu_stem", "mmlu_astronomy", "piqa", "piqa"]).unwrap(), 20);
@@ -109,7 +112,7 @@ mod tests {
 
     #[test]
     fn what_differs_for_subjects_is_filled_in() {
-        let one = |name: &str| named(&[name.to_owned()]).unwrap().remove(0);
+        let one = |name: &str| tasks_by_name(&[name.to_owned()]).unwrap().remove(0);
         assert_eq!(one("agieval_sat_en").dataset, "hails/agieval-sat-en");
         assert_eq!(one("minerva_math_num_theory").config.as_deref(), Some("number_theory"));
         assert_eq!(one("mmlu_us_foreign_policy").config.as_deref(), Some("us_foreign_policy"));
@@ -125,7 +128,9 @@ mod tests {
             |more: &str| Task::parse(&format!("name='x'\nversion=1\ndataset='d'\nsplit='s'\ntarget='0'\n{more}"));
         assert!(task("metrics=['acc']").unwrap_err().contains("one of choices"));
         assert!(task("metrics=['acc']\ngenerate={until=['\\n']}").unwrap_err().contains("acc is of choices"));
-        assert!(task("metrics=['exact_match']\nchoices='[1]'").unwrap_err().contains("exact_match is of answers"));
+        assert!(
+            task("metrics=['exact_match']\nchoices='[1]'").unwrap_err().contains("exact_match is of generated answers")
+        );
         assert!(task("metrics=['nonsense']\nchoices='[1]'").unwrap_err().contains("nonsense"));
         let vote = |k: usize| {
             format!(

@@ -1,4 +1,5 @@
-//! Tasks: what is asked, of which data, and what counts. Each is a readable file in `tasks/`.
+//! Tasks: which dataset, how its documents become prompts, which metrics. Each is a TOML file in
+//! `tasks/`.
 
 use std::collections::BTreeMap;
 
@@ -6,65 +7,69 @@ use serde::Deserialize;
 
 use super::{Doc, Filter, Metric, Templates, filter::Expression};
 
-/// A task as its file says. Texts are Jinja templates over a document's fields; expressions are Jinja expressions.
+/// A task, as its file describes it. Texts are Jinja templates over a document's fields;
+/// expressions are Jinja's.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Task {
-    /// As in lm-evaluation-harness.
+    /// The name that lm-evaluation-harness gives it.
     pub name: String,
     /// The harness's version of the task: a number, or a word.
     pub version: toml::Value,
     /// The dataset's name on the hub; a template over `subject`.
     pub dataset: String,
-    /// Its configuration, where it has several; a template over `subject`.
+    /// The dataset's configuration, where it has several; a template over `subject`.
     pub config: Option<String>,
     /// The split that is evaluated.
     pub split: String,
-    pub shots: Option<Shots>,
-    /// How many examples to give, unless asked otherwise.
+    pub shots: Option<FewShot>,
+    /// Few-shot examples in each prompt, unless the command line says otherwise.
     #[serde(default)]
     pub num_fewshot: usize,
-    /// Text before everything; a template over `subject`.
+    /// Text at the beginning of each prompt; a template over `subject`.
     #[serde(default)]
     pub description: String,
-    /// The question.
+    /// The question, a template.
     #[serde(default)]
     pub text: String,
-    /// Expression: the answers to choose from.
+    /// Expression: the choices.
     pub choices: Option<String>,
-    /// Expressions, where the choice is in the question and what follows it is scored: the questions, and what follows.
+    /// Expressions for tasks whose choice is in the question: the questions, and the continuation
+    /// that is scored.
     pub contexts: Option<String>,
     pub continuation: Option<String>,
-    /// How to answer in words, where there is nothing to choose from.
-    pub generate: Option<Generate>,
-    /// Expression: the right choice's number, or itself, or several; where answers are in words, what is right.
+    /// How answers are generated, in tasks without choices.
+    pub generate: Option<GenerationConfig>,
+    /// Expression: the right choice's index, or its text, or several of them; for generated
+    /// answers, the right answer.
     pub target: String,
-    /// Expression: for each choice, whether it is true; for `mc2`.
+    /// Expression: for each choice 1 if it is true and 0 if not; for `mc2`.
     pub labels: Option<String>,
-    /// What templates and expressions know beside a document's fields.
+    /// Constants for templates and expressions, beside a document's fields.
     #[serde(default)]
     pub values: Doc,
-    /// Between question and answer.
+    /// Text between question and answer.
     #[serde(default = "space")]
     pub delimiter: String,
-    /// After each example.
+    /// Text after each example.
     #[serde(default = "empty_line")]
     pub shot_delimiter: String,
     pub metrics: Vec<Metric>,
-    /// What the model card says.
-    pub card: Option<Card>,
-    /// The group it belongs to, with its subjects if it has some, if that is not its name.
+    /// The model card's scores for this task.
+    pub card: Option<ModelCardScores>,
+    /// The group that the task and its subjects belong to; the task's own name if it is left out
+    /// and there are subjects.
     group: Option<String>,
-    /// Each a task of its own with the name `{name}_{subject}`.
+    /// Parts of the task, each a task of its own with the name `{name}_{subject}`.
     #[serde(default)]
     pub subjects: Subjects,
-    /// What differs for a subject.
+    /// What differs for single subjects.
     #[serde(default)]
     subject: BTreeMap<String, Subject>,
-    /// Of a subject's task: its name.
+    /// The subject's name, in the task of one.
     #[serde(skip)]
     pub of_subject: Option<String>,
-    /// The names of the groups that it belongs to, the largest first.
+    /// The names of the groups that the task belongs to, the largest first.
     #[serde(skip)]
     pub groups: Vec<String>,
 }
@@ -77,7 +82,7 @@ fn empty_line() -> String {
     "\n\n".into()
 }
 
-/// Parts of a benchmark, as a list, or in groups: these are named `{name}_{group}`.
+/// The parts of a benchmark: a list, or lists by group. A group is named `{name}_{group}`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum Subjects {
@@ -92,15 +97,17 @@ impl Default for Subjects {
 }
 
 impl Subjects {
+    /// Returns the number of subjects.
     pub fn len(&self) -> usize {
         self.each().len()
     }
 
+    /// Whether there are no subjects.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Subjects with their groups' names.
+    /// Returns each subject with its group's name, if it has one.
     fn each(&self) -> Vec<(Option<&str>, &str)> {
         match self {
             Self::List(list) => list.iter().map(|subject| (None, subject.as_str())).collect(),
@@ -112,7 +119,7 @@ impl Subjects {
     }
 }
 
-/// What differs for a subject.
+/// Settings of one subject that replace the task's.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Subject {
@@ -122,45 +129,45 @@ struct Subject {
     values: Doc,
 }
 
-/// Where examples come from.
+/// Where few-shot examples come from.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Shots {
-    /// A split of the dataset; without it, the task's own samples.
+pub struct FewShot {
+    /// The split of the dataset; `None` for the task's own samples.
     pub split: Option<String>,
     #[serde(default)]
     pub samples: Vec<Doc>,
-    /// The first ones, instead of some drawn at random for each document.
+    /// Takes the first examples, instead of drawing some at random for each document.
     #[serde(default)]
     pub first_n: bool,
-    /// One more is drawn than is needed, and the document itself is left out: what the harness does where a task names neither a
-    /// test split nor one for examples.
+    /// Draws one example more than is needed, and leaves the document itself out. The harness does
+    /// so where a task names neither a test split nor one for examples.
     #[serde(default)]
     pub one_more: bool,
 }
 
-/// How answers in words are made and read.
+/// How answers are generated and filtered. The harness calls the first part `generation_kwargs`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Generate {
-    /// What ends an answer, and is not part of it.
+pub struct GenerationConfig {
+    /// Strings that end an answer and are not part of it.
     pub until: Vec<String>,
-    /// Its most tokens.
+    /// The most tokens of an answer.
     #[serde(default = "max_tokens")]
     pub max_tokens: usize,
-    /// The likeliest token each time if 0.
+    /// 0 for greedy decoding.
     #[serde(default)]
     pub temperature: f32,
-    /// Only so many of the likeliest tokens are drawn from; 0 for all.
+    /// Samples from this many of the likeliest tokens; 0 for all.
     #[serde(default)]
     pub top_k: i32,
-    /// How many answers to each document.
-    #[serde(default = "one")]
+    /// Answers to each document.
+    #[serde(default = "one_repeat")]
     pub repeats: usize,
-    /// Ways to read an answer: each gives figures of its own.
-    #[serde(default = "as_it_is")]
+    /// Filters of answers; each has results of its own.
+    #[serde(default = "no_filter")]
     pub filters: Vec<Filter>,
-    /// What `exact_match` does not look at, in answers and targets: what these expressions match, ...
+    /// What `exact_match` ignores in answers and targets: matches of these expressions, ...
     #[serde(default)]
     pub ignore: Vec<Expression>,
     /// ... case ...
@@ -171,23 +178,23 @@ pub struct Generate {
     pub ignore_punctuation: bool,
 }
 
-/// The harness's own limit.
+/// The harness's default for `max_gen_toks`.
 fn max_tokens() -> usize {
     256
 }
 
-fn one() -> usize {
+fn one_repeat() -> usize {
     1
 }
 
-fn as_it_is() -> Vec<Filter> {
+fn no_filter() -> Vec<Filter> {
     vec![Filter::default()]
 }
 
-/// What the model card says of the pretrained models, in percent.
+/// The model card's scores of the pretrained models, in percent.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Card {
+pub struct ModelCardScores {
     pub metric: Metric,
     pub shots: usize,
     #[serde(rename = "2b")]
@@ -197,7 +204,10 @@ pub struct Card {
 }
 
 impl Task {
-    /// A task from its file's text.
+    /// Reads a task from the text of its file.
+    ///
+    /// # Errors
+    /// The text is not TOML with the fields of a task, or its settings contradict each other.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut task: Self = toml::from_str(text).map_err(|e| e.to_string().trim().to_owned())?;
         let kinds = [task.choices.is_some(), task.contexts.is_some(), task.generate.is_some()];
@@ -205,7 +215,7 @@ impl Task {
             return Err("it needs one of choices, contexts with a continuation, and generate".into());
         }
         if let Some(metric) = task.metrics.iter().find(|metric| metric.is_of_text() != task.generate.is_some()) {
-            let kind = if metric.is_of_text() { "answers in words" } else { "choices" };
+            let kind = if metric.is_of_text() { "generated answers" } else { "choices" };
             return Err(format!("its metric {} is of {kind}", metric.name()));
         }
         if let Some(generate) = &task.generate {
@@ -218,7 +228,10 @@ impl Task {
         Ok(task)
     }
 
-    /// The tasks of its subjects, or itself.
+    /// Returns the tasks of the subjects, or the task itself if it has none.
+    ///
+    /// # Errors
+    /// A template over `subject` cannot be rendered.
     pub fn parts(&self) -> Result<Vec<Self>, String> {
         if self.subjects.is_empty() {
             return Ok(vec![self.clone()]);
@@ -233,7 +246,7 @@ impl Task {
         let whole = self.group.as_ref().unwrap_or(&self.name);
         let own = self.subject.get(subject).cloned().unwrap_or_default();
         let shots =
-            self.shots.clone().map(|shots| Shots { samples: own.samples.unwrap_or(shots.samples.clone()), ..shots });
+            self.shots.clone().map(|shots| FewShot { samples: own.samples.unwrap_or(shots.samples.clone()), ..shots });
         Ok(Self {
             name: format!("{}_{subject}", self.name),
             dataset: of_subject(&self.dataset)?,
@@ -249,8 +262,8 @@ impl Task {
         })
     }
 
-    /// The ways to read an answer, by their names in results.
-    pub fn readings(&self) -> Vec<&str> {
+    /// Returns the names of the task's filters, as results have them.
+    pub fn filter_names(&self) -> Vec<&str> {
         self.generate.as_ref().map_or_else(|| vec!["none"], |g| g.filters.iter().map(|f| f.name.as_str()).collect())
     }
 }

@@ -1,8 +1,9 @@
-//! Templates and expressions over documents: Jinja, with the methods and filters of Python that tasks use.
+//! Jinja templates and expressions over documents, with the methods and filters of Python that
+//! tasks use.
 
+use fancy_regex::Regex;
 use minijinja::{Environment, Error as JinjaError, ErrorKind, State, UndefinedBehavior, Value, value::Serde};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use regex::Regex;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::Doc;
@@ -20,15 +21,15 @@ impl Default for Templates {
         environment.set_unknown_method_callback(method);
         environment.add_filter("strip", |text: &str| strip(text).to_owned());
         environment.add_filter("regex_replace", |text: &str, pattern: &str, with: &str| {
-            let regex = Regex::new(pattern).map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e.to_string()))?;
-            Ok::<_, JinjaError>(regex.replace_all(text, with).into_owned())
+            let replaced = Regex::new(pattern).and_then(|regex| Ok(regex.try_replacen(text, 0, with)?.into_owned()));
+            replaced.map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, e.to_string()))
         });
         Self(environment)
     }
 }
 
 impl Templates {
-    /// With constants beside the document's fields.
+    /// Returns templates that know these constants beside a document's fields.
     pub fn with(values: &Doc) -> Self {
         let mut templates = Self::default();
         for (name, value) in values {
@@ -37,12 +38,19 @@ impl Templates {
         templates
     }
 
-    /// The text that a template makes.
+    /// Renders a template.
+    ///
+    /// # Errors
+    /// The template is not valid, or uses a field that the context lacks.
     pub fn render(&self, template: &str, context: &impl Serialize) -> Result<String, String> {
         self.0.render_str(template, Serde(context)).map_err(explain)
     }
 
-    /// The value of an expression.
+    /// Evaluates an expression.
+    ///
+    /// # Errors
+    /// The expression is not valid, uses a field that the context lacks, or has a value of another
+    /// type.
     pub fn evaluate<T: DeserializeOwned>(&self, expression: &str, context: &impl Serialize) -> Result<T, String> {
         let value = self.0.compile_expression(expression).and_then(|e| e.eval(Serde(context))).map_err(explain)?;
         T::deserialize(value).map_err(|e| format!("{expression} has a wrong value: {e}"))
@@ -53,7 +61,7 @@ fn explain(error: JinjaError) -> String {
     format!("{error:#}").lines().next().unwrap_or_default().to_owned()
 }
 
-/// Python's methods of strings and lists: those that minijinja's own do not have, or that are not quite Python's.
+/// Python's methods of strings and lists that minijinja lacks, or has with other semantics.
 fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, JinjaError> {
     if let ("index", [wanted]) = (name, args) {
         let found = value.try_iter()?.position(|item| item == *wanted);
@@ -69,16 +77,17 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
     })
 }
 
-/// What Python's `str.isspace` says: Unicode's white space, and four separators of ASCII.
+/// Whether Python's `str.isspace` is true: for Unicode's white space and four separators of ASCII.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
+/// Removes white space at both ends, as Python's `strip` does.
 pub(super) fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
-/// The trailing white space that Python's `rstrip` would take.
+/// Returns the trailing white space that Python's `rstrip` would remove.
 pub(super) fn trailing_space(text: &str) -> &str {
     &text[text.trim_end_matches(is_space).len()..]
 }

@@ -1,19 +1,14 @@
-//! Asking the hub, and fetching a model's files into the cache.
+//! Asking the hub: which files a model has, and where each of them is.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::PathBuf, time::Duration};
 
 use ureq::{Body, http::Response};
 
 use super::{
-    Cache, HubError, Repo, Result,
-    cache::{INDEX, OPTIONAL, REQUIRED, SINGLE, hf_home, set, shards},
-    download::Fetch,
+    cache::{hf_home, set},
+    error::{HubError, Result},
+    repo::Repo,
 };
-use crate::download::Progress;
 
 /// A connection to the hub.
 pub struct Hub {
@@ -22,7 +17,7 @@ pub struct Hub {
     /// Follows no redirects: a file's own answer carries its size and hash, the server that it points to does not.
     asking: ureq::Agent,
     pub(super) fetching: ureq::Agent,
-    offline: bool,
+    pub(super) offline: bool,
 }
 
 /// A file on the hub.
@@ -74,48 +69,8 @@ impl Hub {
         }
     }
 
-    /// The model's directory: in the cache already, or downloaded now.
-    pub fn get(&self, cache: &Cache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
-        match cache.find(repo) {
-            Ok(snapshot) => Ok(snapshot),
-            Err(missing) if self.offline => Err(HubError::Offline { repo: repo.clone(), missing }),
-            Err(_) => self.download(cache, repo, progress),
-        }
-    }
-
-    fn download(&self, cache: &Cache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
-        let (commit, names) = self.list(repo)?;
-        let unusable = |problem: String| HubError::NotAModel { repo: repo.clone(), problem };
-        let snapshot = cache.snapshot_dir(repo, &commit);
-        let has = |name: &str| names.iter().any(|n| n == name);
-        if let Some(absent) = REQUIRED.iter().find(|name| !has(name)) {
-            return Err(unusable(format!("it has no {absent}")));
-        }
-        let mut fetch = Fetch { hub: self, cache, repo, commit: &commit, progress };
-        for name in REQUIRED.into_iter().chain(OPTIONAL.into_iter().filter(|name| has(name))) {
-            fetch.file(name)?;
-        }
-        if has(INDEX) {
-            fetch.file(INDEX)?;
-            let path = snapshot.join(INDEX);
-            let index = fs::read_to_string(&path).map_err(|cause| HubError::Write { path, cause })?;
-            let shards = shards(&index).ok_or_else(|| unusable(format!("its {INDEX} names no files of its own")))?;
-            for shard in &shards {
-                fetch.file(shard)?;
-            }
-        } else if has(SINGLE) {
-            fetch.file(SINGLE)?;
-        } else {
-            return Err(unusable("it has no safetensors files".into()));
-        }
-        // Last, so that a broken-off download is not taken for the model.
-        let reference = cache.repo_dir(repo).join("refs").join(&repo.revision);
-        write_reference(&reference, &commit).map_err(|cause| HubError::Write { path: reference, cause })?;
-        Ok(snapshot)
-    }
-
     /// The commit that the revision stands for, and the names of its files.
-    fn list(&self, repo: &Repo) -> Result<(String, Vec<String>)> {
+    pub(super) fn list(&self, repo: &Repo) -> Result<(String, Vec<String>)> {
         let url = format!("{}/api/models/{}/revision/{}", self.endpoint, repo.name, repo.revision.replace('/', "%2F"));
         let mut response = self.ask(repo, &url, false)?;
         let answer = |problem: &str| HubError::Answer { url: url.clone(), problem: problem.to_owned() };
@@ -200,9 +155,4 @@ impl Hub {
 
 fn is_hex(text: &str, len: usize) -> bool {
     text.len() == len && text.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
-fn write_reference(path: &Path, commit: &str) -> std::io::Result<()> {
-    fs::create_dir_all(path.parent().expect("it lies below refs"))?;
-    fs::write(path, commit)
 }

@@ -264,6 +264,8 @@ args! {
     Client_PlatformVersion => ClientPlatformVersion {
         client: Ptr, platform_version: *const c_char, platform_version_size: usize,
     }
+    Client_ProcessIndex => ClientProcessIndex { client: Ptr, process_index: c_int }
+    Client_Devices => ClientDevices { client: Ptr, devices: *const Ptr, num_devices: usize }
     Client_AddressableDevices => ClientAddressableDevices {
         client: Ptr, addressable_devices: *const Ptr, num_addressable_devices: usize,
     }
@@ -290,6 +292,7 @@ args! {
     }
     AsyncHostToDeviceTransferManager_Destroy => TransferManagerDestroy { transfer_manager: Ptr }
     DeviceDescription_Id => DeviceDescriptionId { device_description: Ptr, id: c_int }
+    DeviceDescription_ProcessIndex => DeviceDescriptionProcessIndex { device_description: Ptr, process_index: c_int }
     DeviceDescription_Kind => DeviceDescriptionKind {
         device_description: Ptr, device_kind: *const c_char, device_kind_size: usize,
     }

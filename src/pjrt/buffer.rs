@@ -10,13 +10,13 @@ use super::{
     client::Client,
     error::{Error, Result},
     event::Event,
-    executable::TensorType,
+    tensor_type::TensorType,
 };
 
 /// An array on one device, in row-major order on the host side. Destroyed on drop, also after it was donated.
 pub struct Buffer {
     client: Client,
-    pub(super) ptr: Ptr,
+    ptr: Ptr,
     ty: TensorType,
 }
 // SAFETY: PJRT buffers are thread-safe.
@@ -27,6 +27,10 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     pub(super) fn new(client: &Client, ptr: Ptr, ty: TensorType) -> Self {
         Self { client: client.clone(), ptr, ty }
+    }
+
+    pub(super) fn ptr(&self) -> Ptr {
+        self.ptr
     }
 
     /// Element type and dimensions.

@@ -1,80 +1,43 @@
-//! Compiled programs: what they take and give, running them, and their serialized form.
-
-use std::fmt;
+//! Programs loaded on devices: compiling or deserializing them, and running them.
 
 use super::{
     abi::{
-        CStruct, ExecutableDestroy, ExecutableGetCompiledMemoryStats, ExecutableNumOutputs, ExecutableOptimizedProgram,
-        ExecutableSerialize, ExecuteOptions, LoadedExecutableAddressableDevices, LoadedExecutableDestroy,
-        LoadedExecutableExecute, LoadedExecutableGetExecutable, Padded, Program as CProgram, Ptr,
+        CStruct, ClientCompile, ExecutableDeserializeAndLoad, ExecuteOptions, LoadedExecutableAddressableDevices,
+        LoadedExecutableDestroy, LoadedExecutableExecute, LoadedExecutableGetExecutable, Padded, Ptr,
     },
-    api::{Api, handles, string},
+    api::handles,
     buffer::Buffer,
-    client::{Client, Device},
-    element_type::ElementType,
+    client::Client,
+    compile_options::CompileOptions,
+    device::Device,
     error::{Error, Result},
     event::Event,
+    program::{CompiledMemoryStats, Description, Program, Signature},
 };
 
-/// Element type and dimensions of an array.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorType {
-    pub element_type: ElementType,
-    pub dims: Vec<i64>,
-}
-
-impl TensorType {
-    /// A type from its parts.
-    pub fn new(element_type: ElementType, dims: impl Into<Vec<i64>>) -> Self {
-        Self { element_type, dims: dims.into() }
+impl Client {
+    /// Compiles and loads a program. The signature is what the program's author says of it (see [`Signature`]).
+    pub fn compile(&self, program: &Program<'_>, options: &CompileOptions, signature: Signature) -> Result<Executable> {
+        let (c_program, options) = (program.as_c(), options.encode());
+        let out = self.api().call(ClientCompile {
+            client: self.ptr(),
+            program: &raw const c_program,
+            compile_options: options.as_ptr().cast(),
+            compile_options_size: options.len(),
+            ..CStruct::zeroed()
+        })?;
+        Executable::new(self, out.executable, signature)
     }
 
-    /// Number of elements.
-    pub fn elements(&self) -> usize {
-        self.dims.iter().product::<i64>() as usize
-    }
-
-    /// Size in host memory, row-major and dense.
-    pub fn host_bytes(&self) -> usize {
-        self.elements() * self.element_type.host_bits() / 8
-    }
-}
-
-impl fmt::Display for TensorType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let dims: Vec<String> = self.dims.iter().map(ToString::to_string).collect();
-        write!(f, "{}[{}]", format!("{:?}", self.element_type).to_lowercase(), dims.join(","))
-    }
-}
-
-/// What a program takes and gives on each device. The C API does not tell the parameters of a compiled program, so the
-/// one who emitted it does; every execution is checked against it.
-#[derive(Clone, Debug, Default)]
-pub struct Signature {
-    /// Name and type of each parameter; the names are for error messages.
-    pub parameters: Vec<(String, TensorType)>,
-    pub outputs: Vec<TensorType>,
-    /// Parameters whose memory an output reuses, if they are donated.
-    pub aliased: Vec<usize>,
-}
-
-/// A program as the plugin takes it.
-#[derive(Clone, Debug)]
-pub struct Program<'a> {
-    pub code: &'a [u8],
-    /// `"hlo"` (a serialized HloModuleProto) or `"mlir"`.
-    pub format: &'a str,
-}
-
-impl Program<'_> {
-    pub(super) fn as_c(&self) -> CProgram {
-        CProgram {
-            code: self.code.as_ptr().cast_mut().cast(), // in/out in the C API; compile only reads it
-            code_size: self.code.len(),
-            format: self.format.as_ptr().cast(),
-            format_size: self.format.len(),
-            ..CProgram::zeroed()
-        }
+    /// Loads what [`Executable::serialize`] wrote, with the same plugin version on the same kind of machine.
+    pub fn deserialize(&self, bytes: &[u8], signature: Signature) -> Result<Executable> {
+        let out = self.api().call(ExecutableDeserializeAndLoad {
+            client: self.ptr(),
+            serialized_executable: bytes.as_ptr().cast(),
+            serialized_executable_size: bytes.len(),
+            ..CStruct::zeroed()
+        })?;
+        Executable::new(self, out.loaded_executable, signature)
     }
 }
 
@@ -95,19 +58,6 @@ impl Arg<'_> {
     }
 }
 
-/// Memory that a compiled program needs on each device, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CompiledMemoryStats {
-    pub generated_code: i64,
-    pub arguments: i64,
-    pub outputs: i64,
-    /// Part of `outputs` that lives in donated arguments.
-    pub alias: i64,
-    pub temporaries: i64,
-    /// 0 where the plugin does not tell.
-    pub peak: i64,
-}
-
 /// An execution under way: its outputs, and an event per device.
 pub struct Execution {
     outputs: Vec<Vec<Buffer>>,
@@ -121,72 +71,6 @@ impl Execution {
         let results: Vec<Result<()>> = self.done.into_iter().map(Event::wait).collect();
         results.into_iter().collect::<Result<()>>()?;
         Ok(self.outputs)
-    }
-}
-
-/// The handle of a `PJRT_Executable`, which describes a program, loaded or not.
-pub(super) struct Description {
-    api: Api,
-    ptr: Ptr,
-}
-// SAFETY: executables are immutable and thread-safe.
-unsafe impl Send for Description {}
-// SAFETY: as above.
-unsafe impl Sync for Description {}
-
-impl Description {
-    pub(super) fn new(api: &Api, ptr: Ptr) -> Self {
-        Self { api: api.clone(), ptr }
-    }
-
-    fn num_outputs(&self) -> Result<usize> {
-        Ok(self.api.call(ExecutableNumOutputs { executable: self.ptr, ..CStruct::zeroed() })?.num_outputs)
-    }
-
-    pub(super) fn memory_stats(&self) -> Result<CompiledMemoryStats> {
-        let stats = self.api.call(ExecutableGetCompiledMemoryStats { executable: self.ptr, ..CStruct::zeroed() })?;
-        Ok(CompiledMemoryStats {
-            generated_code: stats.generated_code_size_in_bytes,
-            arguments: stats.argument_size_in_bytes,
-            outputs: stats.output_size_in_bytes,
-            alias: stats.alias_size_in_bytes,
-            temporaries: stats.temp_size_in_bytes,
-            peak: stats.peak_memory_in_bytes,
-        })
-    }
-
-    /// The program after the plugin's optimisations: (format, bytes).
-    pub(super) fn optimized_program(&self) -> Result<(String, Vec<u8>)> {
-        let mut program = Padded::new(CProgram::zeroed());
-        // First call: the plugin tells the size; second call: it fills the memory.
-        let ask = |program: &mut Padded<CProgram>| {
-            let args = ExecutableOptimizedProgram { executable: self.ptr, ..CStruct::zeroed() };
-            self.api.call(ExecutableOptimizedProgram { program: &raw mut program.value, ..args })
-        };
-        ask(&mut program)?;
-        let mut code = vec![0u8; program.value.code_size];
-        program.value.code = code.as_mut_ptr().cast();
-        ask(&mut program)?;
-        Ok((string(program.value.format, program.value.format_size), code))
-    }
-
-    pub(super) fn serialize(&self) -> Result<Vec<u8>> {
-        let out = self.api.call(ExecutableSerialize { executable: self.ptr, ..CStruct::zeroed() })?;
-        // SAFETY: the plugin returned this many bytes, alive until the deleter is called.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(out.serialized_bytes.cast::<u8>(), out.serialized_bytes_size).to_vec()
-        };
-        if let Some(delete) = out.serialized_executable_deleter {
-            // SAFETY: called once, with the object that it belongs to; the bytes were copied.
-            unsafe { delete(out.serialized_executable) };
-        }
-        Ok(bytes)
-    }
-}
-
-impl Drop for Description {
-    fn drop(&mut self) {
-        self.api.destroy(ExecutableDestroy { executable: self.ptr, ..CStruct::zeroed() });
     }
 }
 
@@ -205,7 +89,7 @@ unsafe impl Sync for Executable {}
 
 impl Executable {
     /// Takes ownership of a loaded executable and checks that it has the outputs that the signature tells.
-    pub(super) fn new(client: &Client, loaded: Ptr, signature: Signature) -> Result<Self> {
+    fn new(client: &Client, loaded: Ptr, signature: Signature) -> Result<Self> {
         let api = client.api();
         let description =
             match api.call(LoadedExecutableGetExecutable { loaded_executable: loaded, ..CStruct::zeroed() }) {
@@ -256,17 +140,23 @@ impl Executable {
 
     /// Starts the program on all its devices. `args` is `[device][parameter]`, in the order of [`Self::devices`].
     ///
-    /// Refused before the plugin sees them: a wrong number of devices or arguments, a wrong element type or dims, a
-    /// buffer that was donated before, and a donation on one device that is none on another.
-    pub fn execute(&self, args: Vec<Vec<Arg<'_>>>) -> Result<Execution> {
+    /// `launch_id` counts the executions of this process: 1, 2, 3, and so on. Where a program spans several
+    /// hosts, the plugin compares the ids, and so notices hosts that launch in different orders. 0 turns that off.
+    ///
+    /// # Errors
+    /// Refuses, before the plugin sees them, a wrong number of devices or arguments, a wrong element type or dims, a
+    /// buffer that was donated before, and an argument that is donated on some devices only. Otherwise returns the
+    /// plugin's own error.
+    pub fn execute(&self, launch_id: i32, args: Vec<Vec<Arg<'_>>>) -> Result<Execution> {
         self.check_args(&args)?;
         let api = self.client.api();
         let pointers: Vec<Vec<Ptr>> =
-            args.iter().map(|list| list.iter().map(|arg| arg.buffer().ptr).collect()).collect();
+            args.iter().map(|list| list.iter().map(|arg| arg.buffer().ptr()).collect()).collect();
         let lists: Vec<*const Ptr> = pointers.iter().map(|list| list.as_ptr()).collect();
         let kept = |&i: &usize| matches!(args[0][i], Arg::Keep(_));
         let not_donated: Vec<i64> = self.signature.aliased.iter().copied().filter(kept).map(|i| i as i64).collect();
         let options = Padded::new(ExecuteOptions {
+            launch_id,
             non_donatable_input_indices: not_donated.as_ptr(),
             num_non_donatable_input_indices: not_donated.len(),
             ..ExecuteOptions::zeroed()

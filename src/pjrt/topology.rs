@@ -2,16 +2,24 @@
 
 use super::{
     abi::{
-        CStruct, CompileAot, DeviceDescriptionToString, Ptr, TopologyDescriptionAttributes, TopologyDescriptionCreate,
-        TopologyDescriptionDestroy, TopologyDescriptionGetDeviceDescriptions, TopologyDescriptionPlatformName,
-        TopologyDescriptionPlatformVersion,
+        CStruct, ClientTopologyDescription, CompileAot, DeviceDescriptionToString, Ptr, TopologyDescriptionAttributes,
+        TopologyDescriptionCreate, TopologyDescriptionDestroy, TopologyDescriptionGetDeviceDescriptions,
+        TopologyDescriptionPlatformName, TopologyDescriptionPlatformVersion,
     },
     api::{Api, Options, handles, named_values, read_named_values, string},
     client::Client,
     compile_options::CompileOptions,
     error::Result,
-    executable::{CompiledMemoryStats, Description, Program},
+    program::{CompiledMemoryStats, Description, Program},
 };
+
+impl Client {
+    /// The topology that this client's devices form.
+    pub fn topology(&self) -> Result<Topology> {
+        let out = self.api().call(ClientTopologyDescription { client: self.ptr(), ..CStruct::zeroed() })?;
+        Ok(Topology { api: self.api().clone(), ptr: out.topology, client: Some(self.clone()) })
+    }
+}
 
 /// A topology such as `v5e:2x2`.
 pub struct Topology {
@@ -38,10 +46,6 @@ impl Topology {
             ..CStruct::zeroed()
         })?;
         Ok(Self { api: api.clone(), ptr: out.topology, client: None })
-    }
-
-    pub(super) fn of_client(client: &Client, ptr: Ptr) -> Self {
-        Self { api: client.api().clone(), ptr, client: Some(client.clone()) }
     }
 
     /// `tpu`, `cuda` or `cpu`.

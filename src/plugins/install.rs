@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Kind, PluginError, Result,
     index::{Index, PipConfig},
-    pinned::{PINNED, Pinned},
+    pinned::{PINNED, PinnedPlugin},
 };
 use crate::{
     cache_dir::cache_dir,
@@ -33,7 +33,7 @@ struct Manifest {
 
 /// A plugin in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Installed {
+pub struct InstalledPlugin {
     pub kind: Kind,
     pub package: String,
     pub version: String,
@@ -46,11 +46,12 @@ fn plugins_dir(kind: Kind) -> Result<PathBuf> {
 }
 
 /// Plugins of this kind in the cache, those pinned first, in the order of the table.
-pub fn installed(kind: Kind) -> Result<Vec<Installed>> {
+pub fn installed(kind: Kind) -> Result<Vec<InstalledPlugin>> {
     let dir = plugins_dir(kind)?;
     let Ok(entries) = fs::read_dir(&dir) else { return Ok(Vec::new()) };
-    let mut found: Vec<Installed> = entries.flatten().filter_map(|entry| read_installed(kind, &entry.path())).collect();
-    let rank = |p: &Installed| {
+    let mut found: Vec<InstalledPlugin> =
+        entries.flatten().filter_map(|entry| read_installed(kind, &entry.path())).collect();
+    let rank = |p: &InstalledPlugin| {
         let pinned = PINNED.iter().position(|q| q.package == p.package && q.version == p.version);
         (pinned.unwrap_or(usize::MAX), p.version.clone())
     };
@@ -58,10 +59,10 @@ pub fn installed(kind: Kind) -> Result<Vec<Installed>> {
     Ok(found)
 }
 
-fn read_installed(kind: Kind, dir: &Path) -> Option<Installed> {
+fn read_installed(kind: Kind, dir: &Path) -> Option<InstalledPlugin> {
     let manifest: Manifest = serde_json::from_str(&fs::read_to_string(dir.join(MANIFEST)).ok()?).ok()?;
     let library = dir.join(&manifest.library);
-    library.is_file().then_some(Installed {
+    library.is_file().then_some(InstalledPlugin {
         kind,
         package: manifest.package,
         version: manifest.version,
@@ -73,7 +74,7 @@ fn read_installed(kind: Kind, dir: &Path) -> Option<Installed> {
 const MANIFEST: &str = "manifest.json";
 
 /// Reads the library again and compares its sha256 with the one taken when it was installed.
-pub fn verify(plugin: &Installed) -> Result<()> {
+pub fn verify(plugin: &InstalledPlugin) -> Result<()> {
     let wheel = |problem: io::Error| PluginError::Wheel { path: plugin.library.clone(), problem: problem.to_string() };
     let mut file = File::open(&plugin.library).map_err(wheel)?;
     let found = copy_with_sha256(&mut file, &mut io::sink(), |_| ()).map_err(wheel)?;
@@ -88,7 +89,7 @@ pub struct Installer<'a> {
 
 impl Installer<'_> {
     /// Downloads and installs this wheel, unless it is installed already.
-    pub fn install(&mut self, pinned: &Pinned) -> Result<Installed> {
+    pub fn install(&mut self, pinned: &PinnedPlugin) -> Result<InstalledPlugin> {
         let dir = plugins_dir(pinned.kind)?;
         // Two processes that need the same plugin: the second waits for the first, and finds it installed.
         let _lock = lock(&dir)?;
@@ -97,7 +98,7 @@ impl Installer<'_> {
         }
         let config = PipConfig::read();
         if self.offline || config.no_index {
-            let Pinned { kind, package, version, .. } = *pinned;
+            let PinnedPlugin { kind, package, version, .. } = *pinned;
             return Err(PluginError::Offline { kind, package, version });
         }
         let index = Index::new(&config)?;
@@ -135,7 +136,7 @@ impl Installer<'_> {
     }
 
     /// Installs from a wheel file that the user has. It must be one of the pinned ones of this kind.
-    pub fn install_file(&mut self, kind: Kind, wheel: &Path) -> Result<Installed> {
+    pub fn install_file(&mut self, kind: Kind, wheel: &Path) -> Result<InstalledPlugin> {
         let unusable = |problem: String| PluginError::Wheel { path: wheel.to_owned(), problem };
         let mut file = File::open(wheel).map_err(|e| unusable(e.to_string()))?;
         let found = copy_with_sha256(&mut file, &mut io::sink(), |_| ()).map_err(|e| unusable(e.to_string()))?;
@@ -160,7 +161,7 @@ impl Installer<'_> {
     }
 }
 
-fn target(dir: &Path, pinned: &Pinned) -> PathBuf {
+fn target(dir: &Path, pinned: &PinnedPlugin) -> PathBuf {
     dir.join(format!("{}-{}", pinned.version, &pinned.sha256[..16]))
 }
 
@@ -175,7 +176,7 @@ fn lock(dir: &Path) -> Result<File> {
 }
 
 /// Unpacks the plugin into a directory beside its place.
-fn stage(pinned: &Pinned, wheel: &Path, dir: &Path) -> Result<tempfile::TempDir> {
+fn stage(pinned: &PinnedPlugin, wheel: &Path, dir: &Path) -> Result<tempfile::TempDir> {
     let unusable = |problem: String| PluginError::Wheel { path: wheel.to_owned(), problem };
     let written = |cause| PluginError::Write { path: dir.to_owned(), cause };
     let mut archive = open_wheel(wheel)?;
@@ -236,7 +237,7 @@ fn unpack_all(wheel: &Path, name: &str, to: &Path) -> Result<()> {
 }
 
 /// Renames what was staged to its place: a reader sees all of it or nothing.
-fn put(pinned: &Pinned, staged: tempfile::TempDir, dir: &Path) -> Result<Installed> {
+fn put(pinned: &PinnedPlugin, staged: tempfile::TempDir, dir: &Path) -> Result<InstalledPlugin> {
     let written = |cause| PluginError::Write { path: dir.to_owned(), cause };
     fs::set_permissions(staged.path(), fs::Permissions::from_mode(0o755)).map_err(written)?;
     let place = target(dir, pinned);

@@ -10,7 +10,7 @@ use super::{Kind, PluginError, Result, install::installed, pinned::PINNED};
 
 /// Where a plugin was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum PluginSource {
     /// `--plugin`
     Flag,
     /// An environment variable.
@@ -20,7 +20,7 @@ pub enum Source {
     LoaderPath,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for PluginSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag => f.write_str("--plugin"),
@@ -34,25 +34,25 @@ impl fmt::Display for Source {
 
 /// A plugin file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct LocatedPlugin {
     pub path: PathBuf,
-    pub source: Source,
+    pub source: PluginSource,
 }
 
 /// The plugin that the user named, if any: by `--plugin`, else by `PJRT_PLUGIN`.
-pub fn named(flag: Option<&Path>) -> Option<Found> {
-    let by_flag = flag.map(|path| Found { path: path.to_owned(), source: Source::Flag });
+pub fn named(flag: Option<&Path>) -> Option<LocatedPlugin> {
+    let by_flag = flag.map(|path| LocatedPlugin { path: path.to_owned(), source: PluginSource::Flag });
     by_flag.or_else(|| by_variable("PJRT_PLUGIN"))
 }
 
-fn by_variable(name: &'static str) -> Option<Found> {
+fn by_variable(name: &'static str) -> Option<LocatedPlugin> {
     let path = env::var_os(name).filter(|value| !value.is_empty())?;
-    Some(Found { path: path.into(), source: Source::Variable(name) })
+    Some(LocatedPlugin { path: path.into(), source: PluginSource::Variable(name) })
 }
 
 /// Looks for the plugin of this kind, in the documented order. A path that the user named is taken as it is, so that a
 /// mistake in it is reported when it is loaded, and not hidden by the next place.
-pub fn locate(kind: Kind, flag: Option<&Path>) -> Result<Found> {
+pub fn locate(kind: Kind, flag: Option<&Path>) -> Result<LocatedPlugin> {
     if let Some(found) = named(flag) {
         return Ok(found);
     }
@@ -66,7 +66,7 @@ pub fn locate(kind: Kind, flag: Option<&Path>) -> Result<Found> {
     match installed(kind) {
         Ok(plugins) => {
             if let Some(plugin) = plugins.first() {
-                return Ok(Found { path: plugin.library.clone(), source: Source::Cache });
+                return Ok(LocatedPlugin { path: plugin.library.clone(), source: PluginSource::Cache });
             }
             tried.push("  the plugin cache: none of this kind".into());
         }
@@ -77,7 +77,7 @@ pub fn locate(kind: Kind, flag: Option<&Path>) -> Result<Found> {
         for member in &members {
             let path = dir.join(member);
             if path.is_file() {
-                return Ok(Found { path, source: Source::SitePackages });
+                return Ok(LocatedPlugin { path, source: PluginSource::SitePackages });
             }
         }
         tried.push(format!("  {}: no {}", dir.display(), members.join(", no ")));
@@ -87,7 +87,7 @@ pub fn locate(kind: Kind, flag: Option<&Path>) -> Result<Found> {
         for member in &members {
             let path = dir.join(Path::new(member).file_name().expect("members are files"));
             if path.is_file() {
-                return Ok(Found { path, source: Source::LoaderPath });
+                return Ok(LocatedPlugin { path, source: PluginSource::LoaderPath });
             }
         }
         tried.push(format!("  {}: none", dir.display()));

@@ -11,9 +11,9 @@ mod locate;
 mod pinned;
 mod probe;
 
-pub use install::{Installed, Installer, installed, verify};
-pub use locate::{Found, Source, locate, named};
-pub use pinned::{PINNED, Pinned, pinned_for};
+pub use install::{InstalledPlugin, Installer, installed, verify};
+pub use locate::{LocatedPlugin, PluginSource, locate, named};
+pub use pinned::{PINNED, PinnedPlugin, pinned_for};
 pub use probe::{DeviceFile, System, tpu_chips};
 
 use std::{fmt, path::PathBuf, str::FromStr};

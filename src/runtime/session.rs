@@ -9,6 +9,7 @@ use super::{
     },
     buckets::{MAX_STEP_TOKENS, step_sizes, window_for},
     model::Model,
+    programs::next_launch_id,
 };
 use crate::{
     compile::tensor_type,

@@ -14,7 +14,10 @@ pub use minimal::minimal_tokenizer_json;
 pub use stop::StopStrings;
 pub use stream::Detokenizer;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// A tokenizer that cannot be loaded or used.
 #[derive(Debug, thiserror::Error)]
@@ -128,8 +131,8 @@ impl Tokenizer {
     }
 
     /// A detokenizer for one stream of tokens.
-    pub fn stream(&self) -> Detokenizer<'_> {
-        Detokenizer::new(self)
+    pub fn stream(self: &Arc<Self>) -> Detokenizer {
+        Detokenizer::new(self.clone())
     }
 }
 

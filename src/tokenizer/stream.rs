@@ -1,19 +1,21 @@
 //! Text as it comes, token by token.
 
+use std::sync::Arc;
+
 use super::{Tokenizer, TokenizerError};
 
 /// Turns a stream of tokens into text, piece by piece. A piece never ends inside a UTF-8 character: bytes of an unfinished
 /// one are held back until the rest arrives or the stream ends.
-pub struct Detokenizer<'t> {
-    tokenizer: &'t Tokenizer,
+pub struct Detokenizer {
+    tokenizer: Arc<Tokenizer>,
     /// Tokens decoded so far that later ones may depend on, and those not given out yet.
     ids: Vec<u32>,
     /// `ids[..given]` have been given out as text.
     given: usize,
 }
 
-impl<'t> Detokenizer<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer) -> Self {
+impl Detokenizer {
+    pub(super) fn new(tokenizer: Arc<Tokenizer>) -> Self {
         Self { tokenizer, ids: Vec::new(), given: 0 }
     }
 

@@ -79,7 +79,7 @@ pub fn run_on_devices(module: &Module, inputs: &[Vec<Literal>]) -> Vec<Vec<Vec<u
         .map(|(list, device)| list.iter().map(|literal| upload(literal, device)).collect())
         .collect();
     let args = buffers.iter().map(|list| list.iter().map(Arg::Keep).collect()).collect();
-    let outputs = executable.execute(args).unwrap().wait().unwrap();
+    let outputs = executable.execute(0, args).unwrap().wait().unwrap();
     outputs.iter().map(|list| list.iter().map(|b| b.to_host().unwrap()).collect()).collect()
 }
 

@@ -10,8 +10,9 @@ use gemma_pjrt::{
     checkpoint::Checkpoint,
     engine::Engine,
     eval::{
-        Ask, Chat, Choices, Dataset, Evaluation, Format, Generate, Group, Item, Likelihood, Metric, Response, Scorer,
-        Task, generate, items, judge, named, results_json, run_programs, score,
+        ChatFormat, Dataset, EvalRequest, Evaluation, GenerationConfig, Group, Item, Likelihood, Metric,
+        MultipleChoice, PromptFormat, Response, Scorer, Task, generate, grade, items, results_json, run_programs,
+        score, tasks_by_name,
     },
     gemma::{Config, Target},
     hlo::Mesh,
@@ -40,9 +41,9 @@ struct Run {
 const WORDS_MAX: usize = 32;
 
 /// All documents of a task's small dataset.
-fn golden_items(task: &Task, num_fewshot: usize, max_length: usize, chat: Option<Chat>) -> Vec<Item> {
+fn golden_items(task: &Task, num_fewshot: usize, max_length: usize, chat: Option<ChatFormat>) -> Vec<Item> {
     let dataset = Dataset::open(&dir().join("data"), &task.dataset, task.config.as_deref()).unwrap();
-    let format = Format { tokenizer: demo_tokenizer(), num_fewshot: Some(num_fewshot), max_length, chat };
+    let format = PromptFormat { tokenizer: demo_tokenizer(), num_fewshot: Some(num_fewshot), max_length, chat };
     items(task, &dataset, &dataset.split(&task.split).unwrap(), format, |_| true).unwrap()
 }
 
@@ -50,15 +51,15 @@ fn runs() -> Vec<Run> {
     let text = std::fs::read_to_string(dir().join("expected.json")).unwrap();
     let all: Vec<Value> = serde_json::from_str(&text).unwrap();
     let run = |expected: Value| {
-        let mut task = named(&[expected["task"].as_str().unwrap().to_owned()]).unwrap().remove(0);
+        let mut task = tasks_by_name(&[expected["task"].as_str().unwrap().to_owned()]).unwrap().remove(0);
         if let Some(generate) = &mut task.generate {
             generate.max_tokens = WORDS_MAX;
         }
         let num_fewshot = expected["num_fewshot"].as_u64().unwrap() as usize;
         let chat = match expected["chat"].as_str() {
             None => None,
-            Some("multiturn") => Some(Chat::Multiturn),
-            Some(_) => Some(Chat::SingleTurn),
+            Some("multiturn") => Some(ChatFormat::Multiturn),
+            Some(_) => Some(ChatFormat::SingleTurn),
         };
         let items = golden_items(&task, num_fewshot, MAX_LENGTH, chat);
         Run { task, num_fewshot, items, expected }
@@ -73,17 +74,17 @@ fn random_model() -> Arc<Model> {
     load_f32(&checkpoint, config, KERNELS, Mesh::SINGLE)
 }
 
-fn choices(item: &Item) -> &Choices {
-    match &item.ask {
-        Ask::Choices(choices) => choices,
-        Ask::Words { .. } => panic!("it has no choices"),
+fn choices(item: &Item) -> &MultipleChoice {
+    match &item.request {
+        EvalRequest::Loglikelihood(choices) => choices,
+        EvalRequest::GenerateUntil { .. } => panic!("it has no choices"),
     }
 }
 
 fn contexts(item: &Item) -> &str {
-    match &item.ask {
-        Ask::Choices(choices) => &choices.pairs[0].context,
-        Ask::Words { context, .. } => context,
+    match &item.request {
+        EvalRequest::Loglikelihood(choices) => &choices.instances[0].context,
+        EvalRequest::GenerateUntil { context, .. } => context,
     }
 }
 
@@ -91,7 +92,7 @@ fn contexts(item: &Item) -> &str {
 fn scored(scorer: &mut Scorer, items: &[Item]) -> Vec<Vec<Likelihood>> {
     let mut found = vec![vec![]; items.len()];
     let keep = |i: usize, response| {
-        let Response::Likelihoods(likelihoods) = response else { panic!("{response:?}") };
+        let Response::Loglikelihoods(likelihoods) = response else { panic!("{response:?}") };
         assert!(std::mem::replace(&mut found[i], likelihoods).is_empty());
     };
     score(scorer, &items.iter().collect::<Vec<_>>(), || true, keep).unwrap();
@@ -103,27 +104,26 @@ fn check_figures(run: &Run, responses: &[Response]) {
     let name = format!("{}, {} examples, {}", run.task.name, run.num_fewshot, run.expected["by"]);
     let mut evaluation = Evaluation::new(run.task.clone(), run.num_fewshot, run.items.len());
     for (i, (item, response)) in run.items.iter().zip(responses).enumerate() {
-        let mut judged = judge(&run.task, item, response).unwrap();
-        for judged in &mut judged {
-            let Some(read) = &judged.read else { continue };
-            let mut expected = &run.expected["read"][&judged.reading][i];
+        let mut graded = grade(&run.task, item, response).unwrap();
+        for graded in &mut graded {
+            let Some(filtered) = &graded.filtered else { continue };
+            let mut expected = &run.expected["read"][&graded.filter][i];
             if let Some(list) = expected.as_array() {
                 expected = &list[0];
             }
-            assert_eq!(read, expected.as_str().unwrap(), "{name}, {}, document {i}", judged.reading);
-            if let Some(program) = judged.program(&run.task, item) {
-                judged.set_passes(&run.task, run_programs(&[program], || true).unwrap()[0].unwrap());
+            assert_eq!(filtered, expected.as_str().unwrap(), "{name}, {}, document {i}", graded.filter);
+            if let Some(program) = graded.program(&run.task, item) {
+                graded.set_passes(&run.task, run_programs(&[program], || true).unwrap()[0].unwrap());
             }
-            let values: Vec<f64> = judged.values.iter().map(|values| values[0]).collect();
-            let expected: Vec<f64> =
-                serde_json::from_value(run.expected["values"][&judged.reading][i].clone()).unwrap();
+            let values: Vec<f64> = graded.values.iter().map(|values| values[0]).collect();
+            let expected: Vec<f64> = serde_json::from_value(run.expected["values"][&graded.filter][i].clone()).unwrap();
             assert_eq!(
                 values, expected,
                 "{name}, {}, document {i}: {:?} for {}",
-                judged.reading, judged.read, item.target
+                graded.filter, graded.filtered, item.target
             );
         }
-        evaluation.add(&judged);
+        evaluation.add(&graded);
     }
     let results = results_json(&[evaluation], Value::Null);
     let own = results["results"][&run.task.name].as_object().unwrap();
@@ -164,7 +164,7 @@ fn prompts_likelihoods_and_figures_are_those_of_the_harness() {
                 assert_eq!(found.is_greedy, is_greedy, "{name}, document {i}, choice {choice}");
             }
         }
-        check_figures(&run, &found.into_iter().map(Response::Likelihoods).collect::<Vec<_>>());
+        check_figures(&run, &found.into_iter().map(Response::Loglikelihoods).collect::<Vec<_>>());
     }
 }
 
@@ -177,7 +177,7 @@ fn answers_in_words_are_written_and_read_as_by_the_harness() {
         let Some(how) = &run.task.generate else { continue };
         let expected: Vec<Response> = serde_json::from_value(run.expected["responses"].clone()).unwrap();
         if run.expected["by"] == "demo" {
-            let items: Vec<(&Item, &Generate)> = run.items.iter().map(|item| (item, how)).collect();
+            let items: Vec<(&Item, &GenerationConfig)> = run.items.iter().map(|item| (item, how)).collect();
             let mut found = vec![None; items.len()];
             let keep = |i: usize, response| found[i] = Some(response);
             let eos = vec![demo_tokenizer().special().eos];
@@ -230,10 +230,10 @@ fn the_demo_model_knows_its_own_answers() {
     }
     let dir = tempfile::tempdir().unwrap();
     let (mut lines, mut documents) = (String::new(), 0);
-    for pairs in by_skill.values() {
-        for (i, (question, answer)) in pairs.iter().enumerate() {
+    for instances in by_skill.values() {
+        for (i, (question, answer)) in instances.iter().enumerate() {
             let mut choices = vec![answer.clone()];
-            let others = (1..pairs.len()).map(|j| &pairs[(i + j) % pairs.len()].1);
+            let others = (1..instances.len()).map(|j| &instances[(i + j) % instances.len()].1);
             for other in others {
                 if choices.len() < 4 && !choices.contains(other) {
                     choices.push(other.clone());
@@ -263,9 +263,9 @@ fn the_demo_model_knows_its_own_answers() {
         metrics = ["acc"]
     "#;
     std::fs::write(&file, text).unwrap();
-    let task = named(&[file.to_str().unwrap().to_owned()]).unwrap().remove(0);
+    let task = tasks_by_name(&[file.to_str().unwrap().to_owned()]).unwrap().remove(0);
     let dataset = Dataset::open(dir.path(), &task.dataset, None).unwrap();
-    let format = Format { tokenizer: demo_tokenizer(), num_fewshot: None, max_length: 512, chat: None };
+    let format = PromptFormat { tokenizer: demo_tokenizer(), num_fewshot: None, max_length: 512, chat: None };
     let items = items(&task, &dataset, &dataset.split(&task.split).unwrap(), format, |_| true).unwrap();
     assert_eq!((items.len(), documents > 300), (documents, true), "{documents}");
     let likelihoods = scored(&mut Scorer::new(demo_model(KERNELS, Mesh::SINGLE), 512).unwrap(), &items);
@@ -282,15 +282,17 @@ fn the_demo_model_knows_its_own_answers() {
 /// A header of examples is computed once for all documents that have it.
 #[test]
 fn shared_examples_are_computed_once() {
-    let task = named(&["mmlu_astronomy".to_owned()]).unwrap().remove(0);
+    let task = tasks_by_name(&["mmlu_astronomy".to_owned()]).unwrap().remove(0);
     const LONGEST: usize = 500;
     let all = golden_items(&task, 3, LONGEST, None);
-    let short: Vec<Item> =
-        all.into_iter().filter(|item| choices(item).pairs[0].context_tokens.len() < LONGEST && item.id != 9).collect();
+    let short: Vec<Item> = all
+        .into_iter()
+        .filter(|item| choices(item).instances[0].context_tokens.len() < LONGEST && item.id != 9)
+        .collect();
     assert!(short.len() > 40, "{}", short.len());
     let mut scorer = Scorer::new(demo_model(KERNELS, Mesh::SINGLE), 512).unwrap();
     scored(&mut scorer, &short);
-    let asked: usize = short.iter().map(|item| choices(item).pairs[0].context_tokens.len()).sum();
+    let asked: usize = short.iter().map(|item| choices(item).instances[0].context_tokens.len()).sum();
     assert_eq!(scorer.computed + scorer.reused, asked as u64, "a step for each document, not for each choice");
     assert!(scorer.reused > scorer.computed, "{} of {asked} were computed", scorer.computed);
 }

@@ -503,10 +503,10 @@ fn call(
     let graph = Graph::new("call");
     let declare = |(i, l): (usize, &Literal)| graph.parameter(&format!("x{i}"), l.shape.clone());
     let parameters: Vec<Op<'_>> = operands.iter().enumerate().map(declare).collect();
-    let outputs = graph.custom_call(target, &parameters, results, &[]);
+    let outputs = graph.custom_call(target, &parameters, results, &[], aliases);
     let module = graph.finish(&outputs).unwrap();
     let device = &platform().devices(1).unwrap()[0];
-    let code = encode_with_aliases(&module, aliases);
+    let code = module.encode();
     let program = Program { code: &code, format: "hlo" };
     let options = CompileOptions::replicas([device.id().unwrap()]);
     let executable = platform().client.compile(&program, &options, signature(&module)).unwrap();
@@ -515,51 +515,12 @@ fn call(
         platform().client.upload(&literal.bytes, &ty, device).unwrap()
     };
     let buffers: Vec<_> = operands.iter().map(upload).collect();
-    let outputs = executable.execute(vec![buffers.iter().map(Arg::Keep).collect()])?.wait()?;
+    let outputs = executable.execute(0, vec![buffers.iter().map(Arg::Keep).collect()])?.wait()?;
     // Kept parameters are not written to: XLA copies them for the call.
     for (buffer, literal) in buffers.iter().zip(operands) {
         assert!(buffer.to_host()? == literal.bytes, "a parameter has changed");
     }
     outputs[0].iter().map(|output| output.to_host()).collect()
-}
-
-/// `HloInstructionProto.output_operand_aliasing`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct OutputOperandAliasing {
-    #[prost(int64, repeated, tag = "1")]
-    output_shape_index: Vec<i64>,
-    #[prost(int64, tag = "2")]
-    operand_index: i64,
-}
-
-/// Encodes a module whose custom calls alias results to operands.
-fn encode_with_aliases(module: &Module, aliases: &[(usize, usize)]) -> Vec<u8> {
-    const COMPUTATIONS: u32 = 3;
-    const INSTRUCTIONS: u32 = 2;
-    const OUTPUT_OPERAND_ALIASING: u32 = 74;
-    let mut module = module.to_proto();
-    let computations = std::mem::take(&mut module.computations);
-    // Fields of one message may follow each other in any order.
-    let mut code = module.encode_to_vec();
-    for mut computation in computations {
-        let instructions = std::mem::take(&mut computation.instructions);
-        let mut bytes = computation.encode_to_vec();
-        for instruction in instructions {
-            let mut encoded = instruction.encode_to_vec();
-            if instruction.opcode == "custom-call" {
-                for &(result, operand) in aliases {
-                    let aliasing = OutputOperandAliasing {
-                        output_shape_index: vec![result as i64],
-                        operand_index: operand as i64,
-                    };
-                    prost::encoding::message::encode(OUTPUT_OPERAND_ALIASING, &aliasing, &mut encoded);
-                }
-            }
-            prost::encoding::bytes::encode(INSTRUCTIONS, &encoded, &mut bytes);
-        }
-        prost::encoding::bytes::encode(COMPUTATIONS, &bytes, &mut code);
-    }
-    code
 }
 
 /// Calls a handler that refuses its operands, and returns the error of the execution.

@@ -5,6 +5,7 @@ mod common;
 mod demo;
 mod engine;
 mod eval;
+mod floors;
 mod golden_hlo;
 mod hlo_ops;
 mod kernels;

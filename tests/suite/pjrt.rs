@@ -134,12 +134,12 @@ fn donated_memory_is_reused_and_kept_memory_is_not() {
     let executable = compile(&module, std::slice::from_ref(device));
     let x = upload(&[1.0; 1024], device);
     let y = upload(&[2.0; 1024], device);
-    let kept = executable.execute(vec![vec![Arg::Keep(&x), Arg::Keep(&y)]]).unwrap().wait().unwrap();
+    let kept = executable.execute(0, vec![vec![Arg::Keep(&x), Arg::Keep(&y)]]).unwrap().wait().unwrap();
     assert_eq!(kept[0][0].to_vec::<f32>().unwrap(), [3.0; 1024]);
     assert_eq!(y.to_vec::<f32>().unwrap(), [2.0; 1024], "kept arguments stay as they are");
 
     let address = y.device_address().unwrap();
-    let donated = executable.execute(vec![vec![Arg::Keep(&x), Arg::Donate(y)]]).unwrap().wait().unwrap();
+    let donated = executable.execute(0, vec![vec![Arg::Keep(&x), Arg::Donate(y)]]).unwrap().wait().unwrap();
     assert_eq!(donated[0][0].device_address().unwrap(), address);
     assert_eq!(donated[0][0].to_vec::<f32>().unwrap(), [3.0; 1024]);
     let stats = executable.memory_stats().unwrap();
@@ -154,7 +154,7 @@ fn wrong_arguments_never_reach_the_plugin() {
     let short = upload(&[1.0; 3], device);
     let integers = client().upload_slice(&[1, 2, 3, 4], &TensorType::new(ElementType::S32, [4]), device).unwrap();
     let refuse = |args: Vec<Vec<Arg<'_>>>, words: &[&str]| {
-        let error = executable.execute(args).err().expect("refused").to_string();
+        let error = executable.execute(0, args).err().expect("refused").to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     };
     refuse(vec![vec![Arg::Keep(&x)]], &["takes 2 arguments, 1 were given"]);
@@ -162,7 +162,7 @@ fn wrong_arguments_never_reach_the_plugin() {
     refuse(vec![vec![Arg::Keep(&integers), Arg::Keep(&x)]], &["argument 0 (x)", "s32[4]", "f32[4]"]);
     refuse(vec![], &["runs on 1 devices"]);
     refuse(vec![vec![Arg::Keep(&x), Arg::Keep(&x)], vec![Arg::Keep(&x), Arg::Keep(&x)]], &["for 2 were given"]);
-    let fine = executable.execute(vec![vec![Arg::Keep(&x), Arg::Keep(&x)]]).unwrap().wait().unwrap();
+    let fine = executable.execute(0, vec![vec![Arg::Keep(&x), Arg::Keep(&x)]]).unwrap().wait().unwrap();
     assert_eq!(fine[0][0].to_vec::<f32>().unwrap(), [2.0; 4]);
 }
 
@@ -177,12 +177,14 @@ fn several_devices_run_one_program() {
     let ids = |list: &[Device]| list.iter().map(|d| d.id().unwrap()).collect::<Vec<_>>();
     assert_eq!(ids(executable.devices()), ids(&devices));
     let inputs: Vec<Buffer> = (0..4).map(|d| upload(&[d as f32, 1.0], &devices[d])).collect();
-    let args = inputs.iter().map(|b| vec![Arg::Keep(b)]).collect();
-    for outputs in executable.execute(args).unwrap().wait().unwrap() {
-        assert_eq!(outputs[0].to_vec::<f32>().unwrap(), [6.0, 4.0]);
+    for launch_id in 0..4 {
+        let args = inputs.iter().map(|b| vec![Arg::Keep(b)]).collect();
+        for outputs in executable.execute(launch_id, args).unwrap().wait().unwrap() {
+            assert_eq!(outputs[0].to_vec::<f32>().unwrap(), [6.0, 4.0]);
+        }
     }
     let mixed = vec![vec![Arg::Keep(&inputs[0])], vec![Arg::Keep(&inputs[1])], vec![Arg::Keep(&inputs[2])], vec![]];
-    assert!(executable.execute(mixed).is_err());
+    assert!(executable.execute(0, mixed).is_err());
 }
 
 #[test]
@@ -194,7 +196,7 @@ fn programs_can_be_serialized_and_loaded() {
     let again = client().deserialize(&bytes, signature(&module)).unwrap();
     let (x, y) = (upload(&[1.0; 16], device), upload(&[5.0; 16], device));
     let address = y.device_address().unwrap();
-    let out = again.execute(vec![vec![Arg::Keep(&x), Arg::Donate(y)]]).unwrap().wait().unwrap();
+    let out = again.execute(0, vec![vec![Arg::Keep(&x), Arg::Donate(y)]]).unwrap().wait().unwrap();
     assert_eq!(out[0][0].to_vec::<f32>().unwrap(), [6.0; 16]);
     assert_eq!(out[0][0].device_address().unwrap(), address, "donation survives serialization");
     assert!(client().deserialize(b"not an executable", signature(&module)).is_err());
@@ -279,7 +281,10 @@ fn rust_functions_are_called_by_compiled_programs() {
         let n = dims.iter().product::<i64>() as usize;
         let x = client().upload_slice(&vec![2.0_f32; n], &f32_type(dims), device).unwrap();
         let executable = compile(&module, std::slice::from_ref(device));
-        executable.execute(vec![vec![Arg::Keep(&x)]]).and_then(|e| e.wait()).map(|o| o[0][0].to_vec::<f32>().unwrap())
+        executable
+            .execute(0, vec![vec![Arg::Keep(&x)]])
+            .and_then(|e| e.wait())
+            .map(|o| o[0][0].to_vec::<f32>().unwrap())
     };
     use ffi::Handler;
     assert_eq!(run(&[3], 5).unwrap(), [11.0; 3]);
@@ -299,7 +304,7 @@ fn many_threads_share_one_client() {
             scope.spawn(move || {
                 for i in 0..25 {
                     let (x, y) = (upload(&[thread as f32; 64], device), upload(&[i as f32; 64], device));
-                    let out = executable.execute(vec![vec![Arg::Keep(&x), Arg::Donate(y)]]).unwrap().wait().unwrap();
+                    let out = executable.execute(0, vec![vec![Arg::Keep(&x), Arg::Donate(y)]]).unwrap().wait().unwrap();
                     assert_eq!(out[0][0].to_vec::<f32>().unwrap(), [(thread + i) as f32; 64]);
                 }
             });

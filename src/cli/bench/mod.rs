@@ -14,9 +14,9 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     Outcome,
-    model_args::{Loaded, ModelArgs, Opened},
+    model_args::{LoadedModel, ModelArgs, OpenedModel},
     note,
-    process::Memory,
+    process::ProcessMemory,
 };
 use crate::{
     gemma::{Extension, Output, Program},
@@ -25,7 +25,7 @@ use crate::{
     runtime::Session,
     sampling::{Params, Sampler},
 };
-use report::{Figure, Report};
+use report::{FIRST_TOKEN_PROMPT, MachineLimits, Measurement, Report};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -51,31 +51,28 @@ pub struct Args {
     json: bool,
 }
 
-/// Tokens of the prompt whose first token is timed from the start of a process.
-const FIRST_TOKEN_PROMPT: i64 = 16;
-
 pub fn run(args: &Args) -> Result<Outcome> {
     let opened = args.model.open()?;
     let prompts = prompts(args, &opened)?;
     let platform = args.model.platform(&opened)?;
     let loaded = args.model.load(&opened, &platform)?;
     let mut bench = Bench { args, opened: &opened, loaded: &loaded, limits: Vec::new() };
-    let mut figures = Vec::new();
+    let mut measurements = Vec::new();
     for tokens in prompts {
-        figures.push(bench.prefill(tokens)?);
+        measurements.push(bench.prefill(tokens)?);
     }
     for &depth in args.depth.iter().filter(|_| args.decode > 0) {
         for &batch in &args.batch {
-            figures.push(bench.decode(depth, batch)?);
+            measurements.push(bench.decode(depth, batch)?);
         }
     }
     let report = Report {
         args: &args.model,
         opened: &opened,
         loaded: &loaded,
-        memory: Memory::now(),
+        memory: ProcessMemory::now(),
         limits: std::mem::take(&mut bench.limits),
-        figures,
+        measurements,
         first_token: first_token(args, &opened)?,
     };
     if args.json {
@@ -87,7 +84,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 }
 
 /// The prompts' lengths; a default one that is too long for this model is left out.
-fn prompts(args: &Args, opened: &Opened) -> Result<Vec<i64>> {
+fn prompts(args: &Args, opened: &OpenedModel) -> Result<Vec<i64>> {
     let context = opened.context;
     let needed = args.prompt.iter().flatten().copied().max().unwrap_or_default();
     let decoded = args.depth.iter().max().copied().unwrap_or_default() + args.decode;
@@ -97,24 +94,17 @@ fn prompts(args: &Args, opened: &Opened) -> Result<Vec<i64>> {
     Ok(args.prompt.clone().unwrap_or_else(|| [16, 128, 512].into_iter().filter(|&p| p <= context).collect()))
 }
 
-/// What the machine can do at one moment.
-#[derive(Clone, Copy)]
-struct Limits {
-    bytes_per_second: f64,
-    flops_per_second: f64,
-}
-
 struct Bench<'a> {
     args: &'a Args,
-    opened: &'a Opened,
-    loaded: &'a Loaded,
-    /// One measurement before each of the figures'; none on other platforms than CPU.
-    limits: Vec<Limits>,
+    opened: &'a OpenedModel,
+    loaded: &'a LoadedModel,
+    /// One measurement before each of the measurements'; none on other platforms than CPU.
+    limits: Vec<MachineLimits>,
 }
 
 impl Bench<'_> {
     /// Tokens per second of a prompt's prefill.
-    fn prefill(&mut self, tokens: i64) -> Result<Figure> {
+    fn prefill(&mut self, tokens: i64) -> Result<Measurement> {
         let mut session = self.session(1, tokens)?;
         let prompt = self.tokens(tokens);
         let work = [Extension { start: 0, tokens }];
@@ -125,7 +115,7 @@ impl Bench<'_> {
     }
 
     /// Tokens per second of all sequences together.
-    fn decode(&mut self, depth: i64, batch: i64) -> Result<Figure> {
+    fn decode(&mut self, depth: i64, batch: i64) -> Result<Measurement> {
         let steps = self.args.decode;
         let mut session = self.session(batch, depth + steps)?;
         let tokens = self.tokens(batch);
@@ -159,13 +149,13 @@ impl Bench<'_> {
         tokens: i64,
         work: &[Extension],
         mut run: impl FnMut() -> Result<i64>,
-    ) -> Result<Figure> {
+    ) -> Result<Measurement> {
         note(&format!("measuring {name}"));
         let model = &self.loaded.model;
         let program = Program::Decode { output: Output::Token(Sampler::Greedy) };
         let cost = model.spec(program, 1, 1, 1).cost(work);
         run()?; // compiles, and touches the weights
-        let mut figure = Figure { name, rates: vec![], shares: vec![] };
+        let mut figure = Measurement { name, rates: vec![], shares: vec![] };
         for _ in 0..self.args.reps {
             let limits = self.probe();
             let started = Instant::now();
@@ -181,14 +171,14 @@ impl Bench<'_> {
     }
 
     /// Measures the machine, where this process does the work: on one CPU device.
-    fn probe(&mut self) -> Option<Limits> {
+    fn probe(&mut self) -> Option<MachineLimits> {
         if !self.loaded.is_cpu || self.args.model.mesh != Mesh::SINGLE {
             return None;
         }
         let weights: Vec<&[u8]> = self.opened.checkpoint().tensors().values().map(|t| t.bytes.bytes()).collect();
         let machine = Machine::whole();
         let is_bf16 = self.args.model.dtype.dtype() == DType::BF16;
-        let limits = Limits {
+        let limits = MachineLimits {
             bytes_per_second: probe::read_bandwidth(machine, &weights),
             flops_per_second: probe::peak_flops(machine, is_bf16),
         };
@@ -199,7 +189,7 @@ impl Bench<'_> {
 
 /// Seconds from the start of a process to its first token, of which so many are prefill; one pair for each of the
 /// repetitions.
-fn first_token(args: &Args, opened: &Opened) -> Result<Vec<(f64, f64)>> {
+fn first_token(args: &Args, opened: &OpenedModel) -> Result<Vec<(f64, f64)>> {
     note(&format!("measuring the first token of {} processes", args.reps + 1));
     let tokens = FIRST_TOKEN_PROMPT.min(opened.context - 1);
     let ids: Vec<String> = (0..tokens).map(|i| (2 + i).to_string()).collect();

@@ -4,9 +4,11 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::{FIRST_TOKEN_PROMPT, Limits, Loaded, ModelArgs, Opened};
 use crate::{
-    cli::process::{Memory, size},
+    cli::{
+        model_args::{LoadedModel, ModelArgs, OpenedModel},
+        process::{ProcessMemory, size},
+    },
     gemma::weights::num_parameters,
     kernels::Machine,
 };
@@ -14,8 +16,18 @@ use crate::{
 /// Spread of a probe, of its median, above which a machine is called noisy.
 const NOISY: f64 = 0.15;
 
+/// Tokens of the prompt whose first token is timed from the start of a process.
+pub(super) const FIRST_TOKEN_PROMPT: i64 = 16;
+
+/// What the machine can do at one moment.
+#[derive(Clone, Copy)]
+pub(super) struct MachineLimits {
+    pub bytes_per_second: f64,
+    pub flops_per_second: f64,
+}
+
 /// One measured quantity.
-pub(super) struct Figure {
+pub(super) struct Measurement {
     pub name: String,
     /// Tokens per second.
     pub rates: Vec<f64>,
@@ -25,11 +37,11 @@ pub(super) struct Figure {
 
 pub(super) struct Report<'a> {
     pub args: &'a ModelArgs,
-    pub opened: &'a Opened,
-    pub loaded: &'a Loaded,
-    pub memory: Memory,
-    pub limits: Vec<Limits>,
-    pub figures: Vec<Figure>,
+    pub opened: &'a OpenedModel,
+    pub loaded: &'a LoadedModel,
+    pub memory: ProcessMemory,
+    pub limits: Vec<MachineLimits>,
+    pub measurements: Vec<Measurement>,
     /// Seconds to the first token from the start of a process, and those of its prefill.
     pub first_token: Vec<(f64, f64)>,
 }
@@ -42,7 +54,7 @@ impl Report<'_> {
         out += "|---|---:|---:|---|---:|---|---:|---:|---:|\n";
         let (size_, params) = (size(self.weight_bytes()), num_parameters(&self.opened.config) as f64);
         let params = if params < 1e9 { format!("{:.2} M", params / 1e6) } else { format!("{:.2} B", params / 1e9) };
-        for figure in &self.figures {
+        for figure in &self.measurements {
             let [low, middle, high] = spread(&figure.rates);
             let share = if figure.shares.is_empty() { "-".into() } else { format!("{:.2}", spread(&figure.shares)[1]) };
             let _ = writeln!(
@@ -79,7 +91,7 @@ impl Report<'_> {
     }
 
     /// A line on what the machine could do; nothing where that was not measured.
-    fn limit(&self, what: &str, value: fn(&Limits) -> f64) -> String {
+    fn limit(&self, what: &str, value: fn(&MachineLimits) -> f64) -> String {
         if self.limits.is_empty() {
             return String::new();
         }
@@ -90,7 +102,7 @@ impl Report<'_> {
 
     /// All measurements.
     pub fn json(&self) -> Value {
-        let figure = |f: &Figure| {
+        let figure = |f: &Measurement| {
             json!({
                 "test": f.name,
                 "tokens_per_second": spread(&f.rates)[1],
@@ -111,7 +123,7 @@ impl Report<'_> {
             "dtype": self.args.dtype.dtype().to_string(),
             "kernels": self.loaded.kernels.then(|| Machine::whole().isa.name()),
             "threads": Machine::whole().pool.threads(),
-            "tests": self.figures.iter().map(figure).collect::<Vec<_>>(),
+            "tests": self.measurements.iter().map(figure).collect::<Vec<_>>(),
             "first_token_seconds": self.first_token.iter().map(|t| t.0).collect::<Vec<_>>(),
             "first_token_prefill_seconds": self.first_token.iter().map(|t| t.1).collect::<Vec<_>>(),
             "load_seconds": self.loaded.time.as_secs_f64(),

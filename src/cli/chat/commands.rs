@@ -14,8 +14,8 @@ pub const COMMANDS: [(&str, &str, &str); 8] = [
 
 /// A line of the user.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Line<'a> {
-    Nothing,
+pub enum UserInput<'a> {
+    Empty,
     Question(&'a str),
     Reset,
     Undo,
@@ -27,12 +27,12 @@ pub enum Line<'a> {
     Exit,
 }
 
-impl<'a> Line<'a> {
+impl<'a> UserInput<'a> {
     /// Commands begin with a slash; a question that does is written with two.
     pub fn parse(line: &'a str) -> Result<Self, String> {
         let line = line.trim();
         if line.is_empty() {
-            return Ok(Self::Nothing);
+            return Ok(Self::Empty);
         }
         if !line.starts_with('/') || line.starts_with("//") {
             return Ok(Self::Question(line.strip_prefix('/').unwrap_or(line)));
@@ -68,19 +68,19 @@ mod tests {
 
     #[test]
     fn lines_are_questions_or_commands() {
-        assert_eq!(Line::parse("  "), Ok(Line::Nothing));
-        assert_eq!(Line::parse(" What is 2 / 1? "), Ok(Line::Question("What is 2 / 1?")));
-        assert_eq!(Line::parse("//etc is a question"), Ok(Line::Question("/etc is a question")));
-        assert_eq!(Line::parse("/save my chat.json "), Ok(Line::Save("my chat.json")));
-        assert!(Line::parse("/save").unwrap_err().contains("/save FILE"));
-        assert!(Line::parse("/undo 2").unwrap_err().contains("nothing after it"));
-        assert!(Line::parse("/quit").unwrap_err().contains("/help"));
+        assert_eq!(UserInput::parse("  "), Ok(UserInput::Empty));
+        assert_eq!(UserInput::parse(" What is 2 / 1? "), Ok(UserInput::Question("What is 2 / 1?")));
+        assert_eq!(UserInput::parse("//etc is a question"), Ok(UserInput::Question("/etc is a question")));
+        assert_eq!(UserInput::parse("/save my chat.json "), Ok(UserInput::Save("my chat.json")));
+        assert!(UserInput::parse("/save").unwrap_err().contains("/save FILE"));
+        assert!(UserInput::parse("/undo 2").unwrap_err().contains("nothing after it"));
+        assert!(UserInput::parse("/quit").unwrap_err().contains("/help"));
     }
 
     #[test]
     fn every_command_of_the_list_is_one() {
         for (name, takes, _) in COMMANDS {
-            assert!(Line::parse(&format!("{name}{takes}")).is_ok(), "{name}");
+            assert!(UserInput::parse(&format!("{name}{takes}")).is_ok(), "{name}");
         }
     }
 }

@@ -23,12 +23,12 @@ use crate::cli::note;
 
 /// Lines of the user.
 pub enum Input {
-    Terminal { editor: Box<Editor<Assistance, DefaultHistory>>, history: Option<PathBuf> },
+    Terminal { editor: Box<Editor<EditorHelper, DefaultHistory>>, history: Option<PathBuf> },
     Lines,
 }
 
 /// What came of waiting for a line.
-pub enum Event {
+pub enum InputEvent {
     Line(String),
     /// Ctrl-C with nothing to stop.
     Interrupt,
@@ -43,7 +43,7 @@ impl Input {
         }
         let config = Config::builder().auto_add_history(true).max_history_size(1000)?.build();
         let mut editor = Editor::with_config(config)?;
-        editor.set_helper(Some(Assistance { colours: colours(&io::stdout()) }));
+        editor.set_helper(Some(EditorHelper { colours: colours(&io::stdout()) }));
         let history = history_file();
         if let Some(path) = history.as_ref().filter(|path| path.exists())
             && let Err(problem) = editor.load_history(path)
@@ -59,29 +59,29 @@ impl Input {
     }
 
     /// Waits for a line. On a terminal, one that ends in a backslash goes on in the next.
-    pub fn line(&mut self, prompt: &str) -> Result<Event> {
+    pub fn line(&mut self, prompt: &str) -> Result<InputEvent> {
         match self {
             Self::Lines => {
                 let mut bytes = Vec::new();
                 let read = io::stdin().lock().read_until(b'\n', &mut bytes).context("cannot read standard input")?;
                 if read == 0 {
-                    return Ok(Event::End);
+                    return Ok(InputEvent::End);
                 }
                 let line = String::from_utf8(bytes).context("a line of standard input is not UTF-8 text")?;
-                Ok(Event::Line(line))
+                Ok(InputEvent::Line(line))
             }
             Self::Terminal { editor, history } => {
                 let line = match editor.readline(prompt) {
                     Ok(line) => line.replace("\\\n", "\n"),
-                    Err(ReadlineError::Interrupted) => return Ok(Event::Interrupt),
-                    Err(ReadlineError::Eof) => return Ok(Event::End),
+                    Err(ReadlineError::Interrupted) => return Ok(InputEvent::Interrupt),
+                    Err(ReadlineError::Eof) => return Ok(InputEvent::End),
                     Err(error) => return Err(error).context("cannot read from the terminal"),
                 };
-                // Line by line, so that it outlives whatever ends the program. A full disk is no reason to stop talking.
+                // UserInput by line, so that it outlives whatever ends the program. A full disk is no reason to stop talking.
                 if let Some(path) = history {
                     let _ = editor.append_history(path);
                 }
-                Ok(Event::Line(line))
+                Ok(InputEvent::Line(line))
             }
         }
     }
@@ -102,23 +102,23 @@ pub fn colours(stream: &impl IsTerminal) -> bool {
 }
 
 /// What the editor helps with: a bold prompt, commands completed by Tab, lines that go on.
-pub struct Assistance {
+pub struct EditorHelper {
     colours: bool,
 }
 
-impl Helper for Assistance {}
+impl Helper for EditorHelper {}
 
-impl Hinter for Assistance {
+impl Hinter for EditorHelper {
     type Hint = String;
 }
 
-impl Highlighter for Assistance {
+impl Highlighter for EditorHelper {
     fn highlight_prompt<'b, 's: 'b, 'p: 'b>(&'s self, prompt: &'p str, _default: bool) -> Cow<'b, str> {
         if self.colours { Cow::Owned(format!("\x1b[1m{prompt}\x1b[0m")) } else { Cow::Borrowed(prompt) }
     }
 }
 
-impl Completer for Assistance {
+impl Completer for EditorHelper {
     type Candidate = String;
 
     fn complete(&self, line: &str, at: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
@@ -133,7 +133,7 @@ impl Completer for Assistance {
     }
 }
 
-impl Validator for Assistance {
+impl Validator for EditorHelper {
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
         Ok(if context.input().ends_with('\\') { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
     }

@@ -13,15 +13,15 @@ use std::{
 use anyhow::{Result, anyhow};
 
 use self::{
-    commands::{COMMANDS, Line},
-    input::{Event, Input, colours},
+    commands::{COMMANDS, UserInput},
+    input::{Input, InputEvent, colours},
     transcript::Transcript,
 };
 use super::{
     Outcome, interrupt,
-    model_args::{Loaded, ModelArgs, SamplingArgs},
+    model_args::{LoadedModel, ModelArgs, SamplingArgs},
     note,
-    process::{Memory, size},
+    process::{ProcessMemory, size},
 };
 use crate::{
     engine::{Conversation, FinishReason, Turn},
@@ -79,7 +79,7 @@ struct Chat<'a> {
     params: Params,
     max_tokens: usize,
     model: &'a str,
-    loaded: &'a Loaded,
+    loaded: &'a LoadedModel,
     /// How often the last question was answered again.
     regenerated: u64,
     totals: Totals,
@@ -103,12 +103,12 @@ impl Chat<'_> {
         let mut failures = 0;
         loop {
             let line = match self.input.line(PROMPT)? {
-                Event::Line(line) => line,
-                Event::Interrupt => {
+                InputEvent::Line(line) => line,
+                InputEvent::Interrupt => {
                     note("Ctrl-D or /exit leaves");
                     continue;
                 }
-                Event::End => break,
+                InputEvent::End => break,
             };
             match self.take(&line) {
                 Ok(true) => {}
@@ -128,43 +128,43 @@ impl Chat<'_> {
 
     /// Does what a line says; returns whether to go on.
     fn take(&mut self, line: &str) -> Result<bool> {
-        match Line::parse(line).map_err(anyhow::Error::msg)? {
-            Line::Nothing => {}
-            Line::Question(question) => {
+        match UserInput::parse(line).map_err(anyhow::Error::msg)? {
+            UserInput::Empty => {}
+            UserInput::Question(question) => {
                 self.regenerated = 0;
                 self.answer(question)?;
             }
-            Line::Reset => {
+            UserInput::Reset => {
                 let system = self.conversation.system().map(str::to_owned);
                 self.conversation.replace(vec![], system)?;
                 note("a new conversation begins");
             }
-            Line::Undo => match self.conversation.undo() {
+            UserInput::Undo => match self.conversation.undo() {
                 Some(question) => note(&format!("taken back: {question}")),
                 None => note("there is nothing to take back"),
             },
-            Line::Regenerate => self.regenerate()?,
-            Line::Save(file) => {
+            UserInput::Regenerate => self.regenerate()?,
+            UserInput::Save(file) => {
                 let system = self.conversation.system().map(str::to_owned);
                 let messages = self.conversation.messages().to_vec();
                 let turns = messages.len() / 2;
                 Transcript { model: self.model.to_owned(), system, messages }.save(Path::new(file))?;
                 note(&format!("saved {turns} turns to {file}"));
             }
-            Line::Load(file) => {
+            UserInput::Load(file) => {
                 let Transcript { system, messages, model } = Transcript::load(Path::new(file))?;
                 let turns = messages.len() / 2;
                 self.conversation.replace(messages, system)?;
                 let other = if model == self.model { String::new() } else { format!(", which {model} answered") };
                 note(&format!("loaded {turns} turns from {file}{other}"));
             }
-            Line::Stats => self.stats(),
-            Line::Help => {
+            UserInput::Stats => self.stats(),
+            UserInput::Help => {
                 for (name, takes, what) in COMMANDS {
                     note(&format!("{:<14}{what}", format!("{name}{takes}")));
                 }
             }
-            Line::Exit => return Ok(false),
+            UserInput::Exit => return Ok(false),
         }
         Ok(true)
     }
@@ -214,7 +214,7 @@ impl Chat<'_> {
         let result = self.conversation.ask(question, self.max_tokens, ROOM, params, |piece| {
             let mut out = io::stdout().lock();
             match out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
-                Ok(()) => interrupt::asked().then_some(FinishReason::Interrupted),
+                Ok(()) => interrupt::is_requested().then_some(FinishReason::Interrupted),
                 Err(error) => {
                     failed = Some(error);
                     Some(FinishReason::Interrupted)
@@ -234,8 +234,8 @@ impl Chat<'_> {
     fn drop_oldest(&mut self, question: &str) -> Result<bool> {
         if self.input.is_terminal() {
             let answer = match self.input.line("Drop the oldest turns and go on? [Y/n] ")? {
-                Event::Line(line) => line.trim().to_lowercase(),
-                Event::Interrupt | Event::End => "n".into(),
+                InputEvent::Line(line) => line.trim().to_lowercase(),
+                InputEvent::Interrupt | InputEvent::End => "n".into(),
             };
             if !["", "y", "yes"].contains(&answer.as_str()) {
                 note("nothing was asked; /reset begins a new conversation, /save FILE keeps this one");
@@ -275,7 +275,7 @@ impl Chat<'_> {
 
     fn stats(&self) {
         let Totals { answers, prefilled, kept, generated, prefill, decode } = &self.totals;
-        let (compile, memory) = (self.loaded.model.compile_report(), Memory::now());
+        let (compile, memory) = (self.loaded.model.compile_report(), ProcessMemory::now());
         note(&format!("answers     {answers}"));
         note(&format!(
             "prompts     {prefilled} tokens prefilled, {:.1} tok/s; {kept} were in the cache already",

@@ -10,10 +10,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Key, SAMPLES, Shard, write};
+use super::{
+    results::{Key, SAMPLES, write},
+    shard::Shard,
+};
 use crate::{
     cli::{Outcome, journal::beside},
-    eval::{Evaluation, judged_of, named, table},
+    eval::{Evaluation, graded_from_sample, table, tasks_by_name},
 };
 
 #[derive(Debug, clap::Args)]
@@ -27,13 +30,13 @@ pub struct Args {
 }
 
 /// A shard's results.
-struct Part {
+struct ShardResults {
     path: PathBuf,
     results: Value,
     shard: Shard,
 }
 
-impl Part {
+impl ShardResults {
     fn read(path: &Path) -> Result<Self> {
         let reading = || format!("cannot read {}", path.display());
         let results: Value =
@@ -49,7 +52,7 @@ impl Part {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    let mut parts = args.results.iter().map(|path| Part::read(path)).collect::<Result<Vec<_>>>()?;
+    let mut parts = args.results.iter().map(|path| ShardResults::read(path)).collect::<Result<Vec<_>>>()?;
     parts.sort_by_key(|part| part.shard.index);
     let first = &parts[0];
     for part in &parts[1..] {
@@ -63,7 +66,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
     }
     for index in 0..first.shard.count {
-        let found: Vec<&Part> = parts.iter().filter(|part| part.shard.index == index).collect();
+        let found: Vec<&ShardResults> = parts.iter().filter(|part| part.shard.index == index).collect();
         match found[..] {
             [_] => {}
             [] => bail!("shard {index}/{} is missing: give the results of all", first.shard.count),
@@ -73,7 +76,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
     let config = &first.results["config"];
     let names: Vec<String> = serde_json::from_value(config["tasks"].clone()).context("reading the tasks of a run")?;
-    let tasks = named(&names)?;
+    let tasks = tasks_by_name(&names)?;
     let figure = |of: &str, task: &str, field: &str| {
         let value = &first.results[of][task];
         let value = if field.is_empty() { value } else { &value[field] };
@@ -107,12 +110,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     for ((task, id), samples) in &samples {
         let evaluation = &mut evaluations[*task];
-        let of_task = |sample: &Value| judged_of(&evaluation.task, sample);
-        let judged = samples.iter().map(of_task).collect::<Option<Vec<_>>>();
-        let judged = judged.filter(|judged| judged.len() == evaluation.task.readings().len());
+        let of_task = |sample: &Value| graded_from_sample(&evaluation.task, sample);
+        let graded = samples.iter().map(of_task).collect::<Option<Vec<_>>>();
+        let graded = graded.filter(|graded| graded.len() == evaluation.task.filter_names().len());
         let damaged =
             || format!("the samples of {}, document {id}, are damaged: run its shard again", evaluation.task.name);
-        evaluation.add(&judged.with_context(damaged)?);
+        evaluation.add(&graded.with_context(damaged)?);
     }
     let mut config = config.clone();
     config["shard"] = Value::Null;

@@ -1,15 +1,16 @@
 //! `eval`: the model card's benchmarks, item for item as lm-evaluation-harness scores them.
 
 mod merge;
+mod results;
+mod shard;
 
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fmt, fs,
+    fs,
     io::Write,
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
 use anyhow::{Context, Result};
@@ -17,18 +18,22 @@ use indicatif::HumanDuration;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use self::{
+    results::{Key, write},
+    shard::Shard,
+};
 use super::{
     Outcome, interrupt,
-    journal::{Journal, beside, write_whole},
-    model_args::{ModelArgs, Opened},
+    journal::{Journal, beside},
+    model_args::{ModelArgs, OpenedModel},
     note,
     progress::Counter,
 };
 use crate::{
     engine::Engine,
     eval::{
-        Chat, Dataset, Evaluation, Format, Generate, Item, Judged, Response, Scorer, Task, digest, generate, html,
-        items, judge, named, results_json, run_programs, sample_json, score, table,
+        ChatFormat, Dataset, Evaluation, GenerationConfig, GradedResponse, Item, PromptFormat, Response, Scorer, Task,
+        digest, generate, grade, items, run_programs, sample_json, score, table, tasks_by_name,
     },
 };
 
@@ -81,40 +86,6 @@ enum Command {
     Merge(merge::Args),
 }
 
-/// A part of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
-    index: usize,
-    count: usize,
-}
-
-impl Shard {
-    const WHOLE: Self = Self { index: 0, count: 1 };
-
-    fn has(self, document: usize) -> bool {
-        document % self.count == self.index
-    }
-}
-
-impl FromStr for Shard {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-        let shard = parts.map(|(index, count)| Self { index, count }).filter(|shard| shard.index < shard.count);
-        shard.ok_or_else(|| format!("{text:?} is no shard: give 0/4, 1/4, 2/4 or 3/4 for four parts"))
-    }
-}
-
-impl fmt::Display for Shard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.index, self.count)
-    }
-}
-
-/// A document of one of the tasks, by their numbers.
-type Key = (usize, usize);
-
 pub fn run(args: &Args) -> Result<Outcome> {
     if let Some(Command::Merge(args)) = &args.command {
         return merge::run(args);
@@ -123,12 +94,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
         return list();
     }
     interrupt::install();
-    let tasks = named(&args.tasks)?;
+    let tasks = tasks_by_name(&args.tasks)?;
     let opened = args.model.open()?;
-    let Data { items: all, mut evaluations, digests } = Data::read(args, &tasks, &opened)?;
+    let EvalData { items: all, mut evaluations, digests } = EvalData::read(args, &tasks, &opened)?;
     let digest = args.digest(&tasks, &all, &opened)?;
-    let mut finished =
-        Finished::open(args.output.as_deref(), &format!("{digest} {}", args.shard.unwrap_or(Shard::WHOLE)), &tasks)?;
+    let mut finished = FinishedResponses::open(
+        args.output.as_deref(),
+        &format!("{digest} {}", args.shard.unwrap_or(Shard::WHOLE)),
+        &tasks,
+    )?;
     let left: BTreeMap<Key, &Item> =
         all.iter().filter(|(key, _)| !finished.responses.contains_key(key)).map(|(key, item)| (*key, item)).collect();
     if left.len() < all.len() {
@@ -137,18 +111,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if !left.is_empty() {
         respond(args, &tasks, &left, &opened, &mut finished)?;
     }
-    let judged = if interrupt::asked() { None } else { judge_all(args, &tasks, &all, &finished.responses)? };
-    let Some(judged) = judged else {
+    let graded = if interrupt::is_requested() { None } else { grade_all(args, &tasks, &all, &finished.responses)? };
+    let Some(graded) = graded else {
         if args.output.is_some() {
             note("interrupted; the same command goes on from there");
         }
         return Ok(Outcome::Interrupted);
     };
     let mut samples = Vec::new();
-    for (key, judged) in &judged {
-        evaluations[key.0].add(judged);
-        let sample = |judged| sample_json(&tasks[key.0], &all[key], &finished.responses[key], judged);
-        samples.extend(judged.iter().map(sample));
+    for (key, graded) in &graded {
+        evaluations[key.0].add(graded);
+        let sample = |graded| sample_json(&tasks[key.0], &all[key], &finished.responses[key], graded);
+        samples.extend(graded.iter().map(sample));
     }
     let config = json!({
         "model": "gemma-pjrt",
@@ -159,7 +133,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         "limit": args.limit,
         "num_fewshot": args.num_fewshot,
         "apply_chat_template": args.apply_chat_template,
-        "fewshot_as_multiturn": args.chat() == Some(Chat::Multiturn),
+        "fewshot_as_multiturn": args.chat() == Some(ChatFormat::Multiturn),
         "tasks": args.tasks,
         "digest": args.digest_of_run(&tasks, &opened),
         "data": digests,
@@ -178,15 +152,15 @@ fn respond(
     args: &Args,
     tasks: &[Task],
     left: &BTreeMap<Key, &Item>,
-    opened: &Opened,
-    finished: &mut Finished<'_>,
+    opened: &OpenedModel,
+    finished: &mut FinishedResponses<'_>,
 ) -> Result<()> {
     let platform = args.model.platform(opened)?;
     let loaded = args.model.load(opened, &platform)?;
     let generate_of = |key: &Key| tasks[key.0].generate.as_ref();
     let counter = Counter::new("documents", left.len() as u64);
     let failed = RefCell::new(None);
-    let goes_on = || failed.borrow().is_none() && !interrupt::asked();
+    let goes_on = || failed.borrow().is_none() && !interrupt::is_requested();
     let mut keep = |key: Key, response: Response| {
         // Documents of one group end together: after a line that could not be written there must be no other.
         if failed.borrow().is_none() {
@@ -205,7 +179,7 @@ fn respond(
         let (computed, asked) = (scorer.computed, scorer.computed + scorer.reused);
         note(&format!("{computed} of {asked} tokens of choices were computed, the others were shared"));
     }
-    let (keys, words): (Vec<Key>, Vec<(&Item, &Generate)>) =
+    let (keys, words): (Vec<Key>, Vec<(&Item, &GenerationConfig)>) =
         left.iter().filter_map(|(key, item)| Some((*key, (*item, generate_of(key)?)))).unzip();
     if !words.is_empty() && goes_on() {
         let longest = words.iter().map(|(item, generate)| item.tokens() + generate.max_tokens).max().unwrap_or(1);
@@ -227,20 +201,20 @@ fn respond(
 }
 
 /// What all responses are worth. None if it was interrupted.
-fn judge_all(
+fn grade_all(
     args: &Args,
     tasks: &[Task],
     all: &BTreeMap<Key, Item>,
     responses: &BTreeMap<Key, Response>,
-) -> Result<Option<BTreeMap<Key, Vec<Judged>>>> {
-    let of_item = |(key, item): (&Key, &Item)| Ok((*key, judge(&tasks[key.0], item, &responses[key])?));
-    let mut judged: BTreeMap<Key, Vec<Judged>> = all.iter().map(of_item).collect::<Result<_>>()?;
+) -> Result<Option<BTreeMap<Key, Vec<GradedResponse>>>> {
+    let of_item = |(key, item): (&Key, &Item)| Ok((*key, grade(&tasks[key.0], item, &responses[key])?));
+    let mut graded: BTreeMap<Key, Vec<GradedResponse>> = all.iter().map(of_item).collect::<Result<_>>()?;
     let (mut places, mut programs) = (vec![], vec![]);
-    for (key, judged) in &mut judged {
-        for judged in judged {
-            if let Some(program) = judged.program(&tasks[key.0], &all[key]) {
+    for (key, graded) in &mut graded {
+        for graded in graded {
+            if let Some(program) = graded.program(&tasks[key.0], &all[key]) {
                 programs.push(program);
-                places.push((&tasks[key.0], judged));
+                places.push((&tasks[key.0], graded));
             }
         }
     }
@@ -248,21 +222,22 @@ fn judge_all(
         note(&format!("{} programs were not run; --allow-code-execution does it", programs.len()));
     } else if !programs.is_empty() {
         interrupt::begin_writing();
-        for ((task, judged), passes) in places.into_iter().zip(run_programs(&programs, || !interrupt::asked())?) {
+        for ((task, graded), passes) in places.into_iter().zip(run_programs(&programs, || !interrupt::is_requested())?)
+        {
             let Some(passes) = passes else { return Ok(None) };
-            judged.set_passes(task, passes);
+            graded.set_passes(task, passes);
         }
     }
-    Ok(Some(judged))
+    Ok(Some(graded))
 }
 
 /// Responses so far, on disk if there is an output.
-struct Finished<'p> {
+struct FinishedResponses<'p> {
     journal: Option<(&'p Path, Journal)>,
     responses: BTreeMap<Key, Response>,
 }
 
-impl<'p> Finished<'p> {
+impl<'p> FinishedResponses<'p> {
     /// Goes on with what an earlier run of the same left.
     fn open(output: Option<&'p Path>, digest: &str, tasks: &[Task]) -> Result<Self> {
         let Some(output) = output else { return Ok(Self { journal: None, responses: BTreeMap::new() }) };
@@ -305,7 +280,7 @@ fn list() -> Result<Outcome> {
 }
 
 /// What is to be evaluated.
-struct Data {
+struct EvalData {
     items: BTreeMap<Key, Item>,
     /// The tasks, with their splits' sizes.
     evaluations: Vec<Evaluation>,
@@ -313,11 +288,11 @@ struct Data {
     digests: Vec<String>,
 }
 
-impl Data {
-    fn read(args: &Args, tasks: &[Task], opened: &Opened) -> Result<Self> {
+impl EvalData {
+    fn read(args: &Args, tasks: &[Task], opened: &OpenedModel) -> Result<Self> {
         let mut data = Self { items: BTreeMap::new(), evaluations: vec![], digests: vec![] };
         let (shard, limit) = (args.shard.unwrap_or(Shard::WHOLE), args.limit.map(NonZeroUsize::get));
-        let format = Format {
+        let format = PromptFormat {
             tokenizer: opened.tokenizer()?,
             num_fewshot: args.num_fewshot,
             max_length: opened.context as usize,
@@ -337,47 +312,31 @@ impl Data {
 }
 
 impl Args {
-    fn chat(&self) -> Option<Chat> {
-        self.apply_chat_template.then_some(if self.fewshot_as_multiturn { Chat::Multiturn } else { Chat::SingleTurn })
+    fn chat(&self) -> Option<ChatFormat> {
+        self.apply_chat_template.then_some(if self.fewshot_as_multiturn {
+            ChatFormat::Multiturn
+        } else {
+            ChatFormat::SingleTurn
+        })
     }
 
     /// What tells whether two shards are of one run.
-    fn digest_of_run(&self, tasks: &[Task], opened: &Opened) -> String {
+    fn digest_of_run(&self, tasks: &[Task], opened: &OpenedModel) -> String {
         let asked = (self.num_fewshot, self.chat(), self.limit);
         let of_run = (self.model.identity(), asked, opened.context, self.allow_code_execution);
         format!("{:x}", Sha256::digest(format!("{of_run:?} {tasks:?}")))
     }
 
     /// What tells whether responses are to the same questions: the run and the documents with all that is asked.
-    fn digest(&self, tasks: &[Task], all: &BTreeMap<Key, Item>, opened: &Opened) -> Result<String> {
+    fn digest(&self, tasks: &[Task], all: &BTreeMap<Key, Item>, opened: &OpenedModel) -> Result<String> {
         let mut digest = Sha256::new();
         digest.update(format!("{:?} {:?} {tasks:?}", self.model.identity(), opened.context));
         for (key, item) in all {
-            digest.update(format!("{key:?} {:?}", item.ask));
+            digest.update(format!("{key:?} {:?}", item.request));
         }
         Ok(format!("{:x}", digest.finalize()))
     }
 }
 
-/// Results, and beside them a page with plots and each document's log.
-fn write(output: &Path, evaluations: &[Evaluation], samples: &[Value], config: Value) -> Result<()> {
-    write_whole(&beside(output, SAMPLES), |out| samples.iter().try_for_each(|line| writeln!(out, "{line}")))?;
-    let line = |name: &str| {
-        let value = &config[name];
-        (name.replace('_', " "), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-    };
-    let about: Vec<(String, String)> =
-        ["version", "model_args", "mesh", "max_length", "num_fewshot", "apply_chat_template", "limit"]
-            .map(line)
-            .into_iter()
-            .filter(|(_, v)| v != "null")
-            .collect();
-    let page = html(evaluations, &about);
-    write_whole(&beside(output, ".html"), |out| out.write_all(page.as_bytes()))?;
-    let results = serde_json::to_string_pretty(&results_json(evaluations, config))?;
-    write_whole(output, |out| writeln!(out, "{results}"))
-}
-
-/// Added to the results' name.
-const SAMPLES: &str = ".samples.jsonl";
+/// Added to the results' name while the run goes on.
 const PARTIAL: &str = ".partial";

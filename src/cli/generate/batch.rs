@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::Args;
+use super::args::Args;
 use crate::{
     cli::{
         Outcome, interrupt,
@@ -31,7 +31,7 @@ use crate::{
 /// One line of the input. What it does not say is as on the command line.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct RequestLine {
     /// Anything; it is repeated in the output.
     #[serde(default)]
     id: Value,
@@ -61,7 +61,7 @@ struct Line {
     echo: bool,
 }
 
-impl Line {
+impl RequestLine {
     fn request(self, args: &Args, tokenizer: &Tokenizer) -> Result<Request> {
         let prompt = match (self.prompt, self.messages, self.tokens) {
             (Some(text), None, None) if self.raw.unwrap_or(args.raw) => tokenizer.encode(&text)?,
@@ -106,7 +106,7 @@ impl Batch {
         let reading = || format!("cannot read {}", path.display());
         let bytes = fs::read(path).with_context(reading)?;
         let text = std::str::from_utf8(&bytes).with_context(reading)?;
-        let one = |line: &str| match serde_json::from_str::<Line>(line) {
+        let one = |line: &str| match serde_json::from_str::<RequestLine>(line) {
             Ok(line) => (line.id.clone(), line.request(args, tokenizer).map_err(|e| format!("{e:#}"))),
             Err(e) => (Value::Null, Err(format!("this is no valid request: {e}"))),
         };
@@ -131,7 +131,7 @@ impl Batch {
 
     /// Runs what is not finished yet.
     pub fn run(self, engine: &mut Engine<'_>, output: &Path) -> Result<Outcome> {
-        let mut finished = Finished::open(output, &self.digest, self.lines.len())?;
+        let mut finished = FinishedLines::open(output, &self.digest, self.lines.len())?;
         let total = self.lines.len();
         let kept = finished.lines.len();
         if kept > 0 {
@@ -141,13 +141,13 @@ impl Batch {
             self.lines.into_iter().enumerate().filter(|(i, _)| !finished.lines.contains_key(i)).collect();
         let counter = Counter::new("lines", todo.len() as u64);
         let mut todo = todo.into_iter();
-        let mut running: HashMap<RequestId, Running> = HashMap::new();
+        let mut running: HashMap<RequestId, RunningRequest> = HashMap::new();
         loop {
             while engine.load().0 < 2 * engine.slots() {
                 let Some((index, (id, request))) = todo.next() else { break };
                 match request.and_then(|r| Ok((r.clone(), engine.submit(r).map_err(|e| e.to_string())?))) {
                     Ok((request, name)) => {
-                        running.insert(name, Running { index, id, request, answers: BTreeMap::new() });
+                        running.insert(name, RunningRequest { index, id, request, answers: BTreeMap::new() });
                     }
                     Err(error) => {
                         finished.write(index, json!({"index": index, "id": id, "error": error}))?;
@@ -171,7 +171,7 @@ impl Batch {
                 finished.write(done.index, done.json())?;
                 counter.advance(1, tokens);
             }
-            if interrupt::asked() {
+            if interrupt::is_requested() {
                 counter.finish();
                 let path = finished.journal.path.display();
                 note(&format!("interrupted; finished lines are in {path}: the same command goes on from there"));
@@ -191,14 +191,14 @@ impl Batch {
 }
 
 /// A request under way.
-struct Running {
+struct RunningRequest {
     index: usize,
     id: Value,
     request: Request,
     answers: BTreeMap<usize, Answer>,
 }
 
-impl Running {
+impl RunningRequest {
     fn json(&self) -> Value {
         let first = &self.answers[&0];
         let choice = |(index, answer): (&usize, &Answer)| {
@@ -237,13 +237,13 @@ fn logprobs(token: &Token) -> Value {
     json!({"token": token.id, "logprob": told.map(|told| told.own), "top": top})
 }
 
-/// Finished lines, by index.
-struct Finished {
+/// FinishedLines lines, by index.
+struct FinishedLines {
     journal: Journal,
     lines: BTreeMap<usize, Value>,
 }
 
-impl Finished {
+impl FinishedLines {
     /// Goes on with what an earlier run of the same input and settings left.
     fn open(output: &Path, digest: &str, count: usize) -> Result<Self> {
         if output.exists() {

@@ -1,82 +1,30 @@
 //! `generate`: one prompt in, text out as it comes; or many prompts from a file.
 
+mod args;
 mod batch;
+
+pub use args::Args;
 
 use std::{
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use serde_json::json;
 
-use batch::Batch;
+use self::batch::Batch;
 
 use super::{
     Outcome, interrupt,
-    model_args::{Loaded, ModelArgs, Opened, PenaltyArgs, SamplingArgs, parse_tokens, read_text},
-    process::{Memory, size},
+    model_args::{LoadedModel, OpenedModel, read_text},
+    process::{ProcessMemory, size},
 };
 use crate::{
-    engine::{Engine, Event, FinishReason, Request},
-    tokenizer::{Message, Tokenizer},
+    engine::{Engine, Event, FinishReason},
+    tokenizer::Message,
 };
-
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// The prompt; without it, standard input is read
-    #[arg(conflicts_with_all = ["prompt_file", "prompt_tokens", "input"])]
-    prompt: Option<String>,
-    /// Read the prompt from a file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_tokens", "input"])]
-    prompt_file: Option<PathBuf>,
-    /// The prompt as token ids, taken as they are: 2,106,1645
-    #[arg(long, value_name = "IDS", value_parser = parse_tokens, conflicts_with = "input")]
-    // The full path keeps clap from taking the list for a repeated option.
-    prompt_tokens: Option<std::vec::Vec<u32>>,
-    /// Many prompts, one JSON object a line: {"prompt": "..."}, or "messages", or "tokens"; and what differs from this command line,
-    /// such as "max_tokens", "temperature", "seed", "n", "logprobs". A run that was interrupted goes on where it was
-    #[arg(long, value_name = "FILE", requires = "output", conflicts_with = "json")]
-    input: Option<PathBuf>,
-    /// Where the answers to --input go, in the same order
-    #[arg(long, value_name = "FILE", requires = "input")]
-    output: Option<PathBuf>,
-    /// How many of them run at a time on each data row of the mesh
-    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..), requires = "input")]
-    slots: u16,
-    #[command(flatten)]
-    model: ModelArgs,
-    /// Continue the text as it is, without the chat format
-    #[arg(long)]
-    raw: bool,
-    /// Most tokens to generate
-    #[arg(long, short = 'n', value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
-    max_tokens: u32,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    penalties: PenaltyArgs,
-    /// End the text before this string (may be repeated)
-    #[arg(long, value_name = "STR")]
-    stop: Vec<String>,
-    /// Print one JSON object instead of streaming text
-    #[arg(long)]
-    json: bool,
-}
-
-impl Args {
-    /// What the command line asks of this prompt.
-    fn request(&self, prompt: Vec<u32>, tokenizer: &Tokenizer) -> Result<Request> {
-        Ok(Request {
-            params: self.sampling.params()?,
-            adjust: self.penalties.adjust()?,
-            stop_ids: tokenizer.stop_ids(),
-            stop: self.stop.clone(),
-            ..Request::greedy(prompt, self.max_tokens as usize)
-        })
-    }
-}
 
 pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     interrupt::install();
@@ -100,9 +48,9 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
 
     interrupt::begin_writing();
     let begun = Instant::now();
-    let mut written = Written::default();
+    let mut written = StreamedAnswer::default();
     engine.submit(request)?;
-    while !engine.is_idle() && !interrupt::asked() {
+    while !engine.is_idle() && !interrupt::is_requested() {
         for event in engine.step()? {
             match event {
                 Event::Tokens { tokens, text, .. } => {
@@ -138,7 +86,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     })
 }
 
-fn run_batch(args: &Args, opened: &Opened, input: &Path, output: &Path) -> Result<Outcome> {
+fn run_batch(args: &Args, opened: &OpenedModel, input: &Path, output: &Path) -> Result<Outcome> {
     let tokenizer = opened.tokenizer()?;
     let batch = Batch::read(input, args, tokenizer)?;
     let platform = args.model.platform(opened)?;
@@ -151,7 +99,7 @@ fn run_batch(args: &Args, opened: &Opened, input: &Path, output: &Path) -> Resul
 
 /// An answer as it was written.
 #[derive(Default)]
-struct Written {
+struct StreamedAnswer {
     tokens: Vec<u32>,
     text: String,
     finish_reason: Option<FinishReason>,
@@ -161,7 +109,7 @@ struct Written {
     time: Duration,
 }
 
-impl Written {
+impl StreamedAnswer {
     fn push(&mut self, piece: &str, stream: bool) -> Result<()> {
         self.text.push_str(piece);
         if stream && !piece.is_empty() {
@@ -185,7 +133,7 @@ fn prompt_text(args: &Args) -> Result<String> {
     read_text(args.prompt.as_deref(), args.prompt_file.as_deref())
 }
 
-fn prompt_tokens(args: &Args, text: &str, opened: &Opened) -> Result<Vec<u32>> {
+fn prompt_tokens(args: &Args, text: &str, opened: &OpenedModel) -> Result<Vec<u32>> {
     Ok(match &args.prompt_tokens {
         Some(tokens) => tokens.clone(),
         None if args.raw => opened.tokenizer()?.encode(text)?,
@@ -195,9 +143,9 @@ fn prompt_tokens(args: &Args, text: &str, opened: &Opened) -> Result<Vec<u32>> {
 
 struct Stats<'a> {
     prompt: usize,
-    written: &'a Written,
+    written: &'a StreamedAnswer,
     finish_reason: FinishReason,
-    loaded: &'a Loaded,
+    loaded: &'a LoadedModel,
 }
 
 impl Stats<'_> {
@@ -221,7 +169,7 @@ impl Stats<'_> {
     }
 
     fn line(&self) -> String {
-        let (compile, memory) = (self.loaded.model.compile_report(), Memory::now());
+        let (compile, memory) = (self.loaded.model.compile_report(), ProcessMemory::now());
         format!(
             "[prompt {} tokens, {:.1} tok/s; new {} tokens, {:.1} tok/s ({}); first token after {:.2} s; load {:.2} s; \
              compile {:.2} s ({} new, {} cached); peak memory {}, of ours {}]",
@@ -241,7 +189,7 @@ impl Stats<'_> {
     }
 
     fn json(&self) -> serde_json::Value {
-        let (compile, memory) = (self.loaded.model.compile_report(), Memory::now());
+        let (compile, memory) = (self.loaded.model.compile_report(), ProcessMemory::now());
         let placement = self.loaded.model.placement().unwrap_or_default(); // tokens were computed: it is there
         json!({
             "prefill_seconds": self.written.prefill().as_secs_f64(),

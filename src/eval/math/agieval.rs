@@ -1,4 +1,5 @@
-//! AGIEval's problems of mathematics: the last formula or number of each answer, made plain (Hendrycks et al. 2021), compared as text.
+//! AGIEval's problems of mathematics: takes the last formula or number of each answer, normalises
+//! it (Hendrycks et al. 2021), and compares texts.
 
 use std::sync::LazyLock;
 
@@ -7,7 +8,7 @@ use fancy_regex::Regex;
 use super::{in_box, last_boxed};
 use crate::eval::filter::expression;
 
-/// Whether both answers end with the same.
+/// Whether both texts end with the same answer.
 pub fn same_answer(answer: &str, target: &str) -> bool {
     let (a, b) = (last_part(answer), last_part(target));
     match (a.as_deref().and_then(plain), b.as_deref().and_then(plain)) {
@@ -16,7 +17,8 @@ pub fn same_answer(answer: &str, target: &str) -> bool {
     }
 }
 
-/// What is in the last box, between dollar signs, after the last equals sign, or the last number.
+/// Returns the contents of the last box, or the text between dollar signs, or after the last equals
+/// sign, or the last number.
 fn last_part(text: &str) -> Option<String> {
     static FORMULA: LazyLock<Regex> = LazyLock::new(|| expression(r"\$(.*)\$"));
     static NUMBER: LazyLock<Regex> = LazyLock::new(|| expression(r"(?:\$)?\d+(?:\.\d+)?(?![\w\d])"));
@@ -37,7 +39,7 @@ fn last_part(text: &str) -> Option<String> {
     })
 }
 
-/// None where the rules do not fit the text.
+/// Normalises an answer. `None` where the rules do not fit the text.
 fn plain(text: &str) -> Option<String> {
     let mut text = text.replace('\n', "");
     for (before, after) in [

@@ -1,11 +1,11 @@
-//! Whether two answers are the same, each kind in its own way.
+//! Compares two values, each kind in its own way.
 
 use super::{
     latex::{Relation, Token, are_close, values_are_equal},
     value::Value,
 };
 
-/// Equations of a name, of which the last side counts.
+/// Whether a value is an equation of a name, of which only the last side counts.
 fn is_assignment(value: &Value) -> bool {
     let is_function = |side: &Value| match side {
         Value::Formula { tokens, .. } => {
@@ -21,7 +21,7 @@ fn is_equation(value: &Value) -> bool {
     matches!(value, Value::Relations { names, .. } if names.iter().all(|name| *name == Relation::Equal))
 }
 
-/// The first and the last side.
+/// Reduces a chain of relations to its first and last side.
 fn shortened(value: Value) -> Value {
     match value {
         Value::Relations { names, mut sides } if sides.len() > 2 => {
@@ -39,7 +39,8 @@ fn last_side(value: Value) -> Value {
     }
 }
 
-/// Whether what was found is what the solution has. Not symmetric: the solution says whether an equation or its right side is wanted.
+/// Whether the value that was found equals the solution's. Not symmetric: the solution decides
+/// whether an equation or its right side is wanted.
 pub fn equal(gold: Value, found: Value) -> bool {
     let (gold_assigns, found_assigns) = (is_assignment(&gold), is_assignment(&found));
     let (gold_equates, found_equates) = (is_equation(&gold), is_equation(&found));
@@ -121,7 +122,7 @@ fn sets_are_equal(gold: &Value, found: &Value) -> bool {
     }
 }
 
-/// In whatever order.
+/// Whether both lists have the same members, in any order.
 fn same_members(a: &[Value], b: &[Value]) -> bool {
     let mut left: Vec<&Value> = b.iter().collect();
     a.len() == b.len()
@@ -141,7 +142,8 @@ fn flipped(name: Relation) -> Relation {
     }
 }
 
-/// Chains link by link; two relations are the same where the differences of their sides are; of equations but for a factor.
+/// Compares chains of relations link by link. Two relations are equal if the differences of their
+/// sides are; two equations, if these are equal up to a factor.
 fn relations_are_equal((a, x): (&[Relation], &[Value]), (b, y): (&[Relation], &[Value])) -> bool {
     if a.len() != b.len() {
         return false;
@@ -161,7 +163,7 @@ fn relations_are_equal((a, x): (&[Relation], &[Value]), (b, y): (&[Relation], &[
     })
 }
 
-/// `1 < x < 2` as an interval; other values as they are.
+/// Turns `1 < x < 2` into an interval. Leaves other values as they are.
 fn as_interval(value: Value) -> Value {
     use Relation::{Greater, GreaterOrEqual, Less, LessOrEqual};
     let Value::Relations { names, sides } = &value else { return value };
@@ -183,7 +185,7 @@ fn as_interval(value: Value) -> Value {
     }
 }
 
-/// Each once.
+/// Removes duplicates.
 fn distinct(items: &[Value]) -> Vec<Value> {
     let mut kept: Vec<Value> = Vec::new();
     for item in items {

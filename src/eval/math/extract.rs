@@ -1,7 +1,8 @@
-//! Where an answer is in a text, and how its LaTeX is made plain: by the rules of Math-Verify 0.9.
+//! Finds the answer in a text, and normalises its LaTeX, by the rules of Math-Verify 0.9.
 //!
-//! Several patterns look for an answer, from "final answer is ... I hope" over boxes to any formula or number at all. Of those that
-//! come first and match, the match that ends last and can be parsed is the answer.
+//! Several patterns look for an answer, from "final answer is ... I hope" over boxes to any formula
+//! or number. Among the matches of the first patterns that match, the answer is the one that ends
+//! last and can be parsed.
 
 use std::sync::LazyLock;
 
@@ -9,12 +10,12 @@ use fancy_regex::{Captures, Regex};
 
 use crate::eval::filter::expression;
 
-/// What a match has.
+/// The contents of a match.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
-    /// Formulas in LaTeX, made plain, each with whether a percent sign follows it.
+    /// Normalised formulas in LaTeX, each with whether a percent sign follows it.
     Latex(Vec<(String, bool)>),
-    /// A number as it is read, and whether a percent sign follows it.
+    /// A number, and whether a percent sign follows it.
     Number(String, bool),
     /// Arithmetic in plain text.
     Arithmetic(String),
@@ -29,7 +30,7 @@ struct Pattern {
     is_only_box: bool,
 }
 
-/// Matches of each rank of patterns, the one to try first at the beginning.
+/// Returns the matches of each rank of patterns. Within a rank, the match to try first comes first.
 pub fn candidates(text: &str) -> Vec<Vec<Found>> {
     let of_rank = |patterns: &Vec<Pattern>| {
         let mut found: Vec<(usize, usize, Found)> = Vec::new();
@@ -76,10 +77,10 @@ impl Pattern {
     }
 }
 
-/// Ways to write a formula in a text.
+/// The environments that formulas are written in.
 const ENVIRONMENTS: usize = 6;
 
-/// A formula in a text, with groups named by its number.
+/// Returns the pattern of a formula in a text, with groups named by its number.
 fn environment(number: usize, is_boxed: bool) -> String {
     let content = |one: &str| {
         if is_boxed { format!(r"{one}*?\\boxed\{{{one}+?\}}{one}*?") } else { format!("{one}+?") }
@@ -99,14 +100,14 @@ fn environment(number: usize, is_boxed: bool) -> String {
     format!(r"(?:(?:{})\s*(?P<f{number}_percent>\\?%|[Pp]ercent|[Pp]ercentage|[Pp]ct)?)", ways.join("|"))
 }
 
-/// Formulas side by side.
+/// Returns the pattern of formulas side by side.
 fn formulas(is_boxed: bool) -> String {
     let space = if is_boxed { r"\s*" } else { "" };
     let next = |i| format!(r"{space}(?:\s*(?:,?and|,?or|,)\s*{})?", environment(i, is_boxed));
     environment(0, is_boxed) + &(1..MOST_FORMULAS).map(next).collect::<String>()
 }
 
-/// Patterns by rank.
+/// Returns the patterns, by rank.
 static RANKS: LazyLock<[Vec<Pattern>; 5]> = LazyLock::new(|| {
     let latex =
         |pattern: String| Pattern { regex: expression(&format!("(?s){pattern}")), is_latex: true, is_only_box: false };
@@ -150,7 +151,8 @@ static RANKS: LazyLock<[Vec<Pattern>; 5]> = LazyLock::new(|| {
     ]
 });
 
-/// LaTeX in the form in which it is parsed; of boxes, what is in them: in all of them, or in the last one and those beside it.
+/// Normalises LaTeX for parsing. Boxes are replaced by their contents: all of them, or the last one
+/// and those beside it.
 fn plain(latex: &str, only_last_box: bool) -> String {
     static FENCES: LazyLock<[Regex; 2]> = LazyLock::new(|| {
         [
@@ -188,7 +190,7 @@ fn plain(latex: &str, only_last_box: bool) -> String {
     mended(&text)
 }
 
-/// What stands for the same.
+/// Replaces LaTeX commands by simpler ones of the same meaning.
 fn synonyms(text: &str) -> String {
     const ALL: [(&str, &str); 17] = [
         (r"\\math(?:rm|it|bf)", r"\text"),
@@ -220,7 +222,8 @@ fn synonyms(text: &str) -> String {
     ANY.replace_all(text, with).into_owned()
 }
 
-/// Operators without the braces that they need get them: `\frac12`, `\sqrt3`, `2^(x)`; and `2/3` is a fraction.
+/// Adds the braces that operators lack, as in `\frac12`, `\sqrt3` and `2^(x)`, and makes a fraction
+/// of `2/3`.
 fn mended(text: &str) -> String {
     static RULES: LazyLock<[(Regex, &str); 7]> = LazyLock::new(|| {
         [
@@ -245,7 +248,8 @@ fn mended(text: &str) -> String {
     SLASH.replace(&text, r"\frac{${1}}{${2}}").into_owned()
 }
 
-/// After each such command, so many single characters get braces, unless it begins with one of these.
+/// Puts braces around the single-character arguments of a command, unless they begin with one of
+/// `opens`.
 fn with_braces(text: &str, command: &str, opens: &[char], arguments: usize) -> String {
     let mut parts = text.split(command);
     let mut new = parts.next().unwrap_or_default().to_owned();
@@ -271,7 +275,7 @@ fn with_braces(text: &str, command: &str, opens: &[char], arguments: usize) -> S
     new
 }
 
-/// What is in the text's boxes, with commas between them; the text itself if there is none.
+/// Returns the contents of the text's boxes, separated by commas; the text itself if it has none.
 fn in_boxes(text: &str, only_last: bool) -> String {
     let mut found: Vec<&str> = Vec::new();
     let (mut end, mut next_start) = (text.len(), None);
@@ -302,7 +306,7 @@ fn in_boxes(text: &str, only_last: bool) -> String {
     if found.is_empty() { text.to_owned() } else { found.into_iter().rev().collect::<Vec<_>>().join(",") }
 }
 
-/// Where the brace closes that was open before.
+/// Returns the position of the brace that closes one opened before the text.
 fn closing(text: &str) -> Option<usize> {
     let mut open = 1;
     for (i, c) in text.char_indices() {
@@ -318,7 +322,7 @@ fn closing(text: &str) -> Option<usize> {
     None
 }
 
-/// Words at a formula's end that are left out; each may have an s or es.
+/// Words at a formula's end that are removed; each may have an s or es.
 const UNITS: &str = "feet|sue|digit|pound|meal|edge|student|multiple|degree|mph|kmph|ft|m square|sq m|deg|mile|prime|ratio|rd|o|gm|lb|tile|\
     per|dm|gain|ab|way|west|east|t|h|men|inches|cent|by|gal|c|acre|th|sq|mark|l|toy|coin|gallon|yr|women|am|pm|hr|square|\
     cubic|cc|s|number|day|hour|minute|min|second|man|sec|cube|more|unit|kg|g|month|km|m|cm|mm|apple|lit(?:er|re)|loss|\

@@ -1,21 +1,25 @@
-//! Formulas in LaTeX, as far as answers to problems of schools need them, and whether two are equal.
+//! Parses formulas in LaTeX, as far as answers to school problems need them, and tests whether two
+//! are equal.
 //!
-//! The references have sympy simplify the difference. Here both are computed at several points: formulas of this kind that agree at random
-//! points are equal (Schwartz 1980). What can be parsed follows `sympy.parsing.latex`, or `latex2sympy2_extended`: see [`Rules`].
+//! The references have sympy simplify the difference. Here both are evaluated at several points:
+//! formulas of this kind that agree at random points are equal (Schwartz 1980). The grammar is that
+//! of `sympy.parsing.latex`, or of `latex2sympy2_extended`: see [`Rules`].
 
-/// How formulas are read.
+/// The grammar of formulas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rules {
-    /// Letters are names, `\pi` too; `\log` is the natural one; numbers may have commas between thousands; what follows a complete formula is not looked at.
+    /// `sympy.parsing.latex`: letters are names, `\pi` too; `\log` is the natural logarithm;
+    /// numbers may have commas between thousands; text after a complete formula is ignored.
     Sympy,
-    /// `\pi` and `e` are what they are, `\log` is that of 10; commas are between things; a fraction after a number is added to it.
+    /// `latex2sympy2_extended`: `\pi` and `e` are constants; `\log` has base 10; commas separate; a
+    /// fraction after a number is added to it.
     MathVerify,
 }
 
-/// Values of names at which formulas are compared.
+/// The points at which formulas are compared.
 const POINTS: u32 = 6;
 
-/// Whether two formulas, or texts, are the same.
+/// Whether two formulas, or two texts that are no formulas, are equal.
 pub fn are_equal(a: &str, b: &str) -> bool {
     if !a.is_empty() && a == b {
         return true;
@@ -25,7 +29,8 @@ pub fn are_equal(a: &str, b: &str) -> bool {
     values_are_equal(|point| Some((of(&a, point)?, of(&b, point)?)))
 }
 
-/// Whether two formulas have the same value at every point where both have one. `values` has None where one of them is none.
+/// Whether two formulas have the same value at every point where both have one. `values` returns
+/// `None` if one of them is not a formula.
 pub fn values_are_equal(values: impl Fn(u32) -> Option<(f64, f64)>) -> bool {
     let mut compared = 0;
     for point in 0..POINTS {
@@ -41,7 +46,7 @@ pub fn values_are_equal(values: impl Fn(u32) -> Option<(f64, f64)>) -> bool {
     compared > 0
 }
 
-/// But for rounding.
+/// Whether two numbers are equal up to rounding.
 pub fn are_close(x: f64, y: f64) -> bool {
     (x - y).abs() <= 1e-9 * x.abs().max(y.abs()).max(1.0)
 }
@@ -67,7 +72,7 @@ pub enum Relation {
     GreaterOrEqual,
 }
 
-/// None where something is no part of any formula.
+/// Splits a formula into tokens. `None` if some of it cannot be part of a formula.
 pub fn tokens(text: &str, rules: Rules) -> Option<Vec<Token>> {
     let chars: Vec<char> = text.chars().collect();
     let mut found = Vec::new();
@@ -121,7 +126,8 @@ pub fn tokens(text: &str, rules: Rules) -> Option<Vec<Token>> {
     Some(found)
 }
 
-/// Digits, with commas between thousands if the rules know these, and decimals. Returns where it ends.
+/// Reads digits, with commas between thousands if the rules allow them, and decimals. Returns the
+/// position of the end.
 fn number(chars: &[char], from: usize, rules: Rules, found: &mut Vec<Token>) -> usize {
     let digits = |from: usize| chars[from..].iter().take_while(|c| c.is_ascii_digit()).count();
     let mut end = from + digits(from);
@@ -136,7 +142,8 @@ fn number(chars: &[char], from: usize, rules: Rules, found: &mut Vec<Token>) -> 
     end
 }
 
-/// A formula's value where names have values that depend on this point. None if it is none, or an equation.
+/// Evaluates a formula at a point, on which the values of names depend. `None` if it is not a
+/// formula, or an equation.
 pub fn value(tokens: &[Token], point: u32, rules: Rules) -> Option<f64> {
     let mut parser = Parser { tokens, at: 0, point, rules };
     let value = parser.sum()?;
@@ -244,7 +251,7 @@ impl Parser<'_> {
         }
     }
 
-    /// What a power or an index has: a group, or one thing.
+    /// Evaluates the argument of a power or an index: a group, or one token.
     fn argument(&mut self) -> Option<f64> {
         if self.eat('{') { self.until('}') } else { self.atom() }
     }
@@ -260,7 +267,7 @@ impl Parser<'_> {
         self.until('}')
     }
 
-    /// A fraction's part: a group, or one digit of a number.
+    /// Evaluates the numerator or denominator of a fraction: a group, or one digit of a number.
     fn part(&mut self) -> Option<f64> {
         if self.peek() == Some(&Token::Sign('{')) { self.group() } else { None }
     }
@@ -307,7 +314,7 @@ impl Parser<'_> {
         }
     }
 
-    /// A function's value, of what follows; `base` is that of a logarithm.
+    /// Applies a function to what follows. `base` is that of a logarithm.
     fn applied(&mut self, name: &str, base: Option<f64>) -> Option<f64> {
         let power = if self.eat('^') { Some(self.argument()?) } else { None };
         let of = if self.eat('(') { self.until(')')? } else { self.product(false)? };
@@ -316,7 +323,8 @@ impl Parser<'_> {
         Some(power.map_or(value, |power| value.powf(power)))
     }
 
-    /// sympy gives the index's last digit to a function that would have nothing: `\log_28` is `\log_2 8`.
+    /// Applies a function without an argument to the last digit of its index, as sympy does:
+    /// `\log_28` is `\log_2 8`.
     fn applied_to_last_digit(&mut self, name: &str, index: f64, after: usize) -> Option<f64> {
         let is_number = matches!(self.tokens[after - 1], Token::Number(_)) && index >= 10.0 && index.fract() == 0.0;
         if self.rules != Rules::Sympy || !is_number {
@@ -337,7 +345,7 @@ impl Parser<'_> {
         found.then_some(value)
     }
 
-    /// A name, with its index and primes, has a value of its own.
+    /// Evaluates a name with its index and primes, which are part of the name.
     fn name(&mut self, mut name: String) -> Option<f64> {
         if self.eat('_') {
             let from = self.at;
@@ -377,7 +385,7 @@ fn function(name: &str) -> Option<fn(f64) -> f64> {
     })
 }
 
-/// Of whole numbers; of others there is none here.
+/// Returns the factorial of a whole number, NaN for others.
 fn factorial(n: f64) -> f64 {
     if n >= 0.0 && n.fract() == 0.0 && n <= 170.0 { (1..=n as u32).map(f64::from).product() } else { f64::NAN }
 }

@@ -1,4 +1,5 @@
-//! MATH: the answer after "The final answer is", made plain (Lewkowycz et al. 2022, appendix D), compared as formulas.
+//! MATH: takes the answer after "The final answer is", normalises it (Lewkowycz et al. 2022,
+//! appendix D), and compares formulas.
 
 use std::sync::LazyLock;
 
@@ -7,10 +8,10 @@ use fancy_regex::Regex;
 use super::{in_box, last_boxed, latex};
 use crate::eval::{filter::expression as regex, template::strip};
 
-/// Whether what this answer ends with is the final answer of the solution.
+/// Whether the final answers of an answer and of a solution are the same.
 ///
 /// # Errors
-/// A solution without a final answer in a box.
+/// The solution has no final answer in a box.
 pub fn final_answers_agree(answer: &str, solution: &str) -> Result<bool, String> {
     static FINAL: LazyLock<Regex> =
         LazyLock::new(|| regex("Final Answer: The final answer is(.*?). I hope it is correct."));
@@ -40,7 +41,7 @@ const REPLACED: [(&str, &str); 10] = [
     ("\\text{m}", "\\text{}"),
 ];
 
-/// Units and the like that are left out, in this order.
+/// Units and the like that are removed, in this order.
 const LEFT_OUT: [&str; 40] = [
     "square",
     "ways",
@@ -132,7 +133,7 @@ fn is_word(text: &str) -> bool {
     text.chars().all(char::is_alphabetic)
 }
 
-/// Without the word, but for names of commands.
+/// Removes the word, except in names of commands.
 fn without(command: &Regex, text: &str, word: &str) -> Result<String, String> {
     let (mut result, mut from) = (String::new(), 0);
     for found in command.find_iter(text) {

@@ -1,5 +1,6 @@
-//! Whether two answers to a problem of mathematics are the same: by the rules of MATH's evaluation in Lewkowycz et al. 2022
-//! (`minerva_math` in lm-evaluation-harness), by those of Math-Verify, and by those of AGIEval.
+//! Compares answers to problems of mathematics: by the rules of MATH's evaluation in Lewkowycz et
+//! al. 2022 (`minerva_math` in lm-evaluation-harness), by those of Math-Verify, and by those of
+//! AGIEval.
 
 mod agieval;
 mod equality;
@@ -13,7 +14,7 @@ pub use agieval::same_answer;
 pub use minerva::final_answers_agree;
 pub use verify::verified;
 
-/// The last `\boxed{...}` or `\fbox{...}` with what is between its braces.
+/// Returns the last `\boxed{...}` or `\fbox{...}` of a text, braces included.
 fn last_boxed(text: &str) -> Option<&str> {
     let from = text.rfind("\\boxed").or_else(|| text.rfind("\\fbox"))?;
     let mut open = 0;
@@ -32,7 +33,7 @@ fn last_boxed(text: &str) -> Option<&str> {
     None
 }
 
-/// What is in `\boxed{...}`.
+/// Returns the contents of `\boxed{...}`.
 fn in_box(boxed: &str) -> Option<&str> {
     boxed.strip_prefix("\\boxed{")?.strip_suffix('}')
 }

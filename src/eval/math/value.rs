@@ -1,4 +1,5 @@
-//! What an answer is: a number, a name, a formula, a set, an interval, relations, a matrix, as Math-Verify tells them from each other.
+//! The kinds of answers that Math-Verify distinguishes: numbers, names, formulas, sets, intervals,
+//! relations, matrices.
 
 use super::latex::{Relation, Rules, Token, tokens, value};
 
@@ -11,7 +12,7 @@ pub enum Value {
     },
     /// A name, in lower case.
     Name(String),
-    /// Anything that has a value where names have some; its letters, if it is nothing but these.
+    /// A formula. Holds its letters, if it is a product of names only.
     Formula {
         tokens: Vec<Token>,
         letters: Option<String>,
@@ -80,13 +81,13 @@ impl Value {
         }
     }
 
-    /// Its value, if that is the same everywhere.
+    /// Returns the value, if it is the same at all points.
     pub fn constant(&self) -> Option<f64> {
         let (a, b) = (self.at(0)?, self.at(1)?);
         (a == b).then_some(a)
     }
 
-    /// The letters of a name or of a product of names.
+    /// Returns the letters of a name or of a product of names.
     pub fn letters(&self) -> Option<&str> {
         match self {
             Self::Name(name) => Some(name),
@@ -96,7 +97,7 @@ impl Value {
     }
 }
 
-/// `1,234,567` or `-1,234.5`, and nothing else.
+/// Whether a text is a number with commas between thousands, such as `1,234,567` or `-1,234.5`.
 fn is_with_thousands(text: &str) -> bool {
     let text = text.strip_prefix('-').unwrap_or(text);
     let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
@@ -110,7 +111,7 @@ fn is_sign(token: &Token, signs: &str) -> bool {
     matches!(token, Token::Sign(sign) if signs.contains(*sign))
 }
 
-/// Where these tokens are, outside of all brackets.
+/// Returns the positions of these tokens outside of all brackets.
 fn outside(tokens: &[Token], wanted: impl Fn(&Token) -> bool) -> Vec<usize> {
     let (mut depth, mut found) = (0, Vec::new());
     for (i, token) in tokens.iter().enumerate() {
@@ -126,7 +127,7 @@ fn outside(tokens: &[Token], wanted: impl Fn(&Token) -> bool) -> Vec<usize> {
     found
 }
 
-/// The parts between these places.
+/// Splits the tokens at these positions.
 fn between<'t>(tokens: &'t [Token], places: &[usize]) -> Vec<&'t [Token]> {
     let starts = std::iter::once(0).chain(places.iter().map(|place| place + 1));
     let ends = places.iter().copied().chain([tokens.len()]);
@@ -181,7 +182,7 @@ fn parse(tokens: &[Token], is_decimal: bool) -> Option<Value> {
     }
 }
 
-/// What a `\text{...}` has, or a letter with an index, or in brackets.
+/// Returns the contents of `\text{...}`, or a letter with an index, or a letter in brackets.
 fn text(tokens: &[Token]) -> Option<String> {
     match tokens {
         [Token::Sign('('), inner @ .., Token::Sign(')')] => text(inner),
@@ -227,7 +228,7 @@ fn formula(tokens: &[Token]) -> Option<Value> {
     Some(Value::Formula { tokens: tokens.to_vec(), letters: letters.collect(), is_percent: false })
 }
 
-/// A set, a tuple or an interval.
+/// Parses a set, a tuple or an interval.
 fn bracketed(tokens: &[Token], is_decimal: bool) -> Option<Value> {
     let [open, inner @ .., close] = tokens else { return None };
     let is_set = command("{")(open) && command("}")(close);

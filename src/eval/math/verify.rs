@@ -1,5 +1,6 @@
-//! Whether an answer is that of a solution by the rules of Math-Verify 0.9: numbers, formulas, names, sets, intervals, relations and
-//! matrices, each compared in its own way. Where it has sympy simplify and solve, formulas are computed at several points.
+//! Compares answers by the rules of Math-Verify 0.9: numbers, formulas, names, sets, intervals,
+//! relations and matrices, each in its own way. Where Math-Verify has sympy simplify and solve,
+//! formulas are evaluated at several points here.
 
 use super::{
     equality::equal,
@@ -7,7 +8,7 @@ use super::{
     value::Value,
 };
 
-/// Whether what the answer says is what the solution says.
+/// Whether an answer and a solution have the same value.
 pub fn verified(answer: &str, solution: &str) -> bool {
     let (gold, found) = (Extracted::of(solution), Extracted::of(answer));
     let same_value = gold.value.zip(found.value).is_some_and(|(gold, found)| equal(gold, found));
@@ -15,7 +16,7 @@ pub fn verified(answer: &str, solution: &str) -> bool {
     same_value || text(gold.text).zip(text(found.text)).is_some_and(|(gold, found)| gold == found)
 }
 
-/// What a text says: the first candidate that can be parsed, and the first one's text.
+/// The answer in a text: the first candidate that can be parsed, and the first candidate's text.
 struct Extracted {
     value: Option<Value>,
     text: Option<String>,

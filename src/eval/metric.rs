@@ -1,37 +1,37 @@
-//! What counts: of a document, and of a task.
+//! Metrics by name, and how the values of documents become the result of a task.
 
 use serde::Deserialize;
-use serde_json::Value;
 
-use super::{Choices, Doc, Generate, Likelihood, bias::Bias, math};
+use super::bias::Bias;
 
-/// A figure of a task.
+/// A metric of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Metric {
-    /// Whether the likeliest choice is right; the first one where several are equally likely.
+    /// 1 if the likeliest choice is right. Of equally likely ones, the first counts.
     Acc,
-    /// The same, of log-likelihoods divided by the choices' lengths in characters.
+    /// `Acc` by log-likelihoods divided by the choices' lengths in characters.
     AccNorm,
-    /// The share of probability that true choices have; the harness calls it acc, too.
+    /// The true choices' share of all choices' probability. The harness calls it acc, too.
     Mc2,
-    /// By how much the two choices' log-likelihoods differ.
+    /// The absolute difference of the two choices' log-likelihoods.
     LikelihoodDiff,
-    /// Whether the first choice, the one with the stereotype, is likelier.
+    /// 1 if the first choice, which has the stereotype, is the likelier one.
     PctStereotype,
-    /// BBQ's accuracy, where the context tells the answer, or where it does not.
+    /// BBQ's accuracy over the documents whose context tells the answer, or over the others.
     AccuracyWhere { disambiguated: bool },
-    /// BBQ's bias score, there; of one category of people, or of all.
+    /// BBQ's bias score over such documents, of one category of people or of all.
     BiasScore { disambiguated: bool, category: Option<String> },
-    /// Whether an answer in words is one that the task says is right.
+    /// 1 if a generated answer is one of the task's right answers.
     ExactMatch,
-    /// The same of the final answer to a problem of MATH; the harness calls it exact_match, too.
+    /// The same for the final answer to a problem of MATH. The harness calls it exact_match, too.
     FinalAnswer,
-    /// The same by the rules of Math-Verify, which finds answers in more places and in more forms.
+    /// The same by the rules of Math-Verify, which finds answers in more places and more forms.
     MathVerify,
-    /// The same by the rules of AGIEval; the harness calls it acc.
+    /// The same by the rules of AGIEval. The harness calls it acc.
     SameAnswer,
-    /// Whether a program passes its tests, by the name that the harness gives it.
+    /// 1 if a program passes its tests. Holds the name that the harness gives the metric in this
+    /// task.
     Passes(String),
 }
 
@@ -63,7 +63,7 @@ impl TryFrom<String> for Metric {
 }
 
 impl Metric {
-    /// Its name in results.
+    /// Returns the metric's name in results.
     pub fn name(&self) -> String {
         let where_ = |disambiguated: bool| if disambiguated { "disamb" } else { "amb" };
         match self {
@@ -82,72 +82,22 @@ impl Metric {
         }
     }
 
+    /// Whether more of it is better.
     pub fn higher_is_better(&self) -> bool {
         !matches!(self, Self::LikelihoodDiff | Self::PctStereotype | Self::BiasScore { .. })
     }
 
-    /// Whether it is a share of documents, or of probability.
+    /// Whether it is a share, of documents or of probability, which tables show in percent.
     pub fn is_share(&self) -> bool {
         !matches!(self, Self::LikelihoodDiff | Self::BiasScore { .. })
     }
 
-    /// Whether it is of answers in words.
+    /// Whether it is a metric of generated answers, not of choices.
     pub fn is_of_text(&self) -> bool {
         matches!(self, Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_))
     }
 
-    /// Of one document's choices: one value, or those that the task's figure is computed from.
-    pub fn of_choices(&self, doc: &Doc, choices: &Choices, likelihoods: &[Likelihood]) -> Result<Vec<f64>, String> {
-        let logprobs: Vec<f64> = likelihoods.iter().map(|l| l.logprob).collect();
-        let best = first_largest(&logprobs);
-        let is_gold = |found: usize| f64::from(u8::from(choices.gold.contains(&found)));
-        Ok(vec![match self {
-            Self::Acc => is_gold(best),
-            Self::AccNorm => {
-                let lengths = choices.texts.iter().map(|choice| choice.chars().count() as f64);
-                is_gold(first_largest(&logprobs.iter().zip(lengths).map(|(l, n)| l / n).collect::<Vec<_>>()))
-            }
-            Self::Mc2 => {
-                let probabilities: Vec<f64> = logprobs.iter().map(|l| l.exp()).collect();
-                let of_true = probabilities.iter().zip(&choices.labels).filter(|(_, label)| **label == 1);
-                of_true.map(|(p, _)| p).sum::<f64>() / probabilities.iter().sum::<f64>()
-            }
-            Self::LikelihoodDiff => (logprobs[0] - logprobs[1]).abs(),
-            Self::PctStereotype => f64::from(u8::from(logprobs[0] > logprobs[1])),
-            // BBQ's first two choices are people.
-            Self::AccuracyWhere { .. } => {
-                return Ok(vec![is_gold(best), Bias::of(doc, &choices.texts[best], best < 2)?.is_disambiguated()]);
-            }
-            Self::BiasScore { category, .. } => {
-                let bias = Bias::of(doc, &choices.texts[best], best < 2)?;
-                return Ok(bias.values(is_gold(best), category.as_deref()));
-            }
-            Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_) => {
-                return Err(format!("{} is of answers in words", self.name()));
-            }
-        }])
-    }
-
-    /// Of one document's answer as it was read. Whether a program passes is not known here: that is NaN.
-    pub fn of_text(&self, generate: &Generate, target: &Value, answer: &str) -> Result<f64, String> {
-        let targets: Vec<String> = match target {
-            Value::Array(several) => several.iter().map(text).collect(),
-            one => vec![text(one)],
-        };
-        let mut right = false;
-        for target in &targets {
-            right |= match self {
-                Self::ExactMatch => plain(generate, answer) == plain(generate, target),
-                Self::FinalAnswer => math::final_answers_agree(answer, target)?,
-                Self::MathVerify => math::verified(answer, target),
-                Self::SameAnswer => math::same_answer(answer, target),
-                _ => return Ok(f64::NAN),
-            };
-        }
-        Ok(f64::from(u8::from(right)))
-    }
-
-    /// The task's figure, of its documents' values.
+    /// Returns the task's result, from the values of its documents.
     pub fn summarize(&self, values: &[Vec<f64>]) -> Summary {
         let mean_of = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
         let mean = match self {
@@ -162,45 +112,19 @@ impl Metric {
     }
 }
 
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// What `exact_match` looks at.
-fn plain(generate: &Generate, text: &str) -> String {
-    let mut text = text.to_owned();
-    for pattern in &generate.ignore {
-        text = pattern.0.replace_all(&text, "").into_owned();
-    }
-    if generate.ignore_case {
-        text = text.to_lowercase();
-    }
-    if generate.ignore_punctuation {
-        text.retain(|c| !c.is_ascii_punctuation());
-    }
-    text
-}
-
-fn first_largest(values: &[f64]) -> usize {
-    let mut best = 0;
-    for (i, value) in values.iter().enumerate() {
-        if value > &values[best] {
-            best = i;
-        }
-    }
-    best
-}
-
-/// Of a task: mean and standard error, which one document alone does not have, and figures that are no mean of documents.
+/// The result of a task: a mean with its standard error, or another figure that is not a mean of
+/// documents.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
-    /// NaN where there is nothing to compute it from.
+    /// NaN where there are no documents to compute it from.
     pub mean: f64,
+    /// `None` for a single document, and for figures that are no means.
     pub stderr: Option<f64>,
     pub documents: usize,
 }
 
-/// Mean, and the sample's standard deviation by the root of its size.
+/// Returns the mean, and as its standard error the sample's standard deviation over the root of its
+/// size.
 pub fn summarize(values: &[f64]) -> Summary {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
@@ -210,7 +134,8 @@ pub fn summarize(values: &[f64]) -> Summary {
 }
 
 impl Summary {
-    /// Of a group of tasks, weighted by their sizes; the standard error is that of pooled variances.
+    /// Returns the result of a group of tasks, weighted by their sizes. The standard error is that
+    /// of pooled variances.
     pub fn pooled(parts: &[Self]) -> Self {
         let documents: usize = parts.iter().map(|part| part.documents).sum();
         let total = documents as f64;

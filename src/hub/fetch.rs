@@ -10,7 +10,12 @@ use std::{
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::{Cache, Hub, HubError, Repo, Result, client::RemoteFile};
+use super::{
+    cache::Cache,
+    client::{Hub, RemoteFile},
+    error::{HubError, Result},
+    repo::Repo,
+};
 use crate::download::{Progress, copy_hashed, hex};
 
 /// A download into one snapshot.

@@ -1,0 +1,36 @@
+//! The files that a run leaves.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::{
+    cli::journal::{beside, write_whole},
+    eval::{Evaluation, html, results_json},
+};
+
+/// A document of one of the tasks, by their numbers.
+pub type Key = (usize, usize);
+
+/// Results, and beside them a page with plots and each document's log.
+pub fn write(output: &Path, evaluations: &[Evaluation], samples: &[Value], config: Value) -> Result<()> {
+    write_whole(&beside(output, SAMPLES), |out| samples.iter().try_for_each(|line| writeln!(out, "{line}")))?;
+    let line = |name: &str| {
+        let value = &config[name];
+        (name.replace('_', " "), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    };
+    let about: Vec<(String, String)> =
+        ["version", "model_args", "mesh", "max_length", "num_fewshot", "apply_chat_template", "limit"]
+            .map(line)
+            .into_iter()
+            .filter(|(_, v)| v != "null")
+            .collect();
+    let page = html(evaluations, &about);
+    write_whole(&beside(output, ".html"), |out| out.write_all(page.as_bytes()))?;
+    let results = serde_json::to_string_pretty(&results_json(evaluations, config))?;
+    write_whole(output, |out| writeln!(out, "{results}"))
+}
+
+/// Added to the results' name.
+pub const SAMPLES: &str = ".samples.jsonl";

@@ -1,0 +1,66 @@
+//! The command line of `generate`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::{
+    cli::model_args::{ModelArgs, PenaltyArgs, SamplingArgs, parse_tokens},
+    engine::Request,
+    tokenizer::Tokenizer,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The prompt; without it, standard input is read
+    #[arg(conflicts_with_all = ["prompt_file", "prompt_tokens", "input"])]
+    pub prompt: Option<String>,
+    /// Read the prompt from a file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_tokens", "input"])]
+    pub prompt_file: Option<PathBuf>,
+    /// The prompt as token ids, taken as they are: 2,106,1645
+    #[arg(long, value_name = "IDS", value_parser = parse_tokens, conflicts_with = "input")]
+    // The full path keeps clap from taking the list for a repeated option.
+    pub prompt_tokens: Option<std::vec::Vec<u32>>,
+    /// Many prompts, one JSON object a line: {"prompt": "..."}, or "messages", or "tokens"; and what differs from this command line,
+    /// such as "max_tokens", "temperature", "seed", "n", "logprobs". A run that was interrupted goes on where it was
+    #[arg(long, value_name = "FILE", requires = "output", conflicts_with = "json")]
+    pub input: Option<PathBuf>,
+    /// Where the answers to --input go, in the same order
+    #[arg(long, value_name = "FILE", requires = "input")]
+    pub output: Option<PathBuf>,
+    /// How many of them run at a time on each data row of the mesh
+    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..), requires = "input")]
+    pub slots: u16,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Continue the text as it is, without the chat format
+    #[arg(long)]
+    pub raw: bool,
+    /// Most tokens to generate
+    #[arg(long, short = 'n', value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: u32,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub penalties: PenaltyArgs,
+    /// End the text before this string (may be repeated)
+    #[arg(long, value_name = "STR")]
+    pub stop: Vec<String>,
+    /// Print one JSON object instead of streaming text
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Args {
+    /// What the command line asks of this prompt.
+    pub fn request(&self, prompt: Vec<u32>, tokenizer: &Tokenizer) -> Result<Request> {
+        Ok(Request {
+            params: self.sampling.params()?,
+            adjust: self.penalties.adjust()?,
+            stop_ids: tokenizer.stop_ids(),
+            stop: self.stop.clone(),
+            ..Request::greedy(prompt, self.max_tokens as usize)
+        })
+    }
+}

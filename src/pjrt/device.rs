@@ -1,0 +1,157 @@
+//! A client's devices and their memories.
+
+use std::fmt;
+
+use super::{
+    abi::{
+        CStruct, ClientAddressableDevices, DeviceAddressableMemories, DeviceDefaultMemory, DeviceDescriptionAttributes,
+        DeviceDescriptionId, DeviceDescriptionProcessIndex, DeviceDescriptionKind, DeviceDescriptionToString, DeviceGetDescription,
+        DeviceLocalHardwareId, DeviceMemoryStats, MemoryId, MemoryKind, Ptr,
+    },
+    api::{Options, handles, read_named_values, string},
+    client::Client,
+    error::Result,
+};
+
+impl Client {
+    /// The devices of this process, in the plugin's order.
+    pub fn devices(&self) -> Result<Vec<Device>> {
+        let out = self.api().call(ClientAddressableDevices { client: self.ptr(), ..CStruct::zeroed() })?;
+        let pointers = handles(out.addressable_devices, out.num_addressable_devices);
+        Ok(pointers.into_iter().map(|ptr| Device::new(self, ptr)).collect())
+    }
+}
+
+/// A device of a client.
+#[derive(Clone)]
+pub struct Device {
+    client: Client,
+    ptr: Ptr,
+}
+// SAFETY: devices are owned by the client and immutable.
+unsafe impl Send for Device {}
+// SAFETY: as above.
+unsafe impl Sync for Device {}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({:?})", self.id())
+    }
+}
+
+impl Device {
+    pub(super) fn new(client: &Client, ptr: Ptr) -> Self {
+        Self { client: client.clone(), ptr }
+    }
+
+    pub(super) fn ptr(&self) -> Ptr {
+        self.ptr
+    }
+
+    fn description(&self) -> Result<Ptr> {
+        let args = DeviceGetDescription { device: self.ptr, ..CStruct::zeroed() };
+        Ok(self.client.api().call(args)?.device_description)
+    }
+
+    /// The id used in device assignments.
+    pub fn id(&self) -> Result<i32> {
+        let args = DeviceDescriptionId { device_description: self.description()?, ..CStruct::zeroed() };
+        Ok(self.client.api().call(args)?.id)
+    }
+
+    /// Index of the process that drives the device.
+    ///
+    /// # Errors
+    /// The plugin's own error.
+    pub fn process_index(&self) -> Result<i32> {
+        let args = DeviceDescriptionProcessIndex { device_description: self.description()?, ..CStruct::zeroed() };
+        Ok(self.client.api().call(args)?.process_index)
+    }
+
+    /// Index of the device on this host.
+    pub fn local_hardware_id(&self) -> Result<i32> {
+        let args = DeviceLocalHardwareId { device: self.ptr, ..CStruct::zeroed() };
+        Ok(self.client.api().call(args)?.local_hardware_id)
+    }
+
+    /// Kind, such as `TPU v5 lite` or `cpu`.
+    pub fn kind(&self) -> Result<String> {
+        let args = DeviceDescriptionKind { device_description: self.description()?, ..CStruct::zeroed() };
+        let out = self.client.api().call(args)?;
+        Ok(string(out.device_kind, out.device_kind_size))
+    }
+
+    /// The plugin's own one-line description.
+    pub fn describe(&self) -> Result<String> {
+        let args = DeviceDescriptionToString { device_description: self.description()?, ..CStruct::zeroed() };
+        let out = self.client.api().call(args)?;
+        Ok(string(out.to_string, out.to_string_size))
+    }
+
+    /// Attributes such as `coords` and `core_on_chip`.
+    pub fn attributes(&self) -> Result<Options> {
+        let args = DeviceDescriptionAttributes { device_description: self.description()?, ..CStruct::zeroed() };
+        let out = self.client.api().call(args)?;
+        Ok(read_named_values(out.attributes, out.num_attributes))
+    }
+
+    /// Memories that the device can use.
+    pub fn memories(&self) -> Result<Vec<Memory>> {
+        let args = DeviceAddressableMemories { device: self.ptr, ..CStruct::zeroed() };
+        let out = self.client.api().call(args)?;
+        let wrap = |ptr| Memory { client: self.client.clone(), ptr };
+        Ok(handles(out.memories, out.num_memories).into_iter().map(wrap).collect())
+    }
+
+    /// The memory that arrays go to when nothing else is said.
+    pub fn default_memory(&self) -> Result<Memory> {
+        let out = self.client.api().call(DeviceDefaultMemory { device: self.ptr, ..CStruct::zeroed() })?;
+        Ok(Memory { client: self.client.clone(), ptr: out.memory })
+    }
+
+    /// What the device's allocator tells of itself; an `Unimplemented` error on the CPU plugins.
+    pub fn memory_stats(&self) -> Result<MemoryStats> {
+        let out = self.client.api().call(DeviceMemoryStats { device: self.ptr, ..CStruct::zeroed() })?;
+        Ok(MemoryStats {
+            bytes_in_use: out.bytes_in_use,
+            peak_bytes_in_use: out.peak_bytes_in_use_is_set.then_some(out.peak_bytes_in_use),
+            bytes_limit: out.bytes_limit_is_set.then_some(out.bytes_limit),
+        })
+    }
+}
+
+/// A memory space of a device: `device`, `pinned_host`, ...
+#[derive(Clone)]
+pub struct Memory {
+    client: Client,
+    ptr: Ptr,
+}
+// SAFETY: memories are owned by the client and immutable.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    pub(super) fn ptr(&self) -> Ptr {
+        self.ptr
+    }
+
+    /// The memory's id.
+    pub fn id(&self) -> Result<i32> {
+        Ok(self.client.api().call(MemoryId { memory: self.ptr, ..CStruct::zeroed() })?.id)
+    }
+
+    /// Kind, such as `device` or `pinned_host`.
+    pub fn kind(&self) -> Result<String> {
+        let out = self.client.api().call(MemoryKind { memory: self.ptr, ..CStruct::zeroed() })?;
+        Ok(string(out.kind, out.kind_size))
+    }
+}
+
+/// A device allocator's figures, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryStats {
+    pub bytes_in_use: i64,
+    pub peak_bytes_in_use: Option<i64>,
+    pub bytes_limit: Option<i64>,
+}

@@ -1,0 +1,36 @@
+//! The type of an array: what its elements are, and how many there are in each dimension.
+
+use std::fmt;
+
+use super::element_type::ElementType;
+
+/// Element type and dimensions of an array.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorType {
+    pub element_type: ElementType,
+    pub dims: Vec<i64>,
+}
+
+impl TensorType {
+    /// A type from its parts.
+    pub fn new(element_type: ElementType, dims: impl Into<Vec<i64>>) -> Self {
+        Self { element_type, dims: dims.into() }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.dims.iter().product::<i64>() as usize
+    }
+
+    /// Size in host memory, row-major and dense.
+    pub fn host_bytes(&self) -> usize {
+        self.elements() * self.element_type.host_bits() / 8
+    }
+}
+
+impl fmt::Display for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dims: Vec<String> = self.dims.iter().map(ToString::to_string).collect();
+        write!(f, "{}[{}]", format!("{:?}", self.element_type).to_lowercase(), dims.join(","))
+    }
+}
