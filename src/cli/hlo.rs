@@ -1,4 +1,5 @@
-//! `hlo`: any program of a model as HLO text or proto, as we emit it or as the plugin optimised it. No weights are needed.
+//! `hlo`: writes any program of a model as HLO text or proto, as we emit it or as the plugin
+//! optimised it. No weights are needed.
 
 use std::{io::Write, path::PathBuf};
 
@@ -25,7 +26,7 @@ enum ProgramName {
     Prefill,
     Decode,
     Score,
-    /// What goes into each layer, for looking inside
+    /// Returns the input of each layer, for debugging
     Trace,
 }
 
@@ -33,9 +34,9 @@ enum ProgramName {
 enum OutputName {
     /// The most likely token
     Greedy,
-    /// A token drawn by temperature, top-k of at most 128, top-p
+    /// A token sampled by temperature, top-k of at most 128, top-p
     TopK,
-    /// A token drawn by temperature, top-k, top-p
+    /// A token sampled by temperature, top-k, top-p
     Sample,
     /// Logits
     Logits,
@@ -49,46 +50,49 @@ enum HloFormat {
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which program
+    /// The program
     #[arg(long, value_enum, default_value = "decode")]
     program: ProgramName,
     /// A preset (tiny, gemma-1.1-2b, gemma-1.1-7b), a config.json, or a directory that holds one
     #[arg(long, default_value = "gemma-1.1-2b")]
     config: String,
+    /// Devices: DATAxMODEL
     #[arg(long, value_name = "DxM", default_value = "1x1")]
     mesh: Mesh,
     /// Tokens in a chunk, for prefill and score
     #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = clap::value_parser!(i64).range(1..=8192))]
     bucket: i64,
-    /// Chunks that prefill takes at once
+    /// Chunks that one prefill step takes
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(i64).range(1..=16))]
     batch: i64,
     /// Sequences in the cache
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(i64).range(1..=1024))]
     slots: i64,
-    /// Tokens that the cache holds for each sequence
+    /// Tokens of each sequence that the cache holds
     #[arg(long, value_name = "TOKENS", default_value = "1024", value_parser = clap::value_parser!(i64).range(1..=1048576))]
     context: i64,
-    /// Cache positions that attention looks at [default: by the bucket]
+    /// Cache positions that attention reads [default: by the bucket]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(i64).range(1..=1048576))]
     window: Option<i64>,
-    /// What prefill and decode return; for score, logits adds them
+    /// What prefill and decode return; with score, logits adds logits
     #[arg(long, value_enum, default_value = "greedy")]
     output: OutputName,
+    /// Type of activations
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: ComputeType,
-    /// How keys and values are stored [default: as activations]
+    /// Type of the KV cache [default: as activations]
     #[arg(long, value_enum)]
     kv: Option<KvType>,
-    /// Type of the matrices as stored
+    /// Type of the stored matrices
     #[arg(long, value_enum, default_value = "bf16")]
     weights: WeightType,
-    /// Programs that are not the platform's own
+    /// Emit the programs of another lowering than the platform's own
     #[arg(long, value_enum)]
     lowering: Option<Lowering>,
+    /// Text, or a serialized HloModuleProto
     #[arg(long, value_enum, default_value = "text")]
     format: HloFormat,
-    /// The program after the plugin's optimisations
+    /// Show the program after the plugin's optimisations
     #[arg(long)]
     optimized: bool,
     #[command(flatten)]
@@ -98,7 +102,7 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-/// How matrices are stored.
+/// The type of stored matrices.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum WeightType {
     Bf16,
@@ -108,7 +112,7 @@ pub enum WeightType {
 }
 
 impl WeightType {
-    /// Of all tensors.
+    /// Returns the types of all tensors.
     pub fn types(self) -> StoredTypes {
         match self {
             Self::Bf16 => StoredTypes::uniform(DType::BF16),
@@ -210,7 +214,10 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
     })
 }
 
-/// A preset, or what a config.json says.
+/// Returns the config of a preset, or of a config.json.
+///
+/// # Errors
+/// The name is neither, or the file cannot be read or used.
 pub fn config(name: &str) -> Result<Config> {
     if let Some(config) = Config::preset(name) {
         return Ok(config);

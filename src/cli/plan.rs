@@ -1,4 +1,5 @@
-//! `plan`: what a model needs of a machine that need not be here, and how fast it could be there.
+//! `plan`: the memory that a model needs on a machine, and how fast it could run there. The machine
+//! need not be this one.
 
 use std::{io::Write, path::Path};
 
@@ -25,7 +26,7 @@ use crate::{
     },
 };
 
-/// A machine, and how a model is to be run there.
+/// A machine, and how to run a model on it.
 #[derive(Debug, clap::Args)]
 pub struct MachineArgs {
     /// A preset (tiny, gemma-1.1-2b, gemma-1.1-7b), a config.json, or a directory with a checkpoint
@@ -33,18 +34,19 @@ pub struct MachineArgs {
     model: String,
     #[command(flatten)]
     platform: PlatformArgs,
-    /// The slice of TPUs, such as v5e:1x1, v5e:2x2 or v5e:2x4
+    /// The TPU slice, such as v5e:1x1, v5e:2x2 or v5e:2x4
     #[arg(long, value_name = "TOPOLOGY")]
     topology: Option<String>,
     /// Devices: DATAxMODEL [default: one model over all chips]
     #[arg(long, value_name = "DxM")]
     mesh: Option<Mesh>,
-    /// Type of the matrices [default: as the checkpoint stores them, else bf16]
+    /// Type of the stored matrices [default: as in the checkpoint, else bf16]
     #[arg(long, value_enum)]
     weights: Option<WeightType>,
+    /// Type of activations
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: ComputeType,
-    /// How keys and values are stored [default: as activations]
+    /// Type of the KV cache [default: as activations]
     #[arg(long, value_enum)]
     kv: Option<KvType>,
     /// Tokens of each sequence, prompt and answer together
@@ -56,10 +58,10 @@ pub struct MachineArgs {
 pub struct Args {
     #[command(flatten)]
     machine: MachineArgs,
-    /// Sequences at a time
+    /// Sequences that run at the same time
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(i64).range(1..=1024))]
     slots: i64,
-    /// Find the most slots for each context length instead
+    /// Find the largest number of slots for each context length instead
     #[arg(long)]
     search: bool,
     /// Print one JSON object
@@ -106,12 +108,16 @@ impl MachineArgs {
     }
 
     fn mesh(&self) -> Result<Mesh> {
-        let chips = |name: &String| slice_chips(name).with_context(|| format!("{name:?} is no slice, such as v5e:2x2"));
+        let chips =
+            |name: &String| slice_chips(name).with_context(|| format!("{name:?} is not a TPU slice, such as v5e:2x2"));
         let chips = self.topology.as_ref().map(chips).transpose()?;
         Ok(self.mesh.unwrap_or(Mesh { data: 1, model: chips.unwrap_or(1) }))
     }
 
-    /// The model, with so many sequences at a time.
+    /// Returns the model, with this number of slots.
+    ///
+    /// # Errors
+    /// The model cannot be read, or does not fit the mesh or the context.
     pub fn setup(&self, slots: i64) -> Result<Setup> {
         let config = config(&self.model)?;
         let mesh = self.mesh()?;
@@ -136,7 +142,10 @@ impl MachineArgs {
         })
     }
 
-    /// The machine, by its plugin.
+    /// Opens the machine through its plugin.
+    ///
+    /// # Errors
+    /// The plugin is missing, or does not know the machine.
     pub fn open(&self) -> Result<Machine> {
         let request = MachineRequest {
             kind: self.kind(),
@@ -149,7 +158,7 @@ impl MachineArgs {
     }
 }
 
-/// Types of the weights in this directory, if it has any.
+/// Returns the types of the weights in this directory, if it holds any.
 fn stored_in(dir: &Path, config: &Config) -> Result<Option<StoredTypes>> {
     let has_weights = dir.is_dir()
         && std::fs::read_dir(dir)?.flatten().any(|entry| entry.path().extension().is_some_and(|e| e == "safetensors"));
@@ -160,7 +169,7 @@ fn stored_in(dir: &Path, config: &Config) -> Result<Option<StoredTypes>> {
     Ok(Some(select(&checkpoint, config)?.0))
 }
 
-/// What this computer can do.
+/// Measures this computer's rates.
 fn measured() -> Rates {
     let machine = kernels::Machine::whole();
     let block = vec![1_u8; 256 << 20];
@@ -227,7 +236,7 @@ fn milliseconds(seconds: f64) -> String {
 fn write_verdict(out: &mut impl Write, plan: &Plan, others: &[Alternative]) -> Result<()> {
     let needed = size(plan.needed());
     let Some(limit) = plan.limit else {
-        writeln!(out, "\n{needed} for each device; the plugin does not tell how much there is.")?;
+        writeln!(out, "\n{needed} for each device; the plugin does not report how much there is.")?;
         return Ok(());
     };
     if plan.fits() {

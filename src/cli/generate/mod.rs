@@ -1,4 +1,4 @@
-//! `generate`: one prompt in, text out as it comes; or many prompts from a file.
+//! `generate`: streams the continuation of one prompt, or answers many prompts from a file.
 
 mod args;
 mod batch;
@@ -47,32 +47,32 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     engine.prepare(&request)?;
 
     interrupt::begin_writing();
-    let begun = Instant::now();
-    let mut written = StreamedAnswer::default();
+    let submitted = Instant::now();
+    let mut answer = StreamedAnswer::default();
     engine.submit(request)?;
     while !engine.is_idle() && !interrupt::is_requested() {
         for event in engine.step()? {
             match event {
                 Event::Tokens { tokens, text, .. } => {
-                    written.first_token.get_or_insert((started.elapsed(), begun.elapsed()));
-                    written.tokens.extend(tokens.iter().map(|token| token.id));
-                    written.push(&text, !args.json)?;
+                    answer.first_token.get_or_insert((started.elapsed(), submitted.elapsed()));
+                    answer.tokens.extend(tokens.iter().map(|token| token.id));
+                    answer.push(&text, !args.json)?;
                 }
-                Event::Finished { answer, .. } => written.finish_reason = Some(answer.finish_reason),
+                Event::Finished { answer: finished, .. } => answer.finish_reason = Some(finished.finish_reason),
             }
         }
     }
-    written.time = begun.elapsed();
+    answer.time = submitted.elapsed();
     if !args.json {
         writeln!(std::io::stdout())?;
     }
-    let finish_reason = written.finish_reason.unwrap_or(FinishReason::Interrupted);
-    let stats = Stats { prompt: prompt.len(), written: &written, finish_reason, loaded: &loaded };
+    let finish_reason = answer.finish_reason.unwrap_or(FinishReason::Interrupted);
+    let stats = Stats { prompt: prompt.len(), answer: &answer, finish_reason, loaded: &loaded };
     if args.json {
         let object = json!({
             "prompt_tokens": prompt,
-            "tokens": written.tokens,
-            "text": written.text,
+            "tokens": answer.tokens,
+            "text": answer.text,
             "finish_reason": finish_reason.name(),
             "timings": stats.json(),
         });
@@ -97,15 +97,15 @@ fn run_batch(args: &Args, opened: &OpenedModel, input: &Path, output: &Path) -> 
     batch.run(&mut engine, output)
 }
 
-/// An answer as it was written.
+/// An answer as it is streamed, with its times.
 #[derive(Default)]
 struct StreamedAnswer {
     tokens: Vec<u32>,
     text: String,
     finish_reason: Option<FinishReason>,
-    /// Since the process began, and since the request did.
+    /// The time of the first token, since the start of the process and of the request.
     first_token: Option<(Duration, Duration)>,
-    /// Of the whole request.
+    /// The time of the whole request.
     time: Duration,
 }
 
@@ -121,11 +121,11 @@ impl StreamedAnswer {
     }
 
     fn prefill(&self) -> Duration {
-        self.first_token.map_or(self.time, |(_, since_begun)| since_begun)
+        self.first_token.map_or(self.time, |(_, since_request)| since_request)
     }
 }
 
-/// The prompt, empty where its tokens are given.
+/// Reads the prompt; empty if it is given as tokens.
 fn prompt_text(args: &Args) -> Result<String> {
     if args.prompt_tokens.is_some() {
         return Ok(String::new());
@@ -143,39 +143,39 @@ fn prompt_tokens(args: &Args, text: &str, opened: &OpenedModel) -> Result<Vec<u3
 
 struct Stats<'a> {
     prompt: usize,
-    written: &'a StreamedAnswer,
+    answer: &'a StreamedAnswer,
     finish_reason: FinishReason,
     loaded: &'a LoadedModel,
 }
 
 impl Stats<'_> {
-    /// Tokens after the first, which prefill gives, per second.
+    /// Returns the tokens per second after the first one, which prefill computes.
     fn decode_rate(&self) -> f64 {
-        let decoded = self.written.tokens.len().saturating_sub(1);
+        let decoded = self.answer.tokens.len().saturating_sub(1);
         decoded as f64 / self.decode_seconds().max(1e-9)
     }
 
     fn decode_seconds(&self) -> f64 {
-        (self.written.time - self.written.prefill()).as_secs_f64()
+        (self.answer.time - self.answer.prefill()).as_secs_f64()
     }
 
     fn prefill_rate(&self) -> f64 {
-        self.prompt as f64 / self.written.prefill().as_secs_f64().max(1e-9)
+        self.prompt as f64 / self.answer.prefill().as_secs_f64().max(1e-9)
     }
 
-    /// Since the process began.
+    /// Returns the seconds from the start of the process to the first token.
     fn first_token(&self) -> Option<f64> {
-        self.written.first_token.map(|(since_start, _)| since_start.as_secs_f64())
+        self.answer.first_token.map(|(since_start, _)| since_start.as_secs_f64())
     }
 
     fn line(&self) -> String {
         let (compile, memory) = (self.loaded.model.compile_report(), ProcessMemory::now());
         format!(
             "[prompt {} tokens, {:.1} tok/s; new {} tokens, {:.1} tok/s ({}); first token after {:.2} s; load {:.2} s; \
-             compile {:.2} s ({} new, {} cached); peak memory {}, of ours {}]",
+             compile {:.2} s ({} new, {} cached); peak memory {}, {} allocated]",
             self.prompt,
             self.prefill_rate(),
-            self.written.tokens.len(),
+            self.answer.tokens.len(),
             self.decode_rate(),
             self.finish_reason.name(),
             self.first_token().unwrap_or_default(),
@@ -190,9 +190,9 @@ impl Stats<'_> {
 
     fn json(&self) -> serde_json::Value {
         let (compile, memory) = (self.loaded.model.compile_report(), ProcessMemory::now());
-        let placement = self.loaded.model.placement().unwrap_or_default(); // tokens were computed: it is there
+        let placement = self.loaded.model.placement().unwrap_or_default(); // there are tokens, so the weights are placed
         json!({
-            "prefill_seconds": self.written.prefill().as_secs_f64(),
+            "prefill_seconds": self.answer.prefill().as_secs_f64(),
             "prefill_tokens_per_second": self.prefill_rate(),
             "decode_seconds": self.decode_seconds(),
             "decode_tokens_per_second": self.decode_rate(),
