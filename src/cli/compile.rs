@@ -1,4 +1,5 @@
-//! `compile`: all programs of a model for a machine that need not be here, as a bundle for `--bundle`.
+//! `compile`: compiles all programs of a model, for this or another machine, into a bundle for
+//! `--bundle`.
 
 use std::{io::Write, path::PathBuf};
 
@@ -8,7 +9,7 @@ use clap::ValueEnum;
 use super::{Outcome, note, plan::MachineArgs, process::size};
 use crate::{compile::Bundle, runtime::session_modules, sampling::Sampler};
 
-/// How tokens will be chosen.
+/// How tokens are sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SamplerName {
     /// Temperature 0
@@ -17,19 +18,26 @@ enum SamplerName {
     TopK,
     /// Temperature, top-p, any top-k
     Sample,
+    /// Also penalties and biases
+    Penalties,
+    /// Also log-probabilities
+    Logprobs,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     machine: MachineArgs,
-    /// Sequences at a time; generate, chat and score take 1
+    /// Sequences that run at the same time; generate, chat and score need 1
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(i64).range(1..=1024))]
     slots: i64,
-    /// Programs for these ways to choose tokens
+    /// Compile programs for these samplers
     #[arg(long, value_enum, value_delimiter = ',', default_value = "greedy,top-k")]
     samplers: Vec<SamplerName>,
-    /// Directory to write; what it has of the same bundle is kept
+    /// Also the programs that score texts, for eval and for prompts' log-probabilities
+    #[arg(long)]
+    scores: bool,
+    /// Directory to write; programs of the same bundle that it holds are kept
     #[arg(long, short, value_name = "DIR")]
     out: PathBuf,
 }
@@ -41,10 +49,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
         SamplerName::Greedy => Sampler::Greedy,
         SamplerName::TopK => Sampler::TopK,
         SamplerName::Sample => Sampler::Stochastic,
+        SamplerName::Penalties => Sampler::Penalized,
+        SamplerName::Logprobs => Sampler::Logprobs,
     };
     let samplers: Vec<Sampler> = args.samplers.iter().map(sampler).collect();
-    let mut tell = |name: &str, i: usize, all: usize| note(&format!("[{} of {all}] {name}", i + 1));
-    let bundle = Bundle::write(&args.out, &machine, &setup, &samplers, &mut tell)?;
+    let mut report = |name: &str, i: usize, all: usize| note(&format!("[{} of {all}] {name}", i + 1));
+    let shape = (deployment.slots, deployment.context);
+    let modules = session_modules(&deployment.model, shape, &samplers, args.scores)?;
+    let bundle = Bundle::write(&args.out, &target, &deployment.model, shape, &modules, &mut report)?;
     let (manifest, out) = (&bundle.manifest, args.out.display());
     writeln!(
         std::io::stdout(),

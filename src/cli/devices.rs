@@ -11,7 +11,7 @@ use super::{Outcome, model_args::PlatformArgs, process::size};
 pub struct Args {
     #[command(flatten)]
     platform: PlatformArgs,
-    /// Devices to create on CPU, where they are virtual
+    /// Virtual devices to create on CPU
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=256))]
     cpu_devices: u16,
     /// Print one JSON object
@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         writeln!(out, "attribute   {name} = {value:?}")?;
     }
     for (device, memories, stats) in devices {
-        let memory = stats.map_or("memory figures not told".to_owned(), |s| {
+        let memory = stats.map_or("no memory figures".to_owned(), |s| {
             let limit = s.bytes_limit.map_or("unknown".to_owned(), |limit| size(limit as u64));
             format!("{} of {limit} in use", size(s.bytes_in_use as u64))
         });

@@ -1,4 +1,4 @@
-//! `doctor`: what this computer has for running models, line by line, each with its remedy.
+//! `doctor`: checks what this computer has for running models. Each problem comes with a remedy.
 
 use std::{
     io::Write,
@@ -42,26 +42,26 @@ impl Status {
     }
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug)]
 struct Check {
     what: &'static str,
-    state: Status,
+    status: Status,
     found: String,
-    /// What to do, unless all is well.
+    /// What to do about it; `None` if all is well.
     remedy: Option<String>,
 }
 
 fn ok(what: &'static str, found: impl Into<String>) -> Check {
-    Check { what, state: Status::Ok, found: found.into(), remedy: None }
+    Check { what, status: Status::Ok, found: found.into(), remedy: None }
 }
 
 fn warn(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
-    Check { what, state: Status::Warn, found: found.into(), remedy: Some(remedy.into()) }
+    Check { what, status: Status::Warn, found: found.into(), remedy: Some(remedy.into()) }
 }
 
 fn fail(what: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
-    Check { what, state: Status::Fail, found: found.into(), remedy: Some(remedy.into()) }
+    Check { what, status: Status::Fail, found: found.into(), remedy: Some(remedy.into()) }
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
@@ -79,17 +79,17 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
     let mut out = std::io::stdout().lock();
     if args.json {
-        let line = |l: &Check| json!({"what": l.what, "state": l.state.name(), "found": l.found, "remedy": l.remedy});
+        let line = |l: &Check| json!({"what": l.what, "state": l.status.name(), "found": l.found, "remedy": l.remedy});
         writeln!(out, "{}", json!({"checks": lines.iter().map(line).collect::<Vec<_>>()}))?;
     } else {
-        for Check { what, state, found, remedy } in &lines {
-            writeln!(out, "{:<5}{what:<18} {found}", state.name())?;
+        for Check { what, status, found, remedy } in &lines {
+            writeln!(out, "{:<5}{what:<18} {found}", status.name())?;
             if let Some(remedy) = remedy {
                 writeln!(out, "{:<23} -> {remedy}", "")?;
             }
         }
     }
-    Ok(if lines.iter().any(|line| line.state == Status::Fail) { Outcome::ChecksFailed } else { Outcome::Done })
+    Ok(if lines.iter().any(|line| line.status == Status::Fail) { Outcome::ChecksFailed } else { Outcome::Done })
 }
 
 fn processor(system: &System) -> Check {
@@ -105,7 +105,7 @@ fn processor(system: &System) -> Check {
     if kernels::are_fast() {
         return ok("processor", found);
     }
-    warn("processor", found, "without AVX2 models run on XLA's own operations, slowly")
+    warn("processor", found, "without AVX2, models run on XLA's own operations, which is slow")
 }
 
 fn memory(system: &System) -> Check {
@@ -195,7 +195,8 @@ fn tpu(system: &System) -> Vec<Check> {
     lines
 }
 
-/// libtpu asks this server what machine it is on, and waits for minutes if it is not there.
+/// Checks Google's metadata server, which libtpu asks about the machine. libtpu waits for minutes
+/// if it is not there.
 fn metadata_server() -> Check {
     const WHAT: &str = "metadata server";
     if std::env::var_os("TPU_SKIP_MDS_QUERY").is_some() {
@@ -226,7 +227,7 @@ fn nvidia(system: &System) -> Vec<Check> {
     vec![driver, plugin]
 }
 
-/// Variables of the environment that change what happens.
+/// Checks environment variables that change the program's behaviour.
 fn variables(get: impl Fn(&str) -> Option<String>, has_tpu: bool) -> Vec<Check> {
     const WHAT: &str = "environment";
     let names = [
@@ -266,7 +267,7 @@ fn variables(get: impl Fn(&str) -> Option<String>, has_tpu: bool) -> Vec<Check> 
         });
     }
     if lines.is_empty() {
-        lines.push(ok(WHAT, "nothing set that matters"));
+        lines.push(ok(WHAT, "no variable that matters is set"));
     }
     lines
 }
@@ -309,10 +310,10 @@ fn token() -> Check {
     )
 }
 
-/// Longest time that a plugin may take to open its devices.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// The most time that a plugin may take to open its devices.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Opens the platform in a process of its own: a plugin may hang or abort.
+/// Opens the platform in a process of its own, since a plugin may hang or abort.
 fn platform(kind: Kind) -> Check {
     let what = match kind {
         Kind::Cpu => "CPU devices",
@@ -342,11 +343,11 @@ fn platform(kind: Kind) -> Check {
     };
     let started = Instant::now();
     while matches!(child.try_wait(), Ok(None)) {
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > DEVICE_TIMEOUT {
             let _ = child.kill();
             let _ = child.wait();
             let remedy = format!("see where it hangs: gemma-pjrt devices --verbose --platform {kind_name}");
-            return fail(what, format!("the plugin did not answer within {} s", PATIENCE.as_secs()), remedy);
+            return fail(what, format!("the plugin did not answer within {} s", DEVICE_TIMEOUT.as_secs()), remedy);
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -383,10 +384,10 @@ mod tests {
             "XLA_FLAGS" => Some("--xla_nonsense".into()),
             _ => None,
         };
-        let states = |has_tpu| variables(get, has_tpu).iter().map(|line| line.state).collect::<Vec<_>>();
+        let states = |has_tpu| variables(get, has_tpu).iter().map(|line| line.status).collect::<Vec<_>>();
         assert_eq!(states(true), [Status::Fail, Status::Warn, Status::Warn]);
         assert_eq!(states(false), [Status::Fail, Status::Ok, Status::Warn]);
-        assert_eq!(variables(|_| None, true)[0].state, Status::Ok);
+        assert_eq!(variables(|_| None, true)[0].status, Status::Ok);
     }
 
     #[test]
@@ -397,10 +398,10 @@ mod tests {
         std::fs::write(chip.join("vendor"), "0x1ae0\n").unwrap();
         std::fs::write(chip.join("device"), "0x0063\n").unwrap();
         let lines = tpu(&System::under(dir.path()));
-        let of = |what: &str| lines.iter().find(|line| line.what == what).map(|line| line.state);
+        let of = |what: &str| lines.iter().find(|line| line.what == what).map(|line| line.status);
         assert_eq!(of("TPU"), Some(Status::Ok));
         assert_eq!(of("device files"), Some(Status::Fail));
         assert_eq!(of("locked memory"), Some(Status::Warn));
-        assert!(lines.iter().filter(|line| line.state != Status::Ok).all(|line| line.remedy.is_some()));
+        assert!(lines.iter().filter(|line| line.status != Status::Ok).all(|line| line.remedy.is_some()));
     }
 }

@@ -1,4 +1,5 @@
-//! `hlo`: any program of a model as HLO text or proto, as we emit it or as the plugin optimised it. No weights are needed.
+//! `hlo`: writes any program of a model as HLO text or proto, as we emit it or as the plugin
+//! optimised it. No weights are needed.
 
 use std::{io::Write, path::PathBuf};
 
@@ -13,32 +14,60 @@ use super::{
     process::size,
 };
 use crate::{
-    gemma::{Config, More, Output, Program, ProgramSpec, Target, weights::StoredTypes},
+    compile::signature,
+    gemma::{self, Config, Head, ModelSpec, Program, ProgramSpec, StoredTypes},
     hlo::{DType, Mesh, proto, to_text},
     pjrt::{self, CompileOptions, Device},
-    runtime::{signature, window_for},
+    runtime::window_for,
     sampling::Sampler,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ProgramName {
-    Prefill,
+    /// One pass over tokens of any slots
+    Step,
+    /// The next tokens of every slot, in a loop on the device
     Decode,
-    Score,
-    /// What goes into each layer, for looking inside
-    Trace,
+    /// One slot's keys and values, copied to another slot
+    Copy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum OutputName {
+enum HeadName {
+    /// Nothing: the step fills the cache
+    None,
     /// The most likely token
     Greedy,
-    /// A token drawn by temperature, top-k of at most 128, top-p
+    /// A token sampled by temperature, top-k of at most 128, top-p
     TopK,
-    /// A token drawn by temperature, top-k, top-p
+    /// A token sampled by temperature, top-k, top-p
     Sample,
+    /// As sample, with penalties and biases
+    Penalties,
+    /// As penalties, with log-probabilities
+    Logprobs,
+    /// Log-probabilities of given tokens
+    Score,
     /// Logits
     Logits,
+    /// The input of each layer, for debugging
+    Hidden,
+}
+
+impl HeadName {
+    fn head(self) -> Head {
+        match self {
+            Self::None => Head::None,
+            Self::Greedy => Head::Sample(Sampler::Greedy),
+            Self::TopK => Head::Sample(Sampler::TopK),
+            Self::Sample => Head::Sample(Sampler::Stochastic),
+            Self::Penalties => Head::Sample(Sampler::Penalized),
+            Self::Logprobs => Head::Sample(Sampler::Logprobs),
+            Self::Score => Head::Logprobs { top: false },
+            Self::Logits => Head::Logits,
+            Self::Hidden => Head::Hidden,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -49,46 +78,46 @@ enum HloFormat {
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which program
-    #[arg(long, value_enum, default_value = "decode")]
+    /// The program
+    #[arg(long, value_enum, default_value = "step")]
     program: ProgramName,
     /// A preset (tiny, gemma-1.1-2b, gemma-1.1-7b), a config.json, or a directory that holds one
     #[arg(long, default_value = "gemma-1.1-2b")]
     config: String,
+    /// Devices: DATAxMODEL
     #[arg(long, value_name = "DxM", default_value = "1x1")]
     mesh: Mesh,
-    /// Tokens in a chunk, for prefill and score
+    /// Tokens of a step
     #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = clap::value_parser!(i64).range(1..=8192))]
-    bucket: i64,
-    /// Chunks that prefill takes at once
-    #[arg(long, default_value = "1", value_parser = clap::value_parser!(i64).range(1..=16))]
-    batch: i64,
+    tokens: i64,
     /// Sequences in the cache
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(i64).range(1..=1024))]
     slots: i64,
-    /// Tokens that the cache holds for each sequence
+    /// Tokens of each sequence that the cache holds
     #[arg(long, value_name = "TOKENS", default_value = "1024", value_parser = clap::value_parser!(i64).range(1..=1048576))]
     context: i64,
-    /// Cache positions that attention looks at [default: by the bucket]
+    /// Cache positions that decode reads [default: all]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(i64).range(1..=1048576))]
     window: Option<i64>,
-    /// What prefill and decode return; for score, logits adds them
+    /// What a step or decode computes from the last hidden states
     #[arg(long, value_enum, default_value = "greedy")]
-    output: OutputName,
+    head: HeadName,
+    /// Type of activations
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: ComputeType,
-    /// How keys and values are stored [default: as activations]
+    /// Type of the KV cache [default: as activations]
     #[arg(long, value_enum)]
     kv: Option<KvType>,
-    /// Type of the matrices as stored
+    /// Type of the stored matrices
     #[arg(long, value_enum, default_value = "bf16")]
     weights: WeightType,
-    /// Programs that are not the platform's own
+    /// Emit the programs of another lowering than the platform's own
     #[arg(long, value_enum)]
     lowering: Option<Lowering>,
+    /// Text, or a serialized HloModuleProto
     #[arg(long, value_enum, default_value = "text")]
     format: HloFormat,
-    /// The program after the plugin's optimisations
+    /// Show the program after the plugin's optimisations
     #[arg(long)]
     optimized: bool,
     #[command(flatten)]
@@ -98,7 +127,7 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-/// How matrices are stored.
+/// The type of stored matrices.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum WeightType {
     Bf16,
@@ -108,7 +137,7 @@ pub enum WeightType {
 }
 
 impl WeightType {
-    /// Of all tensors.
+    /// Returns the types of all tensors.
     pub fn types(self) -> StoredTypes {
         match self {
             Self::Bf16 => StoredTypes::uniform(DType::BF16),
@@ -123,8 +152,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let spec = spec(args)?;
     let module = spec.build()?;
     let proto = if args.optimized {
-        let platform = args.platform.open(spec.mesh.devices())?;
-        let ids = platform.devices(spec.mesh.devices())?.iter().map(Device::id).collect::<Result<Vec<_>, _>>()?;
+        let platform = args.platform.open(spec.model.mesh.devices())?;
+        let ids = platform.devices(spec.model.mesh.devices())?.iter().map(Device::id).collect::<Result<Vec<_>, _>>()?;
         let code = module.encode();
         let program = pjrt::Program { code: &code, format: "hlo" };
         let executable = platform.client.compile(&program, &CompileOptions::replicas(ids), signature(&module))?;
@@ -161,56 +190,33 @@ pub fn run(args: &Args) -> Result<Outcome> {
 fn spec(args: &Args) -> Result<ProgramSpec> {
     let config = config(&args.config)?;
     config.check_mesh(args.mesh)?;
-    let output = match args.output {
-        OutputName::Greedy => Output::Token(Sampler::Greedy),
-        OutputName::TopK => Output::Token(Sampler::TopK),
-        OutputName::Sample => Output::Token(Sampler::Stochastic),
-        OutputName::Logits => Output::Logits,
+    let lowering = match (args.lowering, args.platform.platform) {
+        (Some(Lowering::Tpu), _) | (None, PlatformName::Tpu) => gemma::Lowering::TPU,
+        (Some(Lowering::Native), _) => gemma::Lowering::CPU_NATIVE,
+        (None, PlatformName::Cuda) => gemma::Lowering::CUDA,
+        (None, PlatformName::Auto | PlatformName::Cpu) => gemma::Lowering::CPU,
     };
-    let (program, end) = match args.program {
-        ProgramName::Prefill => (Program::Prefill { batch: args.batch, bucket: args.bucket, output }, args.bucket),
-        ProgramName::Decode => (Program::Decode { output }, args.context),
-        ProgramName::Score => (
-            Program::Score {
-                bucket: args.bucket,
-                more: if output == Output::Logits { More::Logits } else { More::Nothing },
-            },
-            args.bucket,
-        ),
-        ProgramName::Trace => (Program::Trace { bucket: args.bucket }, args.bucket),
-    };
-    let target = match (args.lowering, args.platform.platform) {
-        (Some(Lowering::Tpu), _) | (None, PlatformName::Tpu) => Target::Tpu,
-        (Some(Lowering::Native), _) => Target::Cpu { kernels: false },
-        (None, PlatformName::Cuda) => Target::Cuda,
-        (None, PlatformName::Auto | PlatformName::Cpu) => Target::Cpu { kernels: true },
-    };
-    let window = match args.window {
-        Some(_) if !target.has_windows() => {
-            bail!("the attention kernel has no window; leave out --window, or add --lowering native")
+    let program = match (args.program, args.head.head()) {
+        (ProgramName::Step, head) => Program::Step { tokens: args.tokens, head },
+        (ProgramName::Copy, _) => Program::Copy,
+        (ProgramName::Decode, _) if !lowering.batches_decode => {
+            bail!("on {} decoding is a step like any other; use --program step, or add --lowering tpu", lowering.name)
         }
-        Some(window) => window,
-        None if !target.has_windows() => args.context,
-        None => window_for(end, args.context),
+        (ProgramName::Decode, Head::Sample(sampler)) => Program::Decode { sampler },
+        (ProgramName::Decode, _) => bail!("decode samples tokens; use --head greedy, top-k, sample, penalties or logprobs"),
     };
-    if window > args.context || args.bucket > args.context && args.program != ProgramName::Decode {
-        bail!("a bucket of {} and a window of {window} do not fit a context of {}", args.bucket, args.context);
-    }
-    Ok(ProgramSpec {
-        program,
-        target,
-        config,
-        mesh: args.mesh,
-        compute: args.dtype.dtype(),
-        kv: kv_dtype(args.kv, args.dtype),
-        stored: args.weights.types(),
-        slots: args.slots,
-        cache_len: args.context,
-        window,
-    })
+    let window = args.window.map_or(args.context, |window| window_for(window, args.context));
+    let (compute, kv) = (args.dtype.dtype(), kv_dtype(args.kv, args.dtype));
+    let model = ModelSpec { config, mesh: args.mesh, lowering, compute, kv, stored: args.weights.types() };
+    model.check()?;
+    let (slots, cache_len) = (args.slots, args.context);
+    Ok(ProgramSpec { model: model.into(), program, slots, cache_len, window })
 }
 
-/// A preset, or what a config.json says.
+/// Returns the config of a preset, or of a config.json.
+///
+/// # Errors
+/// The name is neither, or the file cannot be read or used.
 pub fn config(name: &str) -> Result<Config> {
     if let Some(config) = Config::preset(name) {
         return Ok(config);

@@ -1,4 +1,4 @@
-//! `init`: checkpoints with random weights, of the same layout as real ones.
+//! `init`: writes checkpoints with random weights, in the layout of real ones.
 
 use std::path::{Path, PathBuf};
 
@@ -10,22 +10,22 @@ use crate::{
     download::Progress,
     gemma::{
         Config,
-        weights::{num_parameters, tensors},
+        tensors::{num_parameters, tensors},
     },
     tokenizer::minimal_tokenizer_json,
 };
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Directory to make
+    /// Directory to create
     dir: PathBuf,
-    /// Sizes of the model
+    /// Take the model's sizes from this preset
     #[arg(long, value_parser = Config::PRESETS, default_value = "tiny")]
     preset: String,
-    /// Sizes from a config.json instead
+    /// Take the model's sizes from this config.json instead
     #[arg(long, value_name = "FILE", conflicts_with = "preset")]
     config: Option<PathBuf>,
-    /// The same seed makes the same weights
+    /// Seed of the weights; the same seed makes the same weights
     #[arg(long, default_value = "0")]
     seed: u64,
 }
@@ -47,7 +47,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Writes weights, a byte tokenizer, and the config last: a directory with a config.json is complete.
+/// Writes weights, a byte tokenizer, and the config last: a directory with a config.json is
+/// complete.
+///
+/// # Errors
+/// The vocabulary is too small for the tokenizer, or a file cannot be written.
 pub fn write(dir: &Path, config: &Config, seed: u64) -> Result<()> {
     const SMALLEST_VOCABULARY: i64 = 473;
     if config.vocab_size < SMALLEST_VOCABULARY {

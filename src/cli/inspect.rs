@@ -1,4 +1,4 @@
-//! `inspect`: what a model holds, and whether it can be run.
+//! `inspect`: a model's sizes, tensors and tokenizer, and whether it can be run.
 
 use std::{collections::BTreeMap, io::Write};
 
@@ -6,11 +6,11 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{Outcome, model_files::ModelFiles, process::size};
-use crate::{checkpoint::ALIGNMENT, gemma::weights::num_parameters, runtime::select};
+use crate::{checkpoint::ALIGNMENT, gemma::tensors::num_parameters, runtime::select};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model's directory, its name on Hugging Face, or demo
+    /// A model's directory, its name on Hugging Face, or "demo"
     #[arg(value_name = "MODEL")]
     model: String,
     /// List every tensor

@@ -1,5 +1,5 @@
-//! Ctrl-C. While an answer is being written, the first one ends it cleanly; at any other time, and for the second one, the
-//! process ends at once.
+//! Ctrl-C. While an answer is being written, the first Ctrl-C ends it cleanly. A second one, or one
+//! at any other time, ends the process at once.
 
 use std::{
     io::stdin,
@@ -13,9 +13,9 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Installs the handler, for SIGINT, SIGTERM and SIGHUP.
 pub fn install() {
-    // A signal may come while a line is being edited: the terminal is left as it was.
+    // A signal may arrive while a line is being edited: the terminal's settings are restored.
     let terminal = tcgetattr(stdin()).ok();
-    // Fails only if it is installed already.
+    // Fails only if a handler is installed already.
     let _ = ctrlc::set_handler(move || {
         if !WRITING.load(Ordering::SeqCst) || REQUESTED.swap(true, Ordering::SeqCst) {
             if let Some(settings) = &terminal {
@@ -26,18 +26,18 @@ pub fn install() {
     });
 }
 
-/// From here on there is something to end cleanly.
+/// From here on, a first Ctrl-C is a request: see [`is_requested`].
 pub fn begin_writing() {
     REQUESTED.store(false, Ordering::SeqCst);
     WRITING.store(true, Ordering::SeqCst);
 }
 
-/// There is nothing to end any more.
+/// From here on, Ctrl-C ends the process at once.
 pub fn end_writing() {
     WRITING.store(false, Ordering::SeqCst);
 }
 
-/// Whether the user asked to stop.
+/// Whether the user has pressed Ctrl-C since [`begin_writing`].
 pub fn is_requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }

@@ -1,4 +1,4 @@
-//! What is finished of a long run, on disk at once: a run that is killed goes on from there.
+//! Keeps the finished part of a long run on disk, so that a run that is killed can be resumed.
 
 use std::{
     fs::File,
@@ -9,14 +9,18 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-/// A file of JSON lines; the first tells of which run they are.
+/// A file of JSON lines. The first line identifies the run.
 pub struct Journal {
     pub path: PathBuf,
     file: File,
 }
 
 impl Journal {
-    /// Opens the journal of a run with this digest of its input and settings; returns the lines of earlier runs of the same.
+    /// Opens the journal of the run whose input and settings have this digest. Returns the lines
+    /// that earlier attempts wrote.
+    ///
+    /// # Errors
+    /// The file is of another run, damaged, or cannot be written.
     pub fn open(path: &Path, digest: &str) -> Result<(Self, Vec<Value>)> {
         let header = json!({"gemma-pjrt run": digest}).to_string();
         let mut lines = Vec::new();
@@ -24,7 +28,7 @@ impl Journal {
         if let Ok(file) = File::open(path) {
             let mut reader = BufReader::new(file);
             let mut line = String::new();
-            // A line that was being written when the process was killed has no end.
+            // A line that was being written when the process was killed lacks its newline.
             while reader.read_line(&mut line).is_ok_and(|n| n > 0) && line.ends_with('\n') {
                 let text = line.trim_end();
                 if whole == 0 && text != header {
@@ -50,23 +54,29 @@ impl Journal {
         Ok((Self { path: path.to_owned(), file }, lines))
     }
 
-    /// Adds a line, in one write: what another process sees is whole lines.
+    /// Appends a line, in one write: other processes see whole lines only.
+    ///
+    /// # Errors
+    /// The line cannot be written.
     pub fn write(&mut self, line: &Value) -> Result<()> {
         self.file.write_all(format!("{line}\n").as_bytes()).with_context(|| {
             let path = self.path.display();
-            format!("cannot write {path}; what is finished is kept in it, and the same command goes on from there")
+            format!("cannot write {path}; it keeps what is finished, and the same command resumes from there")
         })
     }
 }
 
-/// The path with this added to its name.
+/// Returns the path with a suffix appended to its name.
 pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Writes a file so that it is there whole or not at all.
+/// Writes a file that appears whole or not at all.
+///
+/// # Errors
+/// The file cannot be written.
 pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let temporary = beside(path, ".tmp");
     let attempt = || -> std::io::Result<()> {

@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand. Results go to stdout, everything else to stderr.
 //!
-//! Exit codes: 0 done, 1 an error that is explained on stderr, 2 a wrong command line, 3 a plan that does not fit,
-//! 130 interrupted.
+//! Exit codes: 0 success, 1 an error that stderr explains, 2 a wrong command line, 3 a plan that
+//! does not fit, 130 interrupted.
 
 mod bench;
 mod chat;
@@ -37,7 +37,7 @@ use self::outcome::{Outcome, is_broken_pipe, note};
 #[derive(Parser)]
 #[command(name = "gemma-pjrt", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
-    /// Show what plugins log
+    /// Show the log messages of plugins
     #[arg(long, global = true)]
     verbose: bool,
     #[command(subcommand)]
@@ -55,23 +55,24 @@ enum Command {
     /// Score benchmarks as lm-evaluation-harness does
     #[cfg(feature = "eval")]
     Eval(eval::Args),
-    /// Measure speed, beside what this machine could do
+    /// Measure speed, and compare it with this machine's limits
     Bench(bench::Args),
-    /// Tell what a model needs of a machine that need not be here: memory, and the least time of a step
+    /// Compute the memory and the least time per step that a model needs on a machine, which need
+    /// not be this one
     Plan(plan::Args),
-    /// Compile all programs of a model for a machine that need not be here
+    /// Compile all programs of a model for a machine, which need not be this one
     Compile(compile::Args),
     /// Print or write the HLO of a program, without loading weights
     Hlo(hlo::Args),
-    /// Look for what could go wrong on this computer, and tell what to do
+    /// Check this computer for problems, and say how to fix them
     Doctor(doctor::Args),
     /// Show the platform, its plugin and its devices
     Devices(devices::Args),
-    /// Show what a model holds, and whether it can be run
+    /// Show a model's sizes, tensors and tokenizer, and check that it can be run
     Inspect(inspect::Args),
-    /// Make a checkpoint with random weights, for tests and benchmarks
+    /// Write a checkpoint with random weights, for tests and benchmarks
     Init(init::Args),
-    /// Write a checkpoint with smaller weights
+    /// Write a copy of a checkpoint with int8 or int4 weights
     Quantize(quantize::Args),
     /// List, install and verify PJRT plugins
     Plugins(plugins::Args),
@@ -80,6 +81,7 @@ enum Command {
 /// Runs the command line. `started` is when the process began.
 pub fn main(started: Instant) -> ExitCode {
     let cli = Cli::parse(); // exits with 2 if it is wrong
+    logging::install();
     if cli.verbose {
         crate::pjrt::Api::show_plugin_logs();
     }

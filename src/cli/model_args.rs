@@ -1,4 +1,4 @@
-//! Arguments that all commands share that run something, and opening what they name.
+//! The arguments of all commands that run a model, and opening the model that they name.
 
 use std::{
     cell::{Cell, OnceCell},
@@ -20,16 +20,17 @@ use super::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    gemma::{Config, Target},
+    compile::{Bundle, Manifest, lowering},
+    gemma::{self, Config},
     hlo::{DType, Mesh},
     kernels,
     plugins::Kind,
-    runtime::{Bundle, Manifest, Model, ModelOptions, Platform, PlatformRequest, cache_len_for, target},
-    sampling::{Adjust, Params},
+    runtime::{Model, Platform, PlatformRequest, RunOptions, cache_len_for},
+    sampling::{Params, Penalties},
     tokenizer::{Tokenizer, check_ids},
 };
 
-/// Type of activations and KV cache.
+/// The type of activations and KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ComputeType {
     Bf16,
@@ -45,21 +46,21 @@ impl ComputeType {
     }
 }
 
-/// How keys and values are stored.
+/// The type of a quantised KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KvType {
     /// Eight bits, with a scale for each head of each token
     Int8,
 }
 
-/// Type of the cache for these activations.
+/// Returns the type of the KV cache.
 pub fn kv_dtype(kv: Option<KvType>, compute: ComputeType) -> DType {
     kv.map_or(compute.dtype(), |KvType::Int8| DType::S8)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PlatformName {
-    /// The best that this machine has: tpu, cuda, cpu
+    /// The first of tpu, cuda and cpu that this machine has
     Auto,
     Cpu,
     Tpu,
@@ -72,24 +73,29 @@ pub struct PlatformArgs {
     /// Platform to run on
     #[arg(long, value_enum, default_value = "auto")]
     pub platform: PlatformName,
-    /// A PJRT plugin (.so) to use, instead of searching for one
+    /// Use this PJRT plugin (.so), instead of searching for one
     #[arg(long, value_name = "PATH")]
     pub plugin: Option<PathBuf>,
     /// Never download anything
     #[arg(long)]
     pub offline: bool,
-    /// On CUDA, the share of a GPU's memory to take at the start; 0 takes what is needed as it is needed [default: 0.75]
+    /// On CUDA, the share of a GPU's memory to reserve at the start; 0 allocates on demand
+    /// [default: 0.75]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     pub gpu_memory: Option<f32>,
 }
 
 fn share(text: &str) -> Result<f32, String> {
     let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or_else(|| format!("{text:?} is no number from 0 to 1"))
+    share.ok_or_else(|| format!("{text:?} is not a number from 0 to 1"))
 }
 
 impl PlatformArgs {
-    /// Opens the platform with this many devices, and says which it is where the user left the choice to us.
+    /// Opens the platform with this many devices. Says on stderr which it is, if the user left the
+    /// choice open.
+    ///
+    /// # Errors
+    /// There is no plugin or too few devices, or the plugin fails.
     pub fn open(&self, devices: usize) -> Result<Platform> {
         let kind = match self.platform {
             PlatformName::Auto => None,
@@ -112,20 +118,20 @@ impl PlatformArgs {
     }
 }
 
-/// What programs are made of.
+/// How the model is lowered to programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Lowering {
     /// On CPU, XLA's own operations instead of this program's kernels
     Native,
-    /// The programs and the loading of a TPU, on any platform
+    /// The programs and the weight loading of a TPU, on any platform
     Tpu,
 }
 
 /// Which model to run, and how.
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// A Gemma checkpoint's directory (config.json, tokenizer.json, *.safetensors), a name on Hugging Face such as
-    /// google/gemma-1.1-2b-it, or demo, the tiny model in this program
+    /// A Gemma checkpoint's directory (config.json, tokenizer.json, *.safetensors), a name on
+    /// Hugging Face such as google/gemma-1.1-2b-it, or "demo" for the tiny built-in model
     #[arg(long, short, value_name = "MODEL", default_value = "demo")]
     pub model: String,
     #[command(flatten)]
@@ -136,73 +142,83 @@ pub struct ModelArgs {
     /// Type of activations and KV cache; weights stay as they are stored
     #[arg(long, value_enum, default_value = "bf16")]
     pub dtype: ComputeType,
-    /// Store keys and values so [default: as activations]
+    /// Type of the KV cache [default: as activations]
     #[arg(long, value_enum)]
     pub kv: Option<KvType>,
-    /// Store matrices so: quantised when first asked for, and kept [default: as they are]
+    /// Quantise the model's matrices; the result is kept in the cache for the next run [default: as
+    /// they are stored]
     #[arg(long, value_enum)]
     pub weights: Option<WeightQuantization>,
-    /// Longest context in tokens, prompt and answer together [default: what the model was trained for]
+    /// The longest context in tokens, prompt and answer together [default: the context that the
+    /// model was trained for]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(i64).range(1..))]
     pub context: Option<i64>,
     /// Threads of the CPU kernels [default: as many as there are cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Programs that `gemma-pjrt compile` wrote for this platform, mesh and context
+    /// Use the programs that `gemma-pjrt compile` wrote for this platform, mesh and context
     #[arg(long, value_name = "DIR")]
     pub bundle: Option<PathBuf>,
-    /// Programs that are not the platform's own, to compare with or to test
+    /// Use another lowering than the platform's own, for comparisons and tests
     #[arg(long, value_enum)]
     pub lowering: Option<Lowering>,
 }
 
-/// How tokens are chosen.
+/// How tokens are sampled.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SamplingArgs {
-    /// 0 is greedy; above 0, tokens are drawn at random
+    /// Sampling temperature; 0 is greedy decoding
     #[arg(long, value_name = "T", default_value = "0")]
     temperature: f32,
-    /// Draw from the K most likely tokens only (0: all)
+    /// Sample from the K most likely tokens only (0: all)
     #[arg(long, value_name = "K", default_value = "0")]
     top_k: i32,
-    /// Draw from the most likely tokens that together have probability P only
+    /// Sample only from the most likely tokens that together have probability P
     #[arg(long, value_name = "P", default_value = "1")]
     top_p: f32,
-    /// Draw only tokens that are at least P times as probable as the most probable one
+    /// Sample only tokens at least P times as probable as the most probable one
     #[arg(long, value_name = "P", default_value = "0")]
     min_p: f32,
-    /// The same seed draws the same tokens
+    /// Seed of sampling; the same seed gives the same tokens
     #[arg(long, value_name = "SEED", default_value = "0")]
     seed: u64,
 }
 
-/// What makes tokens less likely that were there before.
+/// Penalties on tokens that have occurred before.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PenaltyArgs {
-    /// Divides the logits of tokens in prompt and answer (1: none)
+    /// Divide the logits of tokens that occur in prompt or answer by R (1: no penalty)
     #[arg(long, value_name = "R", default_value = "1")]
     repetition_penalty: f32,
-    /// Taken from the logits of tokens in the answer
+    /// Subtract P from the logits of tokens that occur in the answer
     #[arg(long, value_name = "P", default_value = "0", allow_negative_numbers = true)]
     presence_penalty: f32,
-    /// Taken from the logits of tokens in the answer for each time they are there
+    /// Subtract F from the logits of a token for each of its occurrences in the answer
     #[arg(long, value_name = "F", default_value = "0", allow_negative_numbers = true)]
     frequency_penalty: f32,
 }
 
 impl PenaltyArgs {
-    pub fn adjust(&self) -> Result<Adjust> {
-        let adjust = Adjust {
+    /// Returns the penalties.
+    ///
+    /// # Errors
+    /// One of them is out of range.
+    pub fn penalties(&self) -> Result<Penalties> {
+        let penalties = Penalties {
             repetition: self.repetition_penalty,
             presence: self.presence_penalty,
             frequency: self.frequency_penalty,
         };
-        adjust.check().map_err(anyhow::Error::msg)?;
-        Ok(adjust)
+        penalties.check().map_err(anyhow::Error::msg)?;
+        Ok(penalties)
     }
 }
 
 impl SamplingArgs {
+    /// Returns the sampling parameters.
+    ///
+    /// # Errors
+    /// One of them is out of range.
     pub fn params(&self) -> Result<Params> {
         let params = Params {
             temperature: self.temperature,
@@ -216,55 +232,61 @@ impl SamplingArgs {
     }
 }
 
-/// A model whose small files have been read; the tokenizer may still be on its way.
+/// A model whose small files have been read. The tokenizer may still be loading.
 pub struct OpenedModel {
     pub config: Config,
-    tokenizer: BackgroundTask<Tokenizer>,
+    tokenizer: BackgroundTask<Arc<Tokenizer>>,
     checkpoint: Checkpoint,
-    /// Longest context allowed.
+    /// The longest context allowed, in tokens.
     pub context: i64,
     bundle: Option<Bundle>,
 }
 
-/// What another thread makes while this one goes on.
+/// A task of another thread, and its result once it is done.
 struct BackgroundTask<T> {
     thread: Cell<Option<JoinHandle<Result<T>>>>,
-    made: OnceCell<T>,
+    result: OnceCell<T>,
 }
 
 impl<T: Send + 'static> BackgroundTask<T> {
-    fn start(make: impl FnOnce() -> Result<T> + Send + 'static) -> Self {
-        Self { thread: Cell::new(Some(thread::spawn(make))), made: OnceCell::new() }
+    fn start(run: impl FnOnce() -> Result<T> + Send + 'static) -> Self {
+        Self { thread: Cell::new(Some(thread::spawn(run))), result: OnceCell::new() }
     }
 
-    /// Waits for it. An error is told once; nobody asks again after it.
+    /// Waits for the result. Returns the task's error only once: no command continues after it.
     fn get(&self) -> Result<&T> {
         if let Some(thread) = self.thread.take() {
-            let made = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            let _ = self.made.set(made); // the thread is taken once
+            let result = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let _ = self.result.set(result); // the thread is joined once
         }
-        self.made.get().context("it could not be made before")
+        self.result.get().context("the background task failed before")
     }
 }
 
 /// A model that is ready to run.
 pub struct LoadedModel {
     pub model: Arc<Model>,
-    /// Name of the platform.
+    /// The platform's name.
     pub platform: String,
-    /// Whether the platform is this machine's processor, and whether this program's kernels are used on it.
+    /// Whether the platform is this machine's processor.
     pub is_cpu: bool,
+    /// Whether this program's CPU kernels are used.
     pub kernels: bool,
+    /// The time of opening the platform and placing the weights.
     pub time: Duration,
 }
 
 impl ModelArgs {
-    /// What tells whether two runs give the same answers.
+    /// Returns the settings on which a model's answers depend.
     pub fn identity(&self) -> impl std::fmt::Debug {
         (&self.model, self.dtype, self.kv, self.weights)
     }
 
-    /// Reads and checks everything but the weights. Gemma's tokenizer takes a second: a thread of its own reads it.
+    /// Reads and checks all files but the weights. Gemma's tokenizer takes a second, so another
+    /// thread reads it.
+    ///
+    /// # Errors
+    /// The model is missing or damaged, or the arguments do not fit it.
     pub fn open(&self) -> Result<OpenedModel> {
         let mut files = ModelFiles::locate(&self.model, self.platform.offline)?;
         let config = files.config()?;
@@ -273,7 +295,7 @@ impl ModelArgs {
             files = quantized(files, weights)?;
         }
         let checkpoint = files.checkpoint()?;
-        let tokenizer = BackgroundTask::start(move || files.tokenizer());
+        let tokenizer = BackgroundTask::start(move || files.tokenizer().map(Arc::new));
         let trained = config.max_position_embeddings;
         if self.context.is_some_and(|context| context > trained) {
             bail!(
@@ -289,7 +311,7 @@ impl ModelArgs {
         Ok(OpenedModel { config, tokenizer, checkpoint, context, bundle })
     }
 
-    /// A bundle for something else would be of no use: everything would be compiled anew.
+    /// Refuses a bundle for other settings, of which no program could be used.
     fn check_bundle(&self, bundle: &Bundle) -> Result<()> {
         let manifest = &bundle.manifest;
         let (mesh, kv, dtype) = (self.mesh.to_string(), kv_dtype(self.kv, self.dtype), self.dtype.dtype().to_string());
@@ -306,12 +328,18 @@ impl ModelArgs {
     }
 
     /// Opens the platform, while the tokenizer is being read.
+    ///
+    /// # Errors
+    /// The model cannot be divided over the mesh, or the platform cannot be opened.
     pub fn platform(&self, opened: &OpenedModel) -> Result<Platform> {
         opened.config.check_mesh(self.mesh)?; // before a plugin is loaded for nothing
         self.platform.open(self.mesh.devices())
     }
 
-    /// Places the weights.
+    /// Places the weights on the devices.
+    ///
+    /// # Errors
+    /// The weights do not fit the devices' memory, or the plugin fails.
     pub fn load(&self, opened: &OpenedModel, platform: &Platform) -> Result<LoadedModel> {
         let started = Instant::now();
         if let Some(threads) = self.threads {
@@ -319,14 +347,14 @@ impl ModelArgs {
         }
         let kernels = self.lowering.is_none() && kernels::are_fast();
         let kv = kv_dtype(self.kv, self.dtype);
-        let target = match self.lowering {
-            Some(Lowering::Tpu) => Target::Tpu,
-            Some(Lowering::Native) | None => target(platform.kind, kernels),
+        let lowering = match self.lowering {
+            Some(Lowering::Tpu) => gemma::Lowering::TPU,
+            Some(Lowering::Native) | None => lowering(platform.kind, kernels),
         };
-        let options =
-            ModelOptions { target, mesh: self.mesh, compute: self.dtype.dtype(), kv, bundle: opened.bundle.clone() };
+        let (compute, bundle) = (self.dtype.dtype(), opened.bundle.clone());
+        let options = RunOptions { lowering, mesh: self.mesh, compute, kv, bundle };
         let config = opened.config.clone();
-        let model = Model::load(platform, &opened.checkpoint, config, options, note, loading_progress())?;
+        let model = Model::load(platform, &opened.checkpoint, config, options, loading_progress())?;
         let is_cpu = platform.kind == Kind::Cpu;
         Ok(LoadedModel {
             model: Arc::new(model),
@@ -337,7 +365,7 @@ impl ModelArgs {
         })
     }
 
-    /// The same arguments as a command line, for another process.
+    /// Returns these arguments as a command line, for another process.
     pub fn to_arguments(&self) -> Vec<OsString> {
         let mut list: Vec<OsString> = Vec::new();
         let mut add = |name: &str, value: Option<OsString>| {
@@ -364,23 +392,29 @@ impl ModelArgs {
 }
 
 impl OpenedModel {
-    /// The tokenizer, once it is there.
-    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+    /// Waits for the tokenizer.
+    ///
+    /// # Errors
+    /// Its files are missing or damaged.
+    pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>> {
         self.tokenizer.get()
     }
 
-    /// The weights, mapped.
+    /// Returns the checkpoint. Its weights are mapped, not read.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
-    /// Cache positions to allocate for so many tokens.
+    /// Returns the number of cache positions to allocate for a sequence of `tokens` tokens.
     pub fn cache_len(&self, tokens: i64) -> i64 {
         // A bundle's programs are for its context.
         self.bundle.as_ref().map_or_else(|| cache_len_for(tokens, self.context), |bundle| bundle.manifest.context)
     }
 
-    /// Refuses a prompt that leaves no room for an answer.
+    /// Checks that a prompt leaves room for an answer, and that its ids are in the vocabulary.
+    ///
+    /// # Errors
+    /// It does not, or they are not.
     pub fn check_prompt(&self, tokens: &[u32], room: i64) -> Result<()> {
         check_ids(tokens, self.config.vocab_size as usize)?;
         let (len, context) = (tokens.len() as i64, self.context);
@@ -395,7 +429,10 @@ impl OpenedModel {
     }
 }
 
-/// Reads a prompt: from the argument, a file, or standard input.
+/// Reads a prompt from the argument, a file, or standard input.
+///
+/// # Errors
+/// It cannot be read, or is not UTF-8.
 pub fn read_text(argument: Option<&str>, file: Option<&Path>) -> Result<String> {
     if let Some(text) = argument {
         return Ok(text.to_owned());
@@ -420,7 +457,10 @@ pub fn read_text(argument: Option<&str>, file: Option<&Path>) -> Result<String> 
     })
 }
 
-/// `2,106,1645`.
+/// Parses token ids, such as `2,106,1645`.
+///
+/// # Errors
+/// A part is not a number.
 pub fn parse_tokens(text: &str) -> Result<Vec<u32>, String> {
     let parse =
         |part: &str| part.trim().parse().map_err(|_| format!("{part:?} is no token id; give ids as 2,106,1645"));

@@ -1,4 +1,5 @@
-//! What `--model` names: the embedded demo model, a directory, or a model on the hub.
+//! The files of the model that `--model` names: the embedded demo model, a directory, or a model on
+//! the hub.
 
 use std::path::PathBuf;
 
@@ -13,7 +14,7 @@ use crate::{
     tokenizer::Tokenizer,
 };
 #[cfg(feature = "demo")]
-use crate::{demo, gemma::weights::num_parameters};
+use crate::{demo, gemma::tensors::num_parameters};
 
 /// A model's files.
 pub enum ModelFiles {
@@ -24,7 +25,10 @@ pub enum ModelFiles {
 }
 
 impl ModelFiles {
-    /// Finds the model, and downloads it if it is named and not on this machine.
+    /// Finds the model, and downloads it if it is a name on the hub and not on this machine.
+    ///
+    /// # Errors
+    /// There is no such model, or it cannot be downloaded.
     pub fn locate(model: &str, offline: bool) -> Result<Self> {
         if model == "demo" {
             #[cfg(feature = "demo")]
@@ -49,11 +53,14 @@ impl ModelFiles {
         let found =
             Cache::from_env().and_then(|cache| hub.get(&cache, &repo, &mut DownloadProgress::new("downloading")));
         Ok(Self::Directory(
-            found.with_context(|| format!("there is no directory {model}, so it is a name on the hub"))?,
+            found.with_context(|| format!("there is no directory {model}, so it was taken for a name on the hub"))?,
         ))
     }
 
-    /// `config.json`; remarks go to stderr.
+    /// Reads `config.json`. Remarks on it go to stderr.
+    ///
+    /// # Errors
+    /// The file cannot be read, or describes a model that cannot be run.
     pub fn config(&self) -> Result<Config> {
         let (name, text) = self.config_text()?;
         let (config, remarks) = Config::parse(&text).context(name)?;
@@ -61,13 +68,16 @@ impl ModelFiles {
         Ok(config)
     }
 
-    /// `config.json` as it is.
+    /// Reads `config.json` as JSON, unchecked.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not JSON.
     pub fn config_json(&self) -> Result<serde_json::Value> {
         let (name, text) = self.config_text()?;
         serde_json::from_str(&text).context(name)
     }
 
-    /// Name and text of `config.json`.
+    /// Returns the name of `config.json`, for errors, and its text.
     fn config_text(&self) -> Result<(String, String)> {
         let dir = match self {
             #[cfg(feature = "demo")]
@@ -80,7 +90,10 @@ impl ModelFiles {
         Ok((path.display().to_string(), text))
     }
 
-    /// Name and content of the files beside weights and config.
+    /// Reads the files beside weights and config. Returns their names and contents.
+    ///
+    /// # Errors
+    /// A file cannot be read.
     pub fn others(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         const NAMES: [&str; 4] =
             ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
@@ -99,7 +112,11 @@ impl ModelFiles {
         present.map(read).collect()
     }
 
-    /// What tells this model from others: of files their path, size and time of change, of the demo model its bytes.
+    /// Returns a digest that identifies the model: of its files' paths, sizes and times of change,
+    /// or of the demo model's bytes.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
     pub fn fingerprint(&self) -> Result<[u8; 32]> {
         let mut hasher = Sha256::new();
         match self {
@@ -119,7 +136,10 @@ impl ModelFiles {
         Ok(hasher.finalize().into())
     }
 
-    /// The weights, mapped.
+    /// Opens the checkpoint. Its weights are mapped, not read.
+    ///
+    /// # Errors
+    /// The checkpoint is missing or damaged.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(match self {
             #[cfg(feature = "demo")]
@@ -128,7 +148,10 @@ impl ModelFiles {
         })
     }
 
-    /// The tokenizer with its chat template.
+    /// Loads the tokenizer with its chat template.
+    ///
+    /// # Errors
+    /// A file is missing or damaged.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         Ok(match self {
             #[cfg(feature = "demo")]
@@ -137,7 +160,7 @@ impl ModelFiles {
         })
     }
 
-    /// Says of the demo model what it is.
+    /// Explains on stderr what the demo model is, if this is it.
     #[cfg(feature = "demo")]
     pub fn introduce(&self, config: &Config) {
         if let Self::Demo = self {

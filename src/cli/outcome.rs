@@ -1,23 +1,23 @@
-//! How commands end, and what they say beside their results.
+//! How commands end, and lines on stderr.
 
 /// How a command ended.
 pub enum Outcome {
     Done,
     Interrupted,
-    /// Something could not be done; all else was, and what is missing was told.
+    /// Part of the work failed. Its errors were reported, and the rest is done.
     Incomplete,
-    /// What was planned has no place on the machine.
+    /// The plan needs more memory than the machine has.
     DoesNotFit,
-    /// The doctor found something that will not work.
+    /// The doctor found a problem.
     ChecksFailed,
 }
 
-/// Whether the error is that nobody reads standard output any more.
+/// Whether the error is that the reader of standard output is gone.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// A line for the user that is neither result nor error.
+/// Writes a line for the user that is neither a result nor an error.
 pub fn note(line: &str) {
     eprintln!("{line}");
 }

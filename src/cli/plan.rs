@@ -1,4 +1,5 @@
-//! `plan`: what a model needs of a machine that need not be here, and how fast it could be there.
+//! `plan`: the memory that a model needs on a machine, and how fast it could run there. The machine
+//! need not be this one.
 
 use std::{io::Write, path::Path};
 
@@ -15,17 +16,16 @@ use super::{
 };
 use crate::{
     checkpoint::Checkpoint,
-    gemma::{Config, weights::StoredTypes},
+    compile::{CompileTarget, TargetRequest, lowering, slice_chips},
+    gemma::{Config, ModelSpec, StoredTypes},
     hlo::{DType, Mesh},
     kernels,
     plugins::Kind,
-    runtime::{
-        Alternative, Machine, MachineRequest, Plan, Rates, Setup, Step, alternatives, search, select, slice_chips,
-        target,
-    },
+    plan::{Alternative, Deployment, Plan, Rates, Step, alternatives, search},
+    runtime::select,
 };
 
-/// A machine, and how a model is to be run there.
+/// A machine, and how to run a model on it.
 #[derive(Debug, clap::Args)]
 pub struct MachineArgs {
     /// A preset (tiny, gemma-1.1-2b, gemma-1.1-7b), a config.json, or a directory with a checkpoint
@@ -33,18 +33,19 @@ pub struct MachineArgs {
     model: String,
     #[command(flatten)]
     platform: PlatformArgs,
-    /// The slice of TPUs, such as v5e:1x1, v5e:2x2 or v5e:2x4
+    /// The TPU slice, such as v5e:1x1, v5e:2x2 or v5e:2x4
     #[arg(long, value_name = "TOPOLOGY")]
     topology: Option<String>,
     /// Devices: DATAxMODEL [default: one model over all chips]
     #[arg(long, value_name = "DxM")]
     mesh: Option<Mesh>,
-    /// Type of the matrices [default: as the checkpoint stores them, else bf16]
+    /// Type of the stored matrices [default: as in the checkpoint, else bf16]
     #[arg(long, value_enum)]
     weights: Option<WeightType>,
+    /// Type of activations
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: ComputeType,
-    /// How keys and values are stored [default: as activations]
+    /// Type of the KV cache [default: as activations]
     #[arg(long, value_enum)]
     kv: Option<KvType>,
     /// Tokens of each sequence, prompt and answer together
@@ -56,10 +57,10 @@ pub struct MachineArgs {
 pub struct Args {
     #[command(flatten)]
     machine: MachineArgs,
-    /// Sequences at a time
+    /// Sequences that run at the same time
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(i64).range(1..=1024))]
     slots: i64,
-    /// Find the most slots for each context length instead
+    /// Find the largest number of slots for each context length instead
     #[arg(long)]
     search: bool,
     /// Print one JSON object
@@ -68,12 +69,12 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    let (setup, machine) = (args.machine.setup(args.slots)?, args.machine.open()?);
-    let rates = Rates::of(&machine).unwrap_or_else(measured);
+    let (deployment, target) = (args.machine.deployment(args.slots)?, args.machine.open()?);
+    let rates = Rates::of(&target).unwrap_or_else(measured);
     let mut trying = |what: &str| note(&format!("trying {what}..."));
     let mut out = std::io::stdout().lock();
     if args.search {
-        let plans = search(&machine, &setup, &mut trying)?;
+        let plans = search(&target, &deployment, &mut trying)?;
         if args.json {
             writeln!(out, "{}", Value::from_iter(plans.iter().map(|plan| plan_json(plan, &rates))))?;
         } else {
@@ -81,8 +82,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
         return Ok(if plans.is_empty() { Outcome::DoesNotFit } else { Outcome::Done });
     }
-    let plan = Plan::new(&machine, &setup)?;
-    let others = if plan.fits() { vec![] } else { alternatives(&machine, &setup, &mut trying)? };
+    let plan = Plan::new(&target, &deployment)?;
+    let others = if plan.fits() { vec![] } else { alternatives(&target, &deployment, &mut trying)? };
     if args.json {
         let mut object = plan_json(&plan, &rates);
         let other = |a: &Alternative| json!({"change": a.change, "plan": plan_json(&a.plan, &rates)});
@@ -106,13 +107,17 @@ impl MachineArgs {
     }
 
     fn mesh(&self) -> Result<Mesh> {
-        let chips = |name: &String| slice_chips(name).with_context(|| format!("{name:?} is no slice, such as v5e:2x2"));
+        let chips =
+            |name: &String| slice_chips(name).with_context(|| format!("{name:?} is not a TPU slice, such as v5e:2x2"));
         let chips = self.topology.as_ref().map(chips).transpose()?;
         Ok(self.mesh.unwrap_or(Mesh { data: 1, model: chips.unwrap_or(1) }))
     }
 
-    /// The model, with so many sequences at a time.
-    pub fn setup(&self, slots: i64) -> Result<Setup> {
+    /// Returns the model, with this number of slots.
+    ///
+    /// # Errors
+    /// The model cannot be read, or does not fit the mesh or the context.
+    pub fn deployment(&self, slots: i64) -> Result<Deployment> {
         let config = config(&self.model)?;
         let mesh = self.mesh()?;
         config.check_mesh(mesh)?;
@@ -124,32 +129,34 @@ impl MachineArgs {
             Some(weights) => weights.types(),
             None => stored_in(Path::new(&self.model), &config)?.unwrap_or(StoredTypes::uniform(DType::BF16)),
         };
-        Ok(Setup {
-            target: target(self.kind(), kernels::are_fast()),
+        let model = ModelSpec {
+            config,
             mesh,
+            lowering: lowering(self.kind(), kernels::are_fast()),
             compute: self.dtype.dtype(),
             kv: kv_dtype(self.kv, self.dtype),
             stored,
-            slots,
-            context: self.context,
-            config,
-        })
+        };
+        Ok(Deployment { model: model.into(), slots, context: self.context })
     }
 
-    /// The machine, by its plugin.
-    pub fn open(&self) -> Result<Machine> {
-        let request = MachineRequest {
+    /// Opens the machine through its plugin.
+    ///
+    /// # Errors
+    /// The plugin is missing, or does not know the machine.
+    pub fn open(&self) -> Result<CompileTarget> {
+        let request = TargetRequest {
             kind: self.kind(),
             plugin: self.platform.plugin.as_deref(),
             topology: self.topology.as_deref(),
             devices: self.mesh()?.devices(),
             offline: self.platform.offline,
         };
-        Ok(Machine::open(&request, &mut DownloadProgress::of_plugin())?)
+        Ok(CompileTarget::open(&request, &mut DownloadProgress::of_plugin())?)
     }
 }
 
-/// Types of the weights in this directory, if it has any.
+/// Returns the types of the weights in this directory, if it holds any.
 fn stored_in(dir: &Path, config: &Config) -> Result<Option<StoredTypes>> {
     let has_weights = dir.is_dir()
         && std::fs::read_dir(dir)?.flatten().any(|entry| entry.path().extension().is_some_and(|e| e == "safetensors"));
@@ -160,18 +167,19 @@ fn stored_in(dir: &Path, config: &Config) -> Result<Option<StoredTypes>> {
     Ok(Some(select(&checkpoint, config)?.0))
 }
 
-/// What this computer can do.
+/// Measures this computer's rates.
 fn measured() -> Rates {
-    let machine = kernels::Machine::whole();
+    let context = kernels::ExecContext::whole();
     let block = vec![1_u8; 256 << 20];
-    let memory = kernels::probe::read_bandwidth(machine, &[&block]);
+    let memory = kernels::probe::read_bandwidth(context, &[&block]);
     // Virtual devices send each other arrays through memory.
-    Rates { compute: kernels::probe::peak_flops(machine, true), memory, link: memory }
+    Rates { compute: kernels::probe::peak_flops(context, true), memory, link: memory }
 }
 
 fn write_plan(out: &mut impl Write, plan: &Plan, rates: &Rates) -> Result<()> {
-    let Setup { mesh, slots, context, stored, kv, config, .. } = &plan.setup;
-    let parameters = crate::gemma::weights::num_parameters(config) as f64 / 1e9;
+    let Deployment { model, slots, context } = &plan.deployment;
+    let ModelSpec { mesh, stored, kv, config, .. } = &**model;
+    let parameters = crate::gemma::tensors::num_parameters(config) as f64 / 1e9;
     writeln!(
         out,
         "{parameters:.1} B parameters, weights {}, cache {kv}, on {}, mesh {mesh}: {slots} slots of {context} tokens",
@@ -179,12 +187,12 @@ fn write_plan(out: &mut impl Write, plan: &Plan, rates: &Rates) -> Result<()> {
     )?;
     let Ok(steps) = &plan.steps else { return Ok(()) };
     let [prefill, decode] = steps;
-    writeln!(out, "\n| per chip | prefill of {} | decode |\n|---|---:|---:|", plan.setup.prompt())?;
+    writeln!(out, "\n| per chip | prefill of {} | decode |\n|---|---:|---:|", plan.deployment.prompt())?;
     let mut row = |name: &str, value: &dyn Fn(&Step) -> String| {
         writeln!(out, "| {name} | {} | {} |", value(prefill), value(decode))
     };
-    row("weights", &|_| size(plan.setup.weight_bytes()))?;
-    row("KV cache", &|_| size(plan.setup.cache_bytes()))?;
+    row("weights", &|_| size(plan.deployment.weight_bytes()))?;
+    row("KV cache", &|_| size(plan.deployment.cache_bytes()))?;
     row("arguments, as laid out", &|s| size(s.memory.arguments as u64))?;
     row("of which reused by outputs", &|s| size(s.memory.alias as u64))?;
     row("temporaries", &|s| size(s.memory.temporaries as u64))?;
@@ -208,7 +216,7 @@ fn write_plan(out: &mut impl Write, plan: &Plan, rates: &Rates) -> Result<()> {
          links, 1 µs a hop.",
         decode_rate(plan, decode, rates),
         prefill.time(rates).total() * 1e3,
-        plan.setup.prompt(),
+        plan.deployment.prompt(),
         memory / 1e9,
         compute / 1e12,
         link / 1e9
@@ -217,7 +225,7 @@ fn write_plan(out: &mut impl Write, plan: &Plan, rates: &Rates) -> Result<()> {
 }
 
 fn decode_rate(plan: &Plan, decode: &Step, rates: &Rates) -> f64 {
-    (plan.setup.slots * plan.setup.mesh.data as i64) as f64 / decode.time(rates).total()
+    (plan.deployment.slots * plan.deployment.model.mesh.data as i64) as f64 / decode.time(rates).total()
 }
 
 fn milliseconds(seconds: f64) -> String {
@@ -227,7 +235,7 @@ fn milliseconds(seconds: f64) -> String {
 fn write_verdict(out: &mut impl Write, plan: &Plan, others: &[Alternative]) -> Result<()> {
     let needed = size(plan.needed());
     let Some(limit) = plan.limit else {
-        writeln!(out, "\n{needed} for each device; the plugin does not tell how much there is.")?;
+        writeln!(out, "\n{needed} for each device; the plugin does not report how much there is.")?;
         return Ok(());
     };
     if plan.fits() {
@@ -257,8 +265,8 @@ fn write_search(out: &mut impl Write, plans: &[Plan], rates: &Rates) -> Result<(
         writeln!(
             out,
             "| {} | {} | {} | {} | {:.0} |",
-            plan.setup.context,
-            plan.setup.slots,
+            plan.deployment.context,
+            plan.deployment.slots,
             size(plan.needed()),
             size(plan.limit.unwrap_or_default().saturating_sub(plan.needed())),
             decode_rate(plan, decode, rates)
@@ -271,7 +279,8 @@ fn write_search(out: &mut impl Write, plans: &[Plan], rates: &Rates) -> Result<(
 }
 
 fn plan_json(plan: &Plan, rates: &Rates) -> Value {
-    let Setup { mesh, slots, context, stored, kv, compute, .. } = &plan.setup;
+    let Deployment { model, slots, context } = &plan.deployment;
+    let ModelSpec { mesh, stored, kv, compute, .. } = &**model;
     let step = |step: &Step| {
         let time = step.time(rates);
         json!({
@@ -299,8 +308,8 @@ fn plan_json(plan: &Plan, rates: &Rates) -> Value {
         "kv": kv.to_string(),
         "slots": slots,
         "context": context,
-        "weight_bytes": plan.setup.weight_bytes(),
-        "cache_bytes": plan.setup.cache_bytes(),
+        "weight_bytes": plan.deployment.weight_bytes(),
+        "cache_bytes": plan.deployment.cache_bytes(),
         "needed_bytes": plan.needed(),
         "limit_bytes": plan.limit,
         "fits": plan.fits(),

@@ -1,4 +1,4 @@
-//! `plugins`: list, install, verify, path.
+//! `plugins`: lists, installs, verifies and locates PJRT plugins.
 
 use std::{io::Write, path::PathBuf};
 
@@ -16,27 +16,27 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List the plugins that can be installed, and those that are
+    /// List the plugins that are installed or can be
     List,
-    /// Download a plugin from the Python package index, check its sha256, and keep it in the cache
+    /// Install a plugin from the Python package index, after checking its sha256
     Install {
-        /// cpu, tpu or cuda
+        /// Platform: cpu, tpu or cuda
         kind: Kind,
-        /// Install this package instead of the default one of its kind
+        /// Install this package instead of the platform's default
         #[arg(long, value_name = "NAME", conflicts_with = "from_file")]
         package: Option<String>,
-        /// Install from a wheel that is already here
+        /// Install from a wheel on this machine
         #[arg(long, value_name = "WHEEL")]
         from_file: Option<PathBuf>,
         /// Never download anything
         #[arg(long)]
         offline: bool,
     },
-    /// Compare installed plugins with the sha256 taken when they were installed
+    /// Check the sha256 of installed plugins
     Verify,
     /// Print the path of the plugin that would be used
     Path {
-        /// cpu, tpu or cuda
+        /// Platform: cpu, tpu or cuda
         kind: Kind,
     },
 }
@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
                     let Some(pinned) = pinned_for(*kind, package.as_deref()) else {
                         let known: Vec<&str> = PINNED.iter().filter(|p| p.kind == *kind).map(|p| p.package).collect();
                         bail!(
-                            "{} is no {kind} plugin that this program knows; use one of {}",
+                            "{} is not a known {kind} plugin; use one of {}",
                             package.as_deref().unwrap_or_default(),
                             known.join(", ")
                         );

@@ -1,15 +1,16 @@
-//! What the kernel tells about this process.
+//! This process's memory, and sizes for people to read.
 
 /// Resident memory in bytes, from /proc/self/status.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessMemory {
-    /// Largest so far, mapped files included.
+    /// The largest so far, mapped files included.
     pub peak: u64,
-    /// Now, without mapped files: what this program allocated.
+    /// Now, without mapped files: the memory that this program allocated.
     pub anonymous: u64,
 }
 
 impl ProcessMemory {
+    /// Reads the current figures.
     pub fn now() -> Self {
         let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let kib = |name: &str| -> u64 {
@@ -20,7 +21,7 @@ impl ProcessMemory {
     }
 }
 
-/// A size for people: `4.67 GiB`.
+/// Formats a size for people: `4.67 GiB`.
 pub fn size(bytes: u64) -> String {
     let bytes = bytes as f64;
     match bytes {

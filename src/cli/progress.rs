@@ -1,4 +1,4 @@
-//! Progress bars, on stderr, only where it is a terminal.
+//! Progress on stderr: bars where it is a terminal, plain lines elsewhere.
 
 use std::{
     cell::Cell,
@@ -9,17 +9,19 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::{download::Progress, runtime::OnProgress};
 
-/// A bar that counts bytes.
+/// A progress bar of bytes.
 #[derive(Default)]
 pub struct Bar(Option<ProgressBar>);
 
 impl Bar {
+    /// Starts a bar of `total` bytes.
     pub fn bytes(what: &str, total: u64) -> Self {
         let mut bar = Self::default();
         bar.start(what, total);
         bar
     }
 
+    /// Advances the bar.
     pub fn add(&self, bytes: u64) {
         if let Some(bar) = &self.0 {
             bar.inc(bytes);
@@ -49,20 +51,22 @@ impl Progress for Bar {
     }
 }
 
-/// A bar that counts finished things, and tells tokens per second and the time that is left. Without a terminal, a line now and then.
+/// A progress bar of finished items, with tokens per second and the remaining time. Without a
+/// terminal it writes a line every [`REPORT_INTERVAL`].
 pub struct Counter {
     bar: ProgressBar,
     what: &'static str,
     is_terminal: bool,
     started: Instant,
-    told: Cell<Instant>,
+    last_report: Cell<Instant>,
     tokens: Cell<u64>,
 }
 
-/// Between lines where there is no terminal.
-const NOW_AND_THEN: Duration = Duration::from_secs(30);
+/// Time between lines where there is no terminal.
+const REPORT_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Counter {
+    /// Starts a counter of `total` items.
     pub fn new(what: &'static str, total: u64) -> Self {
         let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
         let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg} {eta} left");
@@ -71,37 +75,38 @@ impl Counter {
         bar.set_style(style.expect("the template is right"));
         bar.set_prefix(what);
         let now = Instant::now();
-        Self { bar, what, is_terminal, started: now, told: Cell::new(now), tokens: Cell::new(0) }
+        Self { bar, what, is_terminal, started: now, last_report: Cell::new(now), tokens: Cell::new(0) }
     }
 
+    /// Counts finished items, and tokens.
     pub fn advance(&self, items: u64, tokens: u64) {
         self.tokens.set(self.tokens.get() + tokens);
         let rate = self.tokens.get() as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
         self.bar.set_message(format!("{rate:.1} tok/s"));
         self.bar.inc(items);
-        if !self.is_terminal && self.told.get().elapsed() >= NOW_AND_THEN {
-            self.told.set(Instant::now());
+        if !self.is_terminal && self.last_report.get().elapsed() >= REPORT_INTERVAL {
+            self.last_report.set(Instant::now());
             let (done, total) = (self.bar.position(), self.bar.length().unwrap_or_default());
             eprintln!("{done} of {total} {}, {rate:.1} tok/s, {} left", self.what, HumanDuration(self.bar.eta()));
         }
     }
 
-    /// Tokens counted, and the time since the beginning.
+    /// Removes the bar. Returns the tokens counted, and the time since the start.
     pub fn finish(&self) -> (u64, Duration) {
         self.bar.finish_and_clear();
         (self.tokens.get(), self.started.elapsed())
     }
 }
 
-/// Of weights on their way to devices.
+/// Returns a progress bar for loading weights.
 pub fn loading_progress() -> OnProgress {
     let mut bar: Option<Bar> = None;
-    let mut left = None;
+    let mut remaining = None;
     Box::new(move |bytes, total| {
         bar.get_or_insert_with(|| Bar::bytes("loading weights", total)).add(bytes);
-        let left = left.get_or_insert(total);
-        *left -= bytes;
-        if *left == 0
+        let remaining = remaining.get_or_insert(total);
+        *remaining -= bytes;
+        if *remaining == 0
             && let Some(bar) = &mut bar
         {
             bar.finish();
@@ -109,19 +114,19 @@ pub fn loading_progress() -> OnProgress {
     })
 }
 
-/// Downloads: says first what is being done.
+/// A progress bar of downloads, with a description in front of the file's name.
 pub struct DownloadProgress {
     doing: &'static str,
     bar: Bar,
 }
 
 impl DownloadProgress {
-    /// `doing` stands before the file's name.
+    /// Returns a bar that shows `doing` in front of each file's name.
     pub fn new(doing: &'static str) -> Self {
         Self { doing, bar: Bar::default() }
     }
 
-    /// Of plugins.
+    /// Returns a bar for installing plugins.
     pub fn of_plugin() -> Self {
         Self::new("installing the PJRT plugin")
     }

@@ -1,4 +1,4 @@
-//! `quantize`: a checkpoint with smaller weights.
+//! `quantize`: writes a copy of a checkpoint with int8 or int4 weights.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{
     download::{Progress, hex},
 };
 
-/// How matrices are stored.
+/// How matrices are quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WeightQuantization {
     /// Eight bits, with a scale for each row
@@ -22,7 +22,7 @@ pub enum WeightQuantization {
 }
 
 impl WeightQuantization {
-    /// Name on the command line and in config.json.
+    /// Returns the name on the command line and in config.json.
     pub fn name(self) -> &'static str {
         match self {
             Self::Int8 => "int8",
@@ -40,13 +40,13 @@ impl WeightQuantization {
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A checkpoint's directory, its name on Hugging Face, or demo
+    /// A checkpoint's directory, its name on Hugging Face, or "demo"
     #[arg(value_name = "MODEL")]
     model: String,
-    /// How matrices are to be stored
+    /// How to store matrices
     #[arg(long, value_enum)]
     weights: WeightQuantization,
-    /// Directory to make
+    /// Directory to create
     #[arg(long, short, value_name = "DIR")]
     out: PathBuf,
     /// Never download anything
@@ -65,7 +65,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The model with its matrices stored so: itself, or quantised now and kept in the cache for the next time.
+/// Returns the model with quantised matrices: the model itself if it has them, else a copy in the
+/// cache, made now if there is none.
+///
+/// # Errors
+/// The model cannot be read or quantised, or the copy cannot be written.
 pub fn quantized(files: ModelFiles, weights: WeightQuantization) -> Result<ModelFiles> {
     if files.config_json()?["quantization_config"]["weights"] == weights.name() {
         return Ok(files);
@@ -84,8 +88,8 @@ pub fn quantized(files: ModelFiles, weights: WeightQuantization) -> Result<Model
     Ok(ModelFiles::Directory(dir))
 }
 
-/// Quantises a model into a directory: weights and tokenizer, then the config, as the sign that all is there. Returns the
-/// bytes of the weights before and after.
+/// Quantises a model into a directory: weights and tokenizer first, then the config, which marks
+/// the copy as complete. Returns the size of the weights before and after, in bytes.
 fn write(files: &ModelFiles, weights: WeightQuantization, dir: &Path) -> Result<(u64, u64)> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     let checkpoint = files.checkpoint()?;

@@ -13,10 +13,10 @@ use crate::{checkpoint::write_safetensors, hlo::DType, runtime::Session};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The text; without it, standard input is read. One <bos> is put in front
+    /// The text to score [default: standard input]. One <bos> is put in front
     #[arg(conflicts_with = "prompt_tokens")]
     text: Option<String>,
-    /// Token ids instead of text, taken as they are: 2,106,1645
+    /// Token ids instead of a text, used as they are: 2,106,1645
     #[arg(long, value_name = "IDS", value_parser = parse_tokens)]
     // The full path keeps clap from taking the list for a repeated option.
     prompt_tokens: Option<std::vec::Vec<u32>>,
@@ -25,7 +25,8 @@ pub struct Args {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
-    /// Write the logits after each token to this file: tensor "logits", `f32 [tokens, vocab]`
+    /// Write the logits after each token to this safetensors file: tensor "logits", `f32 [tokens,
+    /// vocab]`
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
 }

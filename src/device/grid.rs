@@ -39,7 +39,7 @@ impl DeviceGrid {
         let client: &Client = &platform.client;
         let doing = || "reading the devices' places".to_owned();
         let mut devices = Vec::new();
-        for device in client.devices().during(doing)? {
+        for device in client.all_devices().during(doing)? {
             let coords = device.attributes().during(doing)?.into_iter().find_map(|(name, value)| match value {
                 Value::Ints(coords) if name == "coords" => Some(coords),
                 _ => None,

@@ -134,7 +134,7 @@ fn refuse_absent(kind: Kind) -> Result<()> {
     let problem = match kind {
         Kind::Tpu => system.tpu_problem(),
         Kind::Cuda if !system.nvidia_driver() => {
-            Some("no NVIDIA driver is loaded. Use --platform cpu, or run this where the GPU is".into())
+            Some("no NVIDIA driver is loaded. Use --platform cpu, or run this on a machine with a GPU".into())
         }
         Kind::Cuda | Kind::Cpu => None,
     };

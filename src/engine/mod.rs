@@ -292,17 +292,11 @@ impl Engine {
             parts.iter().filter(|part| !part.is_decoding).map(|part| (part.end - part.start) as u64).sum::<u64>();
         let slots = &self.slots;
         let sequences: Vec<&Sequence> = parts.iter().map(|part| sequence_of(slots, part.slot)).collect();
-        let segment = |(part, sequence): (&Part, &&'_ Sequence)| (part.slot as i64, part.start, part.end, *sequence);
-        let segments = parts
-            .iter()
-            .zip(&sequences)
-            .map(segment)
-            .map(|(slot, start, end, sequence)| Segment {
-                slot,
-                start: start as i64,
-                tokens: &sequence.tokens[start..end],
-            })
-            .collect();
+        let mut segments = Vec::new();
+        for (part, sequence) in parts.iter().zip(&sequences) {
+            let tokens = &sequence.tokens[part.start..part.end];
+            segments.push(Segment { slot: part.slot as i64, start: part.start as i64, tokens });
+        }
         match next.kind {
             StepKind::Sample => {
                 let ending = |(i, part): (usize, &Part)| part.samples.then(|| (i, sequences[i].sampling()));

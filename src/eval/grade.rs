@@ -3,9 +3,10 @@
 use serde_json::Value;
 
 use super::{
-    Doc, Error, EvalRequest, GenerationConfig, Item, Likelihood, Metric, MultipleChoice, Response, Result, Task,
+    Doc, Error, EvalRequest, GenerationConfig, Item, Metric, MultipleChoice, Response, Result, Task,
     bias::Bias, math,
 };
+use crate::engine::Likelihood;
 
 /// A response to a document, after one of the task's filters, with its metrics.
 #[derive(Clone, Debug, PartialEq)]

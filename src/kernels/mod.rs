@@ -56,6 +56,3 @@ pub use handlers::register;
 pub use isa::Isa;
 pub use pool::Pool;
 
-/// The name that other rooms still use for [`ExecContext`].
-#[doc(hidden)]
-pub use context::ExecContext as Machine;

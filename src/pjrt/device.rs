@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{
     abi::{
-        CStruct, ClientAddressableDevices, DeviceAddressableMemories, DeviceDefaultMemory, DeviceDescriptionAttributes,
+        CStruct, ClientAddressableDevices, ClientDevices, ClientProcessIndex, DeviceAddressableMemories, DeviceDefaultMemory, DeviceDescriptionAttributes,
         DeviceDescriptionId, DeviceDescriptionProcessIndex, DeviceDescriptionKind, DeviceDescriptionToString, DeviceGetDescription,
         DeviceLocalHardwareId, DeviceMemoryStats, MemoryId, MemoryKind, Ptr,
     },
@@ -14,6 +14,23 @@ use super::{
 };
 
 impl Client {
+    /// Index of this process among those that share the devices.
+    ///
+    /// # Errors
+    /// The plugin's own error.
+    pub fn process_index(&self) -> Result<i32> {
+        Ok(self.api().call(ClientProcessIndex { client: self.ptr(), ..CStruct::zeroed() })?.process_index)
+    }
+
+    /// The devices of all processes, in the plugin's order.
+    ///
+    /// # Errors
+    /// The plugin's own error.
+    pub fn all_devices(&self) -> Result<Vec<Device>> {
+        let out = self.api().call(ClientDevices { client: self.ptr(), ..CStruct::zeroed() })?;
+        Ok(handles(out.devices, out.num_devices).into_iter().map(|ptr| Device::new(self, ptr)).collect())
+    }
+
     /// The devices of this process, in the plugin's order.
     pub fn devices(&self) -> Result<Vec<Device>> {
         let out = self.api().call(ClientAddressableDevices { client: self.ptr(), ..CStruct::zeroed() })?;

@@ -110,7 +110,7 @@ impl System {
     /// Why the TPU cannot be used, and what to do, told without loading libtpu: it can hang or abort then.
     pub fn tpu_problem(&self) -> Option<String> {
         if self.tpu_chips().is_empty() {
-            return Some("no TPU chip on the PCI bus. Use --platform cpu, or run this where the tpu is".into());
+            return Some("no TPU chip on the PCI bus. Use --platform cpu, or run this on a machine with a TPU".into());
         }
         let files = self.tpu_device_files();
         if files.is_empty() {

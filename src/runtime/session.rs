@@ -9,7 +9,6 @@ use super::{
     },
     buckets::{MAX_STEP_TOKENS, step_sizes, window_for},
     model::Model,
-    programs::next_launch_id,
 };
 use crate::{
     compile::tensor_type,
@@ -62,7 +61,7 @@ impl Session {
         self.caches = if spec.model.lowering.stacks_layers {
             // A few large arrays, made where they are.
             let allocate = programs.make(format!("allocate-{}", spec.name()), || zeros("allocate_cache", &shapes))?;
-            programs.execute(&allocate, vec![vec![]; devices].into_iter().map(|_: Vec<()>| vec![]).collect(), doing)?
+            programs.execute(&allocate, (0..devices).map(|_| vec![]).collect(), doing)?
         } else {
             let zeros = vec![0u8; types.iter().map(TensorType::host_bytes).max().unwrap_or_default()];
             let mut caches = Vec::new();
@@ -173,19 +172,17 @@ impl Session {
     pub fn step(&mut self, batch: &StepBatch<'_>) -> Result<StepOutput> {
         self.check(batch)?;
         let rows = batch.head.rows(&batch.segments);
-        let of_replica = |replica: usize| {
-            let is_own = move |segment: &&Segment<'_>| self.replica_of(segment.slot) == replica;
-            batch.segments.iter().filter(is_own)
-        };
-        let replicas = 0..self.replicas();
-        let tokens = |replica| of_replica(replica).map(|segment| segment.tokens.len()).sum::<usize>() as i64;
-        let is_scoring = matches!(batch.head, BatchHead::Logprobs { .. } | BatchHead::Logits(_));
-        let replica_of_row = |row: &RowRef| self.replica_of(batch.segments[row.segment].slot);
-        let scored = |replica| rows.iter().filter(|row| is_scoring && replica_of_row(row) == replica).count() as i64;
-        let size = self.size_for(
-            replicas.clone().map(tokens).max().unwrap_or(0),
-            replicas.clone().map(scored).max().unwrap_or(0),
-        )?;
+        let row_replicas: Vec<usize> =
+            rows.iter().map(|row| self.replica_of(batch.segments[row.segment].slot)).collect();
+        let (mut tokens, mut scored) = (vec![0; self.replicas()], vec![0; self.replicas()]);
+        for segment in &batch.segments {
+            tokens[self.replica_of(segment.slot)] += segment.tokens.len() as i64;
+        }
+        if matches!(batch.head, BatchHead::Logprobs { .. } | BatchHead::Logits(_)) {
+            row_replicas.iter().for_each(|&replica| scored[replica] += 1);
+        }
+        let most = |counts: &[i64]| counts.iter().copied().max().unwrap_or(0);
+        let size = self.size_for(most(&tokens), most(&scored))?;
         let spec = self.step_spec(size, head_of(&batch.head));
 
         // Tokens of each replica follow each other on its axis; rows of the head follow each other, too.
@@ -204,9 +201,10 @@ impl Session {
             used[replica] += segment.tokens.len();
         }
         let mut head_rows = vec![0; self.replicas()];
-        for (i, row) in rows.iter().enumerate() {
-            let replica = replica_of_row(row);
+        let mut places = Vec::new();
+        for (i, (row, &replica)) in rows.iter().zip(&row_replicas).enumerate() {
             let (inputs, at) = (&mut inputs[replica], head_rows[replica]);
+            places.push((replica, at));
             inputs.set(Field::Rows, at, [(first_rows[row.segment] + row.token) as i32]);
             match &batch.head {
                 BatchHead::Sample(rows) => rows[i].1.pack(at, inputs),
@@ -222,13 +220,7 @@ impl Session {
             }
         }
         let outputs = self.run(&spec, &inputs)?;
-        let mut next = vec![0; self.replicas()];
-        let places = rows.iter().map(|row| {
-            let replica = replica_of_row(row);
-            next[replica] += 1;
-            (replica, next[replica] - 1)
-        });
-        self.unpack(&batch.head, &outputs, places, used[0])
+        self.unpack(&batch.head, &outputs, places.into_iter(), used[0])
     }
 
     /// Reads each replica's output; `places` are the replica of each row of the head, and its number there.
@@ -273,8 +265,8 @@ impl Session {
     pub fn decode(&mut self, rows: &[DecodeRow<'_>], steps: i64) -> Result<Vec<Vec<Token>>> {
         let sampler = rows.iter().map(|row| row.sampling.sampler()).max().unwrap_or(Sampler::Greedy);
         if !self.model.spec().lowering.batches_decode {
-            let segment = |row: &DecodeRow<'_>| Segment { slot: row.slot, start: row.position, tokens: row.token };
-            let segments: Vec<Segment<'_>> = rows.iter().map(|row| segment(row)).collect();
+            let segments =
+                rows.iter().map(|row| Segment { slot: row.slot, start: row.position, tokens: row.token }).collect();
             let head = BatchHead::Sample(rows.iter().enumerate().map(|(i, row)| (i, row.sampling)).collect());
             let StepOutput::Tokens(tokens) = self.step(&StepBatch { segments, head })? else {
                 unreachable!("the head samples")

@@ -206,7 +206,7 @@ fn an_interrupted_run_goes_on_where_it_was() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(said.contains("interrupted; the same command goes on from there"), "{said}");
+    assert!(said.contains("interrupted; the same command resumes from there"), "{said}");
     let ran = home.run(&args).ok();
     assert!(ran.stderr.contains("of 50 documents were finished before"), "{}", ran.stderr);
     assert!(ran.stdout.contains("| triviaqa | 0 | exact_match, remove_whitespace |"), "{}", ran.stdout);

@@ -207,7 +207,7 @@ fn plans_for_every_slice() {
     assert_eq!(code, 0, "{err}");
     assert!(out.lines().count() >= 6, "{out}");
     for (args, words) in [
-        (&["--topology", "v5e:nonsense"][..], "is no slice"),
+        (&["--topology", "v5e:nonsense"][..], "is not a TPU slice"),
         (&["--topology", "v9z:2x2"], "v5e:2x2"),
         (&["--topology", "v5e:2x2", "--mesh", "1x2"], "has 4 chips"),
         (&["--topology", "v5e:2x2", "--mesh", "1x3"], "1x4"),

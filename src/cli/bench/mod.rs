@@ -1,7 +1,8 @@
-//! `bench`: how fast a model runs here, and how fast it could.
+//! `bench`: how fast a model runs here, and how fast it could run.
 //!
-//! Every figure stands beside the machine's limit, measured just before it with probes of our own: the bytes that a step must
-//! read over the speed of reading them, or its arithmetic over the speed of multiplying, whichever takes longer.
+//! Every measurement is compared with the machine's limit, which probes measure just before it. The
+//! limit of a step is the larger of two times: its bytes over the memory's bandwidth, and its
+//! operations over the peak of multiplying.
 
 mod report;
 
@@ -19,11 +20,11 @@ use super::{
     process::ProcessMemory,
 };
 use crate::{
-    gemma::{Extension, Output, Program},
+    gemma::{Program, SequencePart},
     hlo::{DType, Mesh},
-    kernels::{Machine, probe},
+    kernels::{ExecContext, probe},
     runtime::Session,
-    sampling::{Params, Sampler},
+    sampling::Params,
 };
 use report::{FIRST_TOKEN_PROMPT, MachineLimits, Measurement, Report};
 
@@ -31,19 +32,19 @@ use report::{FIRST_TOKEN_PROMPT, MachineLimits, Measurement, Report};
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Prompts of these many tokens [default: 16,128,512, as far as the context goes]
+    /// Lengths of prompts to prefill [default: 16,128,512, as far as they fit the context]
     #[arg(long, short = 'p', value_name = "TOKENS", value_delimiter = ',', value_parser = clap::value_parser!(i64).range(1..))]
     prompt: Option<Vec<i64>>,
     /// Tokens to decode; 0 for none
     #[arg(long, short = 'n', value_name = "TOKENS", default_value = "64", value_parser = clap::value_parser!(i64).range(0..))]
     decode: i64,
-    /// Sequences that are decoded together
+    /// Batch sizes: sequences that are decoded together
     #[arg(long, short = 'b', value_name = "N", value_delimiter = ',', default_value = "1,8", value_parser = clap::value_parser!(i64).range(1..=1024))]
     batch: Vec<i64>,
-    /// Tokens that stand before the decoded ones
+    /// Depths: tokens in the cache before the decoded ones
     #[arg(long, short = 'd', value_name = "TOKENS", value_delimiter = ',', default_value = "128", value_parser = clap::value_parser!(i64).range(0..))]
     depth: Vec<i64>,
-    /// Measurements of each figure; the median is shown
+    /// Repetitions of each measurement; the median is shown
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     reps: u32,
     /// Print one JSON object with all measurements
@@ -83,7 +84,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The prompts' lengths; a default one that is too long for this model is left out.
+/// Returns the prompts' lengths, without default ones that are too long for this model.
 fn prompts(args: &Args, opened: &OpenedModel) -> Result<Vec<i64>> {
     let context = opened.context;
     let needed = args.prompt.iter().flatten().copied().max().unwrap_or_default();
@@ -98,35 +99,35 @@ struct Bench<'a> {
     args: &'a Args,
     opened: &'a OpenedModel,
     loaded: &'a LoadedModel,
-    /// One measurement before each of the measurements'; none on other platforms than CPU.
+    /// One for each repetition of each measurement; empty on other platforms than CPU.
     limits: Vec<MachineLimits>,
 }
 
 impl Bench<'_> {
-    /// Tokens per second of a prompt's prefill.
+    /// Measures the tokens per second of a prompt's prefill.
     fn prefill(&mut self, tokens: i64) -> Result<Measurement> {
         let mut session = self.session(1, tokens)?;
         let prompt = self.tokens(tokens);
-        let work = [Extension { start: 0, tokens }];
+        let work = [SequencePart { start: 0, tokens }];
         self.figure(format!("pp{tokens}"), tokens, &work, || {
             session.prefill(0, 0, &prompt, &Params::GREEDY)?;
             Ok(1)
         })
     }
 
-    /// Tokens per second of all sequences together.
+    /// Measures the tokens per second of decoding, over all sequences together.
     fn decode(&mut self, depth: i64, batch: i64) -> Result<Measurement> {
         let steps = self.args.decode;
         let mut session = self.session(batch, depth + steps)?;
         let tokens = self.tokens(batch);
         let params = vec![Params::GREEDY; batch as usize];
-        // The cost of the step in the middle stands for all.
-        let work = vec![Extension { start: depth + steps / 2, tokens: 1 }; batch as usize];
+        // The cost of the step in the middle is the average.
+        let work = vec![SequencePart { start: depth + steps / 2, tokens: 1 }; batch as usize];
         let name = format!("tg{steps} @ d{depth}{}", if batch > 1 { format!(", b{batch}") } else { String::new() });
         self.figure(name, batch * steps, &work, || {
             let mut next = tokens.clone();
             for step in 0..steps {
-                next = session.decode(&next, &vec![depth + step; batch as usize], &params)?;
+                next = session.decode_each(&next, &vec![depth + step; batch as usize], &params)?;
             }
             Ok(steps)
         })
@@ -136,24 +137,24 @@ impl Bench<'_> {
         Ok(Session::new(self.loaded.model.clone(), slots, self.opened.cache_len(tokens))?)
     }
 
-    /// Token ids without a pattern.
+    /// Returns token ids without a pattern.
     fn tokens(&self, count: i64) -> Vec<u32> {
         let vocab = self.opened.config.vocab_size as u64;
         (1..=count as u64).map(|i| (i * 2_654_435_761 % vocab) as u32).collect()
     }
 
-    /// Measures `run`, which makes `tokens` tokens in the steps that it returns, each of them this work.
+    /// Measures `run`, which processes `tokens` tokens and returns its number of steps. `work` is
+    /// the work of one step.
     fn figure(
         &mut self,
         name: String,
         tokens: i64,
-        work: &[Extension],
+        work: &[SequencePart],
         mut run: impl FnMut() -> Result<i64>,
     ) -> Result<Measurement> {
         note(&format!("measuring {name}"));
         let model = &self.loaded.model;
-        let program = Program::Decode { output: Output::Token(Sampler::Greedy) };
-        let cost = model.spec(program, 1, 1, 1).cost(work);
+        let cost = model.program_spec(Program::Copy, 1, 1, 1).cost(work);
         run()?; // compiles, and touches the weights
         let mut figure = Measurement { name, rates: vec![], shares: vec![] };
         for _ in 0..self.args.reps {
@@ -170,38 +171,39 @@ impl Bench<'_> {
         Ok(figure)
     }
 
-    /// Measures the machine, where this process does the work: on one CPU device.
+    /// Measures the machine's limits. Only on one CPU device, where this process does the work
+    /// itself.
     fn probe(&mut self) -> Option<MachineLimits> {
         if !self.loaded.is_cpu || self.args.model.mesh != Mesh::SINGLE {
             return None;
         }
         let weights: Vec<&[u8]> = self.opened.checkpoint().tensors().values().map(|t| t.bytes.bytes()).collect();
-        let machine = Machine::whole();
+        let context = ExecContext::whole();
         let is_bf16 = self.args.model.dtype.dtype() == DType::BF16;
         let limits = MachineLimits {
-            bytes_per_second: probe::read_bandwidth(machine, &weights),
-            flops_per_second: probe::peak_flops(machine, is_bf16),
+            bytes_per_second: probe::read_bandwidth(context, &weights),
+            flops_per_second: probe::peak_flops(context, is_bf16),
         };
         self.limits.push(limits);
         Some(limits)
     }
 }
 
-/// Seconds from the start of a process to its first token, of which so many are prefill; one pair for each of the
-/// repetitions.
+/// Measures the seconds from the start of a process to its first token, and how many of them are
+/// prefill. Returns one pair for each repetition.
 fn first_token(args: &Args, opened: &OpenedModel) -> Result<Vec<(f64, f64)>> {
     note(&format!("measuring the first token of {} processes", args.reps + 1));
     let tokens = FIRST_TOKEN_PROMPT.min(opened.context - 1);
     let ids: Vec<String> = (0..tokens).map(|i| (2 + i).to_string()).collect();
-    let one = || -> Result<(f64, f64)> {
+    let measure = || -> Result<(f64, f64)> {
         let mut command = Command::new(std::env::current_exe().context("this program does not know its own file")?);
         command.args(["generate", "-n", "1", "--json", "--prompt-tokens", &ids.join(",")]);
         let output = command.args(args.model.to_arguments()).stderr(Stdio::inherit()).output()?;
         let result: serde_json::Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("the process that was to make one token ended with {}", output.status))?;
+            .with_context(|| format!("the process that should generate one token ended with {}", output.status))?;
         let seconds = |name: &str| result["timings"][name].as_f64().context("no timings");
         Ok((seconds("first_token_seconds")?, seconds("prefill_seconds")?))
     };
-    one()?; // compiles
-    (0..args.reps).map(|_| one()).collect()
+    measure()?; // compiles
+    (0..args.reps).map(|_| measure()).collect()
 }

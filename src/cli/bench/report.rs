@@ -1,4 +1,4 @@
-//! What `bench` prints: a markdown table in the manner of llama-bench, or JSON.
+//! The output of `bench`: a markdown table like llama-bench's, or JSON.
 
 use std::fmt::Write;
 
@@ -9,17 +9,17 @@ use crate::{
         model_args::{LoadedModel, ModelArgs, OpenedModel},
         process::{ProcessMemory, size},
     },
-    gemma::weights::num_parameters,
-    kernels::Machine,
+    gemma::tensors::num_parameters,
+    kernels::ExecContext,
 };
 
-/// Spread of a probe, of its median, above which a machine is called noisy.
+/// A machine is called noisy if a probe's range is more than this share of its median.
 const NOISY: f64 = 0.15;
 
-/// Tokens of the prompt whose first token is timed from the start of a process.
+/// Tokens of the prompt that is used to time the first token of a process.
 pub(super) const FIRST_TOKEN_PROMPT: i64 = 16;
 
-/// What the machine can do at one moment.
+/// The machine's limits, at one moment.
 #[derive(Clone, Copy)]
 pub(super) struct MachineLimits {
     pub bytes_per_second: f64,
@@ -31,7 +31,7 @@ pub(super) struct Measurement {
     pub name: String,
     /// Tokens per second.
     pub rates: Vec<f64>,
-    /// The least time at the limits measured just before, over the time taken.
+    /// The least time by the limits measured just before, over the time taken.
     pub shares: Vec<f64>,
 }
 
@@ -42,12 +42,12 @@ pub(super) struct Report<'a> {
     pub memory: ProcessMemory,
     pub limits: Vec<MachineLimits>,
     pub measurements: Vec<Measurement>,
-    /// Seconds to the first token from the start of a process, and those of its prefill.
+    /// Seconds from the start of a process to its first token, and how many of them are prefill.
     pub first_token: Vec<(f64, f64)>,
 }
 
 impl Report<'_> {
-    /// The table, and what else was measured.
+    /// Returns the table, and the other measurements below it.
     pub fn markdown(&self) -> String {
         let mut out = String::new();
         out += "| model | size | params | platform | threads | test | tok/s | range | share of the limit |\n";
@@ -75,7 +75,7 @@ impl Report<'_> {
             out,
             "\nFirst token after {:.2} s from the process's start ({FIRST_TOKEN_PROMPT} tokens, programs compiled before); \
              beyond the prefill {:.2} s.\nLoad {:.2} s; {} programs compiled, {} from the cache, {:.2} s.\nPeak memory {}, \
-             of ours {}.",
+             {} allocated.",
             of(|t| t.0),
             of(|t| t.0 - t.1),
             self.loaded.time.as_secs_f64(),
@@ -90,7 +90,7 @@ impl Report<'_> {
         out
     }
 
-    /// A line on what the machine could do; nothing where that was not measured.
+    /// Returns a line with a limit of the machine; empty if it was not measured.
     fn limit(&self, what: &str, value: fn(&MachineLimits) -> f64) -> String {
         if self.limits.is_empty() {
             return String::new();
@@ -100,7 +100,7 @@ impl Report<'_> {
         format!("Limit, {what}: {middle:.1} ({low:.1}-{high:.1}){noisy}.\n")
     }
 
-    /// All measurements.
+    /// Returns all measurements.
     pub fn json(&self) -> Value {
         let figure = |f: &Measurement| {
             json!({
@@ -121,8 +121,8 @@ impl Report<'_> {
             "mesh": self.args.mesh.to_string(),
             "weights": self.args.weights.map(|w| w.name()),
             "dtype": self.args.dtype.dtype().to_string(),
-            "kernels": self.loaded.kernels.then(|| Machine::whole().isa.name()),
-            "threads": Machine::whole().pool.threads(),
+            "kernels": self.loaded.kernels.then(|| ExecContext::whole().isa.name()),
+            "threads": ExecContext::whole().pool.threads(),
             "tests": self.measurements.iter().map(figure).collect::<Vec<_>>(),
             "first_token_seconds": self.first_token.iter().map(|t| t.0).collect::<Vec<_>>(),
             "first_token_prefill_seconds": self.first_token.iter().map(|t| t.1).collect::<Vec<_>>(),
@@ -142,11 +142,11 @@ impl Report<'_> {
     }
 
     fn threads(&self) -> String {
-        if self.loaded.kernels { Machine::whole().pool.threads().to_string() } else { "-".into() }
+        if self.loaded.kernels { ExecContext::whole().pool.threads().to_string() } else { "-".into() }
     }
 }
 
-/// Smallest, median and largest.
+/// Returns the smallest value, the median and the largest.
 fn spread(values: &[f64]) -> [f64; 3] {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

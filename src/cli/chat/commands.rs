@@ -1,10 +1,10 @@
-//! What the user can say that is not meant for the model.
+//! The commands of a chat: lines of the user that are not for the model.
 
-/// Commands with their arguments and what they do, in the order of `/help`.
+/// Each command with its argument and a description, in the order of `/help`.
 pub const COMMANDS: [(&str, &str, &str); 8] = [
     ("/reset", "", "begin a new conversation"),
-    ("/undo", "", "take the last turn back"),
-    ("/regenerate", "", "answer the last question again (with another seed, where tokens are drawn at random)"),
+    ("/undo", "", "take back the last turn"),
+    ("/regenerate", "", "answer the last question again (when sampling, with another seed)"),
     ("/save", " FILE", "write the conversation as JSON"),
     ("/load", " FILE", "go on from a saved conversation"),
     ("/stats", "", "tokens, speed, memory"),
@@ -12,7 +12,7 @@ pub const COMMANDS: [(&str, &str, &str); 8] = [
     ("/exit", "", "leave; so does Ctrl-D"),
 ];
 
-/// A line of the user.
+/// A line of the user: a question, or a command.
 #[derive(Debug, PartialEq, Eq)]
 pub enum UserInput<'a> {
     Empty,
@@ -28,7 +28,11 @@ pub enum UserInput<'a> {
 }
 
 impl<'a> UserInput<'a> {
-    /// Commands begin with a slash; a question that does is written with two.
+    /// Parses a line. Commands begin with a slash. A question that begins with one is written with
+    /// two.
+    ///
+    /// # Errors
+    /// There is no such command, or its argument is missing or not wanted. The message says which.
     pub fn parse(line: &'a str) -> Result<Self, String> {
         let line = line.trim();
         if line.is_empty() {

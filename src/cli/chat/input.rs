@@ -1,4 +1,4 @@
-//! Where the user's lines come from: an editor with history on a terminal, plain lines elsewhere.
+//! The user's lines: from an editor with history on a terminal, from standard input elsewhere.
 
 use std::{
     borrow::Cow,
@@ -21,22 +21,25 @@ use rustyline::{
 use super::commands::COMMANDS;
 use crate::cli::note;
 
-/// Lines of the user.
+/// The source of the user's lines.
 pub enum Input {
     Terminal { editor: Box<Editor<EditorHelper, DefaultHistory>>, history: Option<PathBuf> },
     Lines,
 }
 
-/// What came of waiting for a line.
+/// What ended the wait for a line.
 pub enum InputEvent {
     Line(String),
-    /// Ctrl-C with nothing to stop.
+    /// Ctrl-C while no answer was being written.
     Interrupt,
     End,
 }
 
 impl Input {
-    /// An editor where both ends are a terminal.
+    /// Opens an editor if stdin and stdout are a terminal, else plain lines.
+    ///
+    /// # Errors
+    /// The terminal cannot be set up.
     pub fn open() -> Result<Self> {
         if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
             return Ok(Self::Lines);
@@ -53,12 +56,15 @@ impl Input {
         Ok(Self::Terminal { editor: Box::new(editor), history })
     }
 
-    /// Whether somebody can be asked.
+    /// Whether there is a user who can be asked.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Terminal { .. })
     }
 
-    /// Waits for a line. On a terminal, one that ends in a backslash goes on in the next.
+    /// Waits for a line. On a terminal, a line that ends in a backslash continues in the next.
+    ///
+    /// # Errors
+    /// Input cannot be read, or is not UTF-8.
     pub fn line(&mut self, prompt: &str) -> Result<InputEvent> {
         match self {
             Self::Lines => {
@@ -77,7 +83,8 @@ impl Input {
                     Err(ReadlineError::Eof) => return Ok(InputEvent::End),
                     Err(error) => return Err(error).context("cannot read from the terminal"),
                 };
-                // UserInput by line, so that it outlives whatever ends the program. A full disk is no reason to stop talking.
+                // After each line, so that the history survives a crash. A full disk is no reason
+                // to end the chat.
                 if let Some(path) = history {
                     let _ = editor.append_history(path);
                 }
@@ -87,7 +94,7 @@ impl Input {
     }
 }
 
-/// `$XDG_STATE_HOME/gemma-pjrt/history`, its directory made if need be.
+/// Returns `$XDG_STATE_HOME/gemma-pjrt/history`, after creating its directory.
 fn history_file() -> Option<PathBuf> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let state = set("XDG_STATE_HOME").filter(|path| path.is_absolute());
@@ -96,12 +103,12 @@ fn history_file() -> Option<PathBuf> {
     Some(dir.join("history"))
 }
 
-/// Whether to write colours there.
+/// Whether to write colours to this stream.
 pub fn colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// What the editor helps with: a bold prompt, commands completed by Tab, lines that go on.
+/// The editor's features: a bold prompt, completion of commands by Tab, continued lines.
 pub struct EditorHelper {
     colours: bool,
 }

@@ -1,4 +1,4 @@
-//! `chat`: a conversation, with the model's memory of it kept from turn to turn.
+//! `chat`: a conversation. The KV cache is kept from turn to turn.
 
 mod commands;
 mod input;
@@ -37,7 +37,7 @@ pub struct Args {
     /// Put TEXT before your first message: Gemma has no system role
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Most tokens of an answer
+    /// The most tokens of an answer
     #[arg(long, short = 'n', value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
     #[command(flatten)]
@@ -45,7 +45,7 @@ pub struct Args {
 }
 
 const PROMPT: &str = "> ";
-/// Tokens that must be left for an answer.
+/// Positions of the context that must be left for an answer.
 const ROOM: usize = 16;
 
 pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
@@ -58,7 +58,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     if system.is_some() {
         note("note: Gemma has no system role; the text of --system stands at the beginning of your first message");
     }
-    let conversation = Conversation::new(loaded.model.clone(), opened.tokenizer()?, opened.context, system)?;
+    let conversation = Conversation::new(loaded.model.clone(), opened.tokenizer()?.clone(), opened.context, system)?;
     let input = Input::open()?;
     if input.is_terminal() {
         note(&format!(
@@ -74,18 +74,18 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
 }
 
 struct Chat<'a> {
-    conversation: Conversation<'a>,
+    conversation: Conversation,
     input: Input,
     params: Params,
     max_tokens: usize,
     model: &'a str,
     loaded: &'a LoadedModel,
-    /// How often the last question was answered again.
+    /// How many times the last question was answered again.
     regenerated: u64,
     totals: Totals,
 }
 
-/// Sums over all answers.
+/// Totals over all answers.
 #[derive(Default)]
 struct Totals {
     answers: usize,
@@ -97,8 +97,8 @@ struct Totals {
 }
 
 impl Chat<'_> {
-    /// Takes lines until the user leaves. What goes wrong is said, and the conversation goes on; where nobody is there to
-    /// see it, it decides the exit code.
+    /// Handles lines until the user leaves. Errors are reported, and the conversation continues.
+    /// Without a terminal they decide the exit code.
     fn run(mut self) -> Result<Outcome> {
         let mut failures = 0;
         loop {
@@ -110,7 +110,7 @@ impl Chat<'_> {
                 }
                 InputEvent::End => break,
             };
-            match self.take(&line) {
+            match self.handle(&line) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) if super::is_broken_pipe(&error) => return Err(error),
@@ -121,13 +121,13 @@ impl Chat<'_> {
             }
         }
         if failures > 0 && !self.input.is_terminal() {
-            return Err(anyhow!("{failures} of the lines could not be done, see above"));
+            return Err(anyhow!("{failures} of the lines failed, see above"));
         }
         Ok(Outcome::Done)
     }
 
-    /// Does what a line says; returns whether to go on.
-    fn take(&mut self, line: &str) -> Result<bool> {
+    /// Handles a line. Returns whether to continue.
+    fn handle(&mut self, line: &str) -> Result<bool> {
         match UserInput::parse(line).map_err(anyhow::Error::msg)? {
             UserInput::Empty => {}
             UserInput::Question(question) => {
@@ -177,7 +177,7 @@ impl Chat<'_> {
         let question = self.conversation.undo().expect("there is an answer, so there is a question");
         self.regenerated += 1;
         let result = self.answer(&question);
-        // A question whose new answer never came keeps the old one.
+        // A question whose new answer failed keeps the old one.
         if !matches!(result, Ok(true)) {
             let system = self.conversation.system().map(str::to_owned);
             let mut messages = self.conversation.messages().to_vec();
@@ -187,7 +187,8 @@ impl Chat<'_> {
         result.map(drop)
     }
 
-    /// Asks the model and writes its answer as it comes. Returns whether it was asked: not if the user keeps a full context.
+    /// Asks the model and streams its answer. Returns false if the context is full and the user
+    /// wants to keep it.
     fn answer(&mut self, question: &str) -> Result<bool> {
         let params = Params { seed: self.params.seed.wrapping_add(self.regenerated), ..self.params };
         let turn = match self.ask(question, params) {
@@ -230,7 +231,8 @@ impl Chat<'_> {
         Ok(turn)
     }
 
-    /// Makes room for an answer, if the user wants that; where nobody can be asked, it is done and said.
+    /// Drops the oldest turns to make room for an answer. Asks the user first, if there is a
+    /// terminal. Returns whether turns were dropped.
     fn drop_oldest(&mut self, question: &str) -> Result<bool> {
         if self.input.is_terminal() {
             let answer = match self.input.line("Drop the oldest turns and go on? [Y/n] ")? {
@@ -242,7 +244,7 @@ impl Chat<'_> {
                 return Ok(false);
             }
         }
-        // More than for this turn alone, or the next one would be in the same place.
+        // More room than for this turn alone, or the next turn would fill the context again.
         let room = ROOM.max(self.conversation.context() as usize / 4);
         let dropped = match self.conversation.drop_oldest(question, room) {
             Err(Error::ContextFull { .. }) => self.conversation.drop_oldest(question, ROOM)?,
@@ -292,7 +294,7 @@ impl Chat<'_> {
             compile.cached,
             compile.time.as_secs_f64()
         ));
-        note(&format!("memory      {} at most, of ours {}", size(memory.peak), size(memory.anonymous)));
+        note(&format!("memory      {} at peak, {} of it allocated now", size(memory.peak), size(memory.anonymous)));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Conversations as files.
+//! Saved conversations.
 
 use std::{fs, io::Write, path::Path};
 
@@ -11,17 +11,21 @@ use crate::tokenizer::Message;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Transcript {
-    /// The model that answered, as it was named.
+    /// The model that answered, as `--model` named it.
     pub model: String,
     /// Text before the first message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
-    /// Questions and answers in turn.
+    /// Questions and answers, alternating.
     pub messages: Vec<Message>,
 }
 
 impl Transcript {
-    /// Writes beside the file and renames, so that a conversation saved before is not lost to a full disk.
+    /// Writes a temporary file and renames it, so that a full disk does not destroy a conversation
+    /// saved before.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         let write = || -> Result<()> {
             let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -34,6 +38,10 @@ impl Transcript {
         write().with_context(|| format!("cannot save the conversation to {}", path.display()))
     }
 
+    /// Reads a saved conversation.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not a saved conversation.
     pub fn load(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text)

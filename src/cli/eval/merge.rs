@@ -1,4 +1,4 @@
-//! `eval merge`: the results of all shards of a run, joined.
+//! `eval merge`: joins the results of all shards of a run.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +21,10 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What each shard's --output was; the .samples.jsonl files stand beside them
+    /// The --output of each shard; their .samples.jsonl files must be beside them
     #[arg(required = true)]
     results: Vec<PathBuf>,
-    /// Where the joined results go
+    /// Write the joined results to this file
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 }
@@ -42,7 +42,7 @@ impl ShardResults {
         let results: Value =
             serde_json::from_str(&fs::read_to_string(path).with_context(reading)?).with_context(reading)?;
         let shard = results["config"]["shard"].as_str().and_then(|text| text.parse().ok());
-        let shard = shard.with_context(|| format!("{} is no result of `eval --shard`", path.display()))?;
+        let shard = shard.with_context(|| format!("{} is not a result of `eval --shard`", path.display()))?;
         Ok(Self { path: path.to_owned(), results, shard })
     }
 
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let counts = tasks.iter().map(|task| figure("n-samples", &task.name, "original")).collect::<Result<Vec<_>>>()?;
     let shots = tasks.iter().map(|task| figure("n-shot", &task.name, "")).collect::<Result<Vec<_>>>()?;
-    // In the order of documents, whichever shard they were of.
+    // In the order of documents, over all shards.
     let mut samples: BTreeMap<Key, Vec<Value>> = BTreeMap::new();
     for part in &parts {
         let path = beside(&part.path, SAMPLES);

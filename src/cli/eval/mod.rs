@@ -1,4 +1,4 @@
-//! `eval`: the model card's benchmarks, item for item as lm-evaluation-harness scores them.
+//! `eval`: the model card's benchmarks, document for document as lm-evaluation-harness scores them.
 
 mod merge;
 mod results;
@@ -32,8 +32,8 @@ use super::{
 use crate::{
     engine::Engine,
     eval::{
-        ChatFormat, Dataset, Evaluation, GenerationConfig, GradedResponse, Item, PromptFormat, Response, Scorer, Task,
-        digest, generate, grade, items, run_programs, sample_json, score, table, tasks_by_name,
+        self, ChatFormat, Dataset, Evaluation, GradedResponse, Item, PromptFormat, Response, Task,
+        digest, grade, items, run_programs, sample_json, table, tasks_by_name,
     },
 };
 
@@ -44,38 +44,43 @@ pub struct Args {
     command: Option<Command>,
     #[command(flatten)]
     model: ModelArgs,
-    /// Tasks by their names in lm-evaluation-harness: mmlu,hellaswag,...; `list` shows them all
+    /// Tasks by their names in lm-evaluation-harness, such as mmlu,hellaswag; "list" lists them all
     #[arg(long, value_name = "TASKS", value_delimiter = ',', required = true)]
     tasks: Vec<String>,
-    /// Folder with the datasets, in the layouts of the Hugging Face hub: DIR/cais/mmlu/... or DIR/mmlu/...
+    /// Directory with the datasets, in the hub's layout: DIR/cais/mmlu/... or DIR/mmlu/...
     #[arg(long, value_name = "DIR", default_value = ".")]
     data: PathBuf,
-    /// Examples in each prompt [default: what the task says, mostly none]
+    /// Few-shot examples in each prompt [default: the task's own number, mostly 0]
     #[arg(long, value_name = "K")]
     num_fewshot: Option<usize>,
-    /// Put questions in the chat format, as a model of instructions expects them. Examples are turns of the conversation; the task's
-    /// description is left out, since Gemma has no system role
+    /// Put prompts into the chat format, which instruction-tuned models expect. Examples become
+    /// turns of the conversation. The task's description is left out, since Gemma has no system
+    /// role
     #[arg(long)]
     apply_chat_template: bool,
-    /// With the chat format: whether examples are turns of their own, or in one turn with the question
+    /// With the chat format: put each example into turns of its own (true), or all into one turn
+    /// with the question (false)
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, requires = "apply_chat_template")]
     fewshot_as_multiturn: bool,
-    /// Only the first documents of each task
+    /// Evaluate only the first N documents of each task
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroUsize>,
-    /// Write results here, in the harness's JSON format; beside it a page with plots (.html) and what each document gave
-    /// (.samples.jsonl). A run that was interrupted goes on where it was
+    /// Write results to this file, in the harness's JSON format, and beside it a page with plots
+    /// (.html) and a log of each document (.samples.jsonl). An interrupted run resumes where it
+    /// stopped
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only every N-th document, from the I-th on: I is from 0 to N-1, as Slurm arrays and Kubernetes indexed jobs count. `eval merge`
-    /// joins the parts
+    /// Evaluate only every N-th document, starting at the I-th. I runs from 0 to N-1, as in Slurm
+    /// arrays and Kubernetes indexed jobs. `eval merge` joins the shards
     #[arg(long, value_name = "I/N", requires = "output")]
     shard: Option<Shard>,
-    /// How many answers in words are written at a time on each data row of the mesh
+    /// Answers that are generated at the same time on each replica of the model (the mesh's DATA
+    /// axis)
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..))]
     slots: u16,
-    /// Run the programs that the model writes (humaneval, mbpp), with python3, in processes with little time, memory and disk. That
-    /// protects from accidents, not from malice: do it in a container or a virtual machine
+    /// Run the programs that the model writes (humaneval, mbpp) with python3, in processes with
+    /// limits on time, memory and disk. That protects from accidents, not from malice: use a
+    /// container or a virtual machine
     #[arg(long)]
     allow_code_execution: bool,
 }
@@ -103,18 +108,18 @@ pub fn run(args: &Args) -> Result<Outcome> {
         &format!("{digest} {}", args.shard.unwrap_or(Shard::WHOLE)),
         &tasks,
     )?;
-    let left: BTreeMap<Key, &Item> =
+    let remaining: BTreeMap<Key, &Item> =
         all.iter().filter(|(key, _)| !finished.responses.contains_key(key)).map(|(key, item)| (*key, item)).collect();
-    if left.len() < all.len() {
-        note(&format!("{} of {} documents were finished before", all.len() - left.len(), all.len()));
+    if remaining.len() < all.len() {
+        note(&format!("{} of {} documents were finished before", all.len() - remaining.len(), all.len()));
     }
-    if !left.is_empty() {
-        respond(args, &tasks, &left, &opened, &mut finished)?;
+    if !remaining.is_empty() {
+        respond(args, &tasks, &remaining, &opened, &mut finished)?;
     }
     let graded = if interrupt::is_requested() { None } else { grade_all(args, &tasks, &all, &finished.responses)? };
     let Some(graded) = graded else {
         if args.output.is_some() {
-            note("interrupted; the same command goes on from there");
+            note("interrupted; the same command resumes from there");
         }
         return Ok(Outcome::Interrupted);
     };
@@ -147,68 +152,62 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Has the model score choices and write answers; what it says goes to `finished` at once.
+/// Has the model score choices and generate answers. Each response goes to `finished` at once.
 fn respond(
     args: &Args,
     tasks: &[Task],
-    left: &BTreeMap<Key, &Item>,
+    remaining: &BTreeMap<Key, &Item>,
     opened: &OpenedModel,
     finished: &mut FinishedResponses<'_>,
 ) -> Result<()> {
     let platform = args.model.platform(opened)?;
     let loaded = args.model.load(opened, &platform)?;
-    let generate_of = |key: &Key| tasks[key.0].generate.as_ref();
-    let counter = Counter::new("documents", left.len() as u64);
+    let counter = Counter::new("documents", remaining.len() as u64);
     let failed = RefCell::new(None);
     let goes_on = || failed.borrow().is_none() && !interrupt::is_requested();
     let mut keep = |key: Key, response: Response| {
-        // Documents of one group end together: after a line that could not be written there must be no other.
+        // Documents of one group finish together: after a line that could not be written there must
+        // be no other.
         if failed.borrow().is_none() {
-            counter.advance(1, left[&key].tokens() as u64);
+            counter.advance(1, remaining[&key].tokens() as u64);
             failed.replace(finished.add(tasks, key, response).err());
         }
     };
     interrupt::begin_writing();
 
-    let (keys, choices): (Vec<Key>, Vec<&Item>) =
-        left.iter().filter(|(key, _)| generate_of(key).is_none()).map(|(key, item)| (*key, *item)).unzip();
-    if !choices.is_empty() {
-        let longest = choices.iter().map(|item| item.tokens()).max().unwrap_or(1);
-        let mut scorer = Scorer::new(loaded.model.clone(), opened.cache_len(longest as i64))?;
-        score(&mut scorer, &choices, goes_on, |i, response| keep(keys[i], response))?;
-        let (computed, asked) = (scorer.computed, scorer.computed + scorer.reused);
-        note(&format!("{computed} of {asked} tokens of choices were computed, the others were shared"));
-    }
-    let (keys, words): (Vec<Key>, Vec<(&Item, &GenerationConfig)>) =
-        left.iter().filter_map(|(key, item)| Some((*key, (*item, generate_of(key)?)))).unzip();
-    if !words.is_empty() && goes_on() {
-        let longest = words.iter().map(|(item, generate)| item.tokens() + generate.max_tokens).max().unwrap_or(1);
-        let tokenizer = opened.tokenizer()?;
-        let mut engine = Engine::new(loaded.model, tokenizer, args.slots.into(), opened.cache_len(longest as i64))?;
-        // In a conversation an answer ends with its turn.
-        let stop_ids = if args.chat().is_some() { tokenizer.stop_ids() } else { vec![tokenizer.special().eos] };
-        generate(&mut engine, &words, &stop_ids, goes_on, |i, response| keep(keys[i], response))?;
-        let stats = engine.stats();
-        let (cached, generated) = (stats.cached, stats.generated);
-        note(&format!("{generated} tokens were written; {cached} tokens of questions were shared"));
-    }
+    let generation = |key: &Key| tasks[key.0].generate.as_ref();
+    let length = |(key, item): (&Key, &&Item)| item.tokens() + generation(key).map_or(0, |g| g.max_tokens);
+    let longest = remaining.iter().map(length).max().unwrap_or(1);
+    let tokenizer = opened.tokenizer()?;
+    let cache_len = opened.cache_len(longest as i64);
+    let mut engine = Engine::new(loaded.model, tokenizer.clone(), args.slots.into(), cache_len)?;
+    // In a conversation an answer ends with its turn.
+    let stop_ids = if args.chat().is_some() { tokenizer.stop_ids() } else { vec![tokenizer.special().eos] };
+    let keys: Vec<Key> = remaining.keys().copied().collect();
+    let items: Vec<_> = remaining.iter().map(|(key, item)| (*item, generation(key))).collect();
+    eval::respond(&mut engine, &items, &stop_ids, goes_on, |i, response| keep(keys[i], response))?;
+    let stats = engine.stats();
+    note(&format!(
+        "{} tokens of documents were computed, {} came from the cache; {} tokens were generated",
+        stats.prefilled, stats.cached, stats.generated
+    ));
     let (tokens, time) = counter.finish();
     if let Some(error) = failed.take() {
         return Err(error);
     }
-    note(&format!("{} documents of {tokens} tokens in {}", left.len(), HumanDuration(time)));
+    note(&format!("{} documents of {tokens} tokens in {}", remaining.len(), HumanDuration(time)));
     Ok(())
 }
 
-/// What all responses are worth. None if it was interrupted.
+/// Grades all responses. `None` if it was interrupted.
 fn grade_all(
     args: &Args,
     tasks: &[Task],
     all: &BTreeMap<Key, Item>,
     responses: &BTreeMap<Key, Response>,
 ) -> Result<Option<BTreeMap<Key, Vec<GradedResponse>>>> {
-    let of_item = |(key, item): (&Key, &Item)| Ok((*key, grade(&tasks[key.0], item, &responses[key])?));
-    let mut graded: BTreeMap<Key, Vec<GradedResponse>> = all.iter().map(of_item).collect::<Result<_>>()?;
+    let grade_item = |(key, item): (&Key, &Item)| Ok((*key, grade(&tasks[key.0], item, &responses[key])?));
+    let mut graded: BTreeMap<Key, Vec<GradedResponse>> = all.iter().map(grade_item).collect::<Result<_>>()?;
     let (mut places, mut programs) = (vec![], vec![]);
     for (key, graded) in &mut graded {
         for graded in graded {
@@ -219,7 +218,7 @@ fn grade_all(
         }
     }
     if !programs.is_empty() && !args.allow_code_execution {
-        note(&format!("{} programs were not run; --allow-code-execution does it", programs.len()));
+        note(&format!("{} programs were not run; --allow-code-execution runs them", programs.len()));
     } else if !programs.is_empty() {
         interrupt::begin_writing();
         for ((task, graded), passes) in places.into_iter().zip(run_programs(&programs, || !interrupt::is_requested())?)
@@ -231,14 +230,14 @@ fn grade_all(
     Ok(Some(graded))
 }
 
-/// Responses so far, on disk if there is an output.
+/// The responses so far, kept on disk if there is an output.
 struct FinishedResponses<'p> {
     journal: Option<(&'p Path, Journal)>,
     responses: BTreeMap<Key, Response>,
 }
 
 impl<'p> FinishedResponses<'p> {
-    /// Goes on with what an earlier run of the same left.
+    /// Reads the responses that an earlier attempt of this run finished.
     fn open(output: Option<&'p Path>, digest: &str, tasks: &[Task]) -> Result<Self> {
         let Some(output) = output else { return Ok(Self { journal: None, responses: BTreeMap::new() }) };
         let (journal, lines) = Journal::open(&beside(output, PARTIAL), digest)?;
@@ -259,7 +258,7 @@ impl<'p> FinishedResponses<'p> {
         Ok(())
     }
 
-    /// The results hold it all.
+    /// Removes the journal, after the results were written.
     fn remove(&self) -> Result<()> {
         let Some((output, _)) = &self.journal else { return Ok(()) };
         let partial = beside(output, PARTIAL);
@@ -272,19 +271,20 @@ fn list() -> Result<Outcome> {
     for task in Task::all() {
         let parts = task.subjects.len();
         let parts = if parts > 0 { format!(", {parts} subjects") } else { String::new() };
-        // A dataset for each subject has only its beginning in common.
+        // Where each subject has a dataset of its own, their names have only the beginning in
+        // common.
         let dataset = task.dataset.split("{{").next().unwrap_or_default();
         writeln!(out, "{} ({dataset}{parts})", task.name)?;
     }
     Ok(Outcome::Done)
 }
 
-/// What is to be evaluated.
+/// The documents to evaluate.
 struct EvalData {
     items: BTreeMap<Key, Item>,
-    /// The tasks, with their splits' sizes.
+    /// The tasks, with the sizes of their splits.
     evaluations: Vec<Evaluation>,
-    /// Of each task's split: tells whether another shard has the same rows.
+    /// A digest of each task's split, to check that all shards have the same rows.
     digests: Vec<String>,
 }
 
@@ -320,14 +320,14 @@ impl Args {
         })
     }
 
-    /// What tells whether two shards are of one run.
+    /// Returns a digest by which shards of one run are recognised.
     fn digest_of_run(&self, tasks: &[Task], opened: &OpenedModel) -> String {
         let asked = (self.num_fewshot, self.chat(), self.limit);
         let of_run = (self.model.identity(), asked, opened.context, self.allow_code_execution);
         format!("{:x}", Sha256::digest(format!("{of_run:?} {tasks:?}")))
     }
 
-    /// What tells whether responses are to the same questions: the run and the documents with all that is asked.
+    /// Returns a digest of the run and all its requests, by which a resumed run is recognised.
     fn digest(&self, tasks: &[Task], all: &BTreeMap<Key, Item>, opened: &OpenedModel) -> Result<String> {
         let mut digest = Sha256::new();
         digest.update(format!("{:?} {:?} {tasks:?}", self.model.identity(), opened.context));

@@ -1,4 +1,4 @@
-//! The files that a run leaves.
+//! The files that a run writes.
 
 use std::path::Path;
 
@@ -10,10 +10,13 @@ use crate::{
     eval::{Evaluation, html, results_json},
 };
 
-/// A document of one of the tasks, by their numbers.
+/// A document: the index of its task, and its number in the split.
 pub type Key = (usize, usize);
 
-/// Results, and beside them a page with plots and each document's log.
+/// Writes the results, and beside them a page with plots and the log of each document.
+///
+/// # Errors
+/// A file cannot be written.
 pub fn write(output: &Path, evaluations: &[Evaluation], samples: &[Value], config: Value) -> Result<()> {
     write_whole(&beside(output, SAMPLES), |out| samples.iter().try_for_each(|line| writeln!(out, "{line}")))?;
     let line = |name: &str| {
@@ -32,5 +35,5 @@ pub fn write(output: &Path, evaluations: &[Evaluation], samples: &[Value], confi
     write_whole(output, |out| writeln!(out, "{results}"))
 }
 
-/// Added to the results' name.
+/// Suffix of the documents' log, after the results' name.
 pub const SAMPLES: &str = ".samples.jsonl";

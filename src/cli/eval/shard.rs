@@ -1,8 +1,8 @@
-//! Parts of a run, so that several machines share it.
+//! Shards of a run, for several machines.
 
 use std::{fmt, str::FromStr};
 
-/// A part of a run.
+/// A shard of a run: every `count`-th document, starting at the `index`-th.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     pub index: usize,
@@ -10,10 +10,10 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// A run in one piece.
+    /// The only shard of a run on one machine.
     pub const WHOLE: Self = Self { index: 0, count: 1 };
 
-    /// Whether the document of this number is in it.
+    /// Whether the shard contains the document of this number.
     pub fn has(self, document: usize) -> bool {
         document % self.count == self.index
     }
@@ -25,7 +25,7 @@ impl FromStr for Shard {
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         let shard = parts.map(|(index, count)| Self { index, count }).filter(|shard| shard.index < shard.count);
-        shard.ok_or_else(|| format!("{text:?} is no shard: give 0/4, 1/4, 2/4 or 3/4 for four parts"))
+        shard.ok_or_else(|| format!("{text:?} is not a shard; for four shards give 0/4, 1/4, 2/4 and 3/4"))
     }
 }
 

@@ -12,24 +12,26 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The prompt; without it, standard input is read
+    /// The prompt [default: standard input]
     #[arg(conflicts_with_all = ["prompt_file", "prompt_tokens", "input"])]
     pub prompt: Option<String>,
     /// Read the prompt from a file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_tokens", "input"])]
     pub prompt_file: Option<PathBuf>,
-    /// The prompt as token ids, taken as they are: 2,106,1645
+    /// The prompt as token ids, used as they are: 2,106,1645
     #[arg(long, value_name = "IDS", value_parser = parse_tokens, conflicts_with = "input")]
     // The full path keeps clap from taking the list for a repeated option.
     pub prompt_tokens: Option<std::vec::Vec<u32>>,
-    /// Many prompts, one JSON object a line: {"prompt": "..."}, or "messages", or "tokens"; and what differs from this command line,
-    /// such as "max_tokens", "temperature", "seed", "n", "logprobs". A run that was interrupted goes on where it was
+    /// Read many prompts from a file, one JSON object per line: {"prompt": "..."}, or "messages",
+    /// or "tokens". Other fields override this command line: "max_tokens", "temperature", "seed",
+    /// "n", "logprobs" and others. An interrupted run resumes where it stopped
     #[arg(long, value_name = "FILE", requires = "output", conflicts_with = "json")]
     pub input: Option<PathBuf>,
-    /// Where the answers to --input go, in the same order
+    /// Write the answers to --input to this file, in the same order
     #[arg(long, value_name = "FILE", requires = "input")]
     pub output: Option<PathBuf>,
-    /// How many of them run at a time on each data row of the mesh
+    /// Prompts of --input that run at the same time on each replica of the model (the mesh's DATA
+    /// axis)
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..), requires = "input")]
     pub slots: u16,
     #[command(flatten)]
@@ -37,7 +39,7 @@ pub struct Args {
     /// Continue the text as it is, without the chat format
     #[arg(long)]
     pub raw: bool,
-    /// Most tokens to generate
+    /// The most tokens to generate
     #[arg(long, short = 'n', value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
     #[command(flatten)]
@@ -53,11 +55,14 @@ pub struct Args {
 }
 
 impl Args {
-    /// What the command line asks of this prompt.
+    /// Returns the request that this command line makes of a prompt.
+    ///
+    /// # Errors
+    /// A sampling parameter or penalty is out of range.
     pub fn request(&self, prompt: Vec<u32>, tokenizer: &Tokenizer) -> Result<Request> {
         Ok(Request {
             params: self.sampling.params()?,
-            adjust: self.penalties.adjust()?,
+            penalties: self.penalties.penalties()?,
             stop_ids: tokenizer.stop_ids(),
             stop: self.stop.clone(),
             ..Request::greedy(prompt, self.max_tokens as usize)

@@ -1,7 +1,7 @@
-//! `generate --input`: many prompts from a file, answers to a file.
+//! `generate --input`: answers many prompts from a file, into a file.
 //!
-//! While it runs, finished lines go to `OUTPUT.partial` in the order in which they finish, so that nothing that is finished is lost
-//! when the process is killed; at the end they are put in order and become OUTPUT.
+//! During the run, finished lines are appended to `OUTPUT.partial`, so that a killed process loses
+//! nothing that is finished. At the end they are put in the input's order and become OUTPUT.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,23 +23,23 @@ use crate::{
         note,
         progress::Counter,
     },
-    engine::{Answer, Engine, Event, Request, RequestId},
+    engine::{Answer, Driven, Engine, Event, Request, RequestId, Workload, drive},
     runtime::Token,
     tokenizer::{Message, Tokenizer},
 };
 
-/// One line of the input. What it does not say is as on the command line.
+/// One line of the input. Fields that it leaves out are as on the command line.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RequestLine {
-    /// Anything; it is repeated in the output.
+    /// Anything; it is copied to the output.
     #[serde(default)]
     id: Value,
     prompt: Option<String>,
     messages: Option<Vec<Message>>,
-    /// Ids, taken as they are.
+    /// Token ids, used as they are.
     tokens: Option<Vec<u32>>,
-    /// Whether the prompt is to be continued as it is, without the chat format.
+    /// Whether to continue the prompt as it is, without the chat format.
     raw: Option<bool>,
     max_tokens: Option<usize>,
     temperature: Option<f32>,
@@ -75,9 +75,9 @@ impl RequestLine {
         set(&mut request.params.temperature, self.temperature);
         set(&mut request.params.top_p, self.top_p);
         set(&mut request.params.min_p, self.min_p);
-        set(&mut request.adjust.repetition, self.repetition_penalty);
-        set(&mut request.adjust.presence, self.presence_penalty);
-        set(&mut request.adjust.frequency, self.frequency_penalty);
+        set(&mut request.penalties.repetition, self.repetition_penalty);
+        set(&mut request.penalties.presence, self.presence_penalty);
+        set(&mut request.penalties.frequency, self.frequency_penalty);
         request.params.top_k = self.top_k.unwrap_or(request.params.top_k);
         request.params.seed = self.seed.unwrap_or(request.params.seed);
         request.max_tokens = self.max_tokens.unwrap_or(request.max_tokens);
@@ -94,27 +94,31 @@ impl RequestLine {
     }
 }
 
-/// The lines of the input, with what each asks for.
+/// The lines of the input: their ids and requests.
 pub struct Batch {
     digest: String,
     lines: Vec<(Value, Result<Request, String>)>,
 }
 
 impl Batch {
-    /// Reads all of it. A line that cannot be understood is an answer of its own, not the end of all others.
+    /// Reads the input. An invalid line becomes an error in the output, and does not stop the
+    /// others.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has no lines.
     pub fn read(path: &Path, args: &Args, tokenizer: &Tokenizer) -> Result<Self> {
         let reading = || format!("cannot read {}", path.display());
         let bytes = fs::read(path).with_context(reading)?;
         let text = std::str::from_utf8(&bytes).with_context(reading)?;
-        let one = |line: &str| match serde_json::from_str::<RequestLine>(line) {
+        let parse = |line: &str| match serde_json::from_str::<RequestLine>(line) {
             Ok(line) => (line.id.clone(), line.request(args, tokenizer).map_err(|e| format!("{e:#}"))),
             Err(e) => (Value::Null, Err(format!("this is no valid request: {e}"))),
         };
-        let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).map(one).collect();
+        let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).map(parse).collect();
         if lines.is_empty() {
             bail!("{} has no lines; give one JSON object a line, such as {{\"prompt\": \"...\"}}", path.display());
         }
-        // Answers made in another way are not taken for these.
+        // A run with other settings must not resume this one.
         let settings = format!(
             "{:?}",
             (args.model.identity(), args.max_tokens, &args.sampling, &args.penalties, &args.stop, args.raw)
@@ -123,74 +127,109 @@ impl Batch {
         Ok(Self { digest: format!("{digest:x}"), lines })
     }
 
-    /// The longest prompt with its answer, in tokens.
+    /// Returns the tokens of the longest prompt together with its answer.
     pub fn longest(&self) -> usize {
         let requests = self.lines.iter().filter_map(|(_, request)| request.as_ref().ok());
         requests.map(|request| request.prompt.len() + request.max_tokens).max().unwrap_or(1)
     }
 
-    /// Runs what is not finished yet.
-    pub fn run(self, engine: &mut Engine<'_>, output: &Path) -> Result<Outcome> {
-        let mut finished = FinishedLines::open(output, &self.digest, self.lines.len())?;
+    /// Answers the lines that are not finished yet.
+    ///
+    /// # Errors
+    /// The model fails to run, or the output cannot be written.
+    pub fn run(self, engine: &mut Engine, output: &Path) -> Result<Outcome> {
+        let finished = FinishedLines::open(output, &self.digest, self.lines.len())?;
         let total = self.lines.len();
         let kept = finished.lines.len();
         if kept > 0 {
             note(&format!("{kept} of {total} lines were finished before"));
         }
-        let todo: Vec<_> =
+        let remaining: Vec<_> =
             self.lines.into_iter().enumerate().filter(|(i, _)| !finished.lines.contains_key(i)).collect();
-        let counter = Counter::new("lines", todo.len() as u64);
-        let mut todo = todo.into_iter();
-        let mut running: HashMap<RequestId, RunningRequest> = HashMap::new();
-        loop {
-            while engine.load().0 < 2 * engine.slots() {
-                let Some((index, (id, request))) = todo.next() else { break };
-                match request.and_then(|r| Ok((r.clone(), engine.submit(r).map_err(|e| e.to_string())?))) {
-                    Ok((request, name)) => {
-                        running.insert(name, RunningRequest { index, id, request, answers: BTreeMap::new() });
-                    }
-                    Err(error) => {
-                        finished.write(index, json!({"index": index, "id": id, "error": error}))?;
-                        counter.advance(1, 0);
-                    }
-                }
-            }
-            if engine.is_idle() {
-                break;
-            }
-            for event in engine.step()? {
-                let Event::Finished { id, index, answer } = event else { continue };
-                let tokens = answer.tokens.len() as u64;
-                let one = running.get_mut(&id).expect("it was submitted");
-                one.answers.insert(index, answer);
-                if one.answers.len() < one.request.n {
-                    counter.advance(0, tokens);
-                    continue;
-                }
-                let done = running.remove(&id).expect("it was there");
-                finished.write(done.index, done.json())?;
-                counter.advance(1, tokens);
-            }
-            if interrupt::is_requested() {
-                counter.finish();
-                let path = finished.journal.path.display();
-                note(&format!("interrupted; finished lines are in {path}: the same command goes on from there"));
-                return Ok(Outcome::Interrupted);
-            }
-        }
+        let counter = Counter::new("lines", remaining.len() as u64);
+        let mut lines = RunningLines { queue: remaining.into_iter(), running: HashMap::new(), finished, counter };
+        let driven = drive(engine, &mut lines)?;
+        let RunningLines { finished, counter, .. } = lines;
         let (tokens, time) = counter.finish();
+        if driven == Driven::Stopped {
+            let path = finished.journal.path.display();
+            note(&format!("interrupted; finished lines are in {path}; the same command resumes from there"));
+            return Ok(Outcome::Interrupted);
+        }
         let failed = finished.complete(output)?;
         let rate = tokens as f64 / time.as_secs_f64().max(1e-9);
         note(&format!("{total} lines; {tokens} tokens in {}, {rate:.1} tok/s", HumanDuration(time)));
         if failed > 0 {
-            note(&format!("{failed} lines could not be run: {} says why under \"error\"", output.display()));
+            note(&format!("{failed} lines could not be run; see \"error\" in {}", output.display()));
             return Ok(Outcome::Incomplete);
         }
         Ok(Outcome::Done)
     }
 }
 
-/// A request under way.
+/// A line of the input: its index, its id, and its request or why there is none.
+type Line = (usize, (Value, Result<Request, String>));
+
+/// Lines that are being answered.
+struct RunningLines {
+    queue: std::vec::IntoIter<Line>,
+    running: HashMap<RequestId, RunningRequest>,
+    finished: FinishedLines,
+    counter: Counter,
+}
+
+impl RunningLines {
+    /// Writes an error as the line's answer.
+    fn fail(&mut self, index: usize, id: &Value, error: &str) -> Result<()> {
+        self.finished.write(index, json!({"index": index, "id": id, "error": error}))?;
+        self.counter.advance(1, 0);
+        Ok(())
+    }
+}
+
+impl Workload for RunningLines {
+    type Error = anyhow::Error;
+
+    fn submit(&mut self, engine: &mut Engine) -> Result<bool> {
+        let Some((index, (id, request))) = self.queue.next() else { return Ok(false) };
+        match request.and_then(|r| Ok((r.clone(), engine.submit(r).map_err(|e| e.to_string())?))) {
+            Ok((request, name)) => {
+                self.running.insert(name, RunningRequest { index, id, request, answers: BTreeMap::new() });
+            }
+            Err(error) => self.fail(index, &id, &error)?,
+        }
+        Ok(true)
+    }
+
+    fn event(&mut self, _: &mut Engine, event: Event) -> Result<()> {
+        match event {
+            Event::Tokens { .. } | Event::Scored { .. } => {}
+            Event::Finished { id, index, answer } => {
+                let tokens = answer.tokens.len() as u64;
+                let request = self.running.get_mut(&id).expect("it was submitted");
+                request.answers.insert(index, answer);
+                if request.answers.len() < request.request.n {
+                    self.counter.advance(0, tokens);
+                    return Ok(());
+                }
+                let done = self.running.remove(&id).expect("it was there");
+                self.finished.write(done.index, done.json())?;
+                self.counter.advance(1, tokens);
+            }
+            Event::Failed { id, error } => {
+                let RunningRequest { index, id, .. } = self.running.remove(&id).expect("it was submitted");
+                self.fail(index, &id, &error)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn goes_on(&self) -> bool {
+        !interrupt::is_requested()
+    }
+}
+
+/// A request that is running.
 struct RunningRequest {
     index: usize,
     id: Value,
@@ -231,20 +270,20 @@ impl RunningRequest {
 }
 
 fn logprobs(token: &Token) -> Value {
-    let told = token.logprobs.as_ref();
-    let top = told.map_or(&[][..], |told| &told.top);
+    let logprobs = token.logprobs.as_ref();
+    let top = logprobs.map_or(&[][..], |logprobs| &logprobs.top);
     let top: Vec<Value> = top.iter().map(|(id, logprob)| json!({"token": id, "logprob": logprob})).collect();
-    json!({"token": token.id, "logprob": told.map(|told| told.own), "top": top})
+    json!({"token": token.id, "logprob": logprobs.map(|logprobs| logprobs.own), "top": top})
 }
 
-/// FinishedLines lines, by index.
+/// Finished lines, by index.
 struct FinishedLines {
     journal: Journal,
     lines: BTreeMap<usize, Value>,
 }
 
 impl FinishedLines {
-    /// Goes on with what an earlier run of the same input and settings left.
+    /// Reads the lines that an earlier run with the same input and settings finished.
     fn open(output: &Path, digest: &str, count: usize) -> Result<Self> {
         if output.exists() {
             bail!("{} is there already; remove it, or choose another --output", output.display());
@@ -267,7 +306,7 @@ impl FinishedLines {
         Ok(())
     }
 
-    /// Writes the output, in the input's order. Returns how many lines hold an error.
+    /// Writes the output in the input's order. Returns the number of lines with an error.
     fn complete(self, output: &Path) -> Result<usize> {
         let path = &self.journal.path;
         write_whole(output, |out| self.lines.values().try_for_each(|line| writeln!(out, "{line}")))

@@ -1,4 +1,4 @@
-//! `generate`: one prompt in, text out as it comes; or many prompts from a file.
+//! `generate`: streams the continuation of one prompt, or answers many prompts from a file.
 
 mod args;
 mod batch;
@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::json;
 
 use self::batch::Batch;
@@ -22,14 +22,14 @@ use super::{
     process::{ProcessMemory, size},
 };
 use crate::{
-    engine::{Engine, Event, FinishReason},
+    engine::{Engine, Event, FinishReason, Request, Workload, drive},
     tokenizer::Message,
 };
 
 pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     interrupt::install();
     args.sampling.params()?;
-    args.penalties.adjust()?;
+    args.penalties.penalties()?;
     let opened = args.model.open()?;
     if let (Some(input), Some(output)) = (&args.input, &args.output) {
         return run_batch(args, &opened, input, output);
@@ -43,36 +43,23 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     let tokenizer = opened.tokenizer()?;
     let request = args.request(prompt.clone(), tokenizer)?;
     let cache_len = opened.cache_len(prompt.len() as i64 + i64::from(args.max_tokens));
-    let mut engine = Engine::new(loaded.model.clone(), tokenizer, 1, cache_len)?;
+    let mut engine = Engine::new(loaded.model.clone(), tokenizer.clone(), 1, cache_len)?;
     engine.prepare(&request)?;
 
     interrupt::begin_writing();
-    let begun = Instant::now();
-    let mut written = StreamedAnswer::default();
-    engine.submit(request)?;
-    while !engine.is_idle() && !interrupt::is_requested() {
-        for event in engine.step()? {
-            match event {
-                Event::Tokens { tokens, text, .. } => {
-                    written.first_token.get_or_insert((started.elapsed(), begun.elapsed()));
-                    written.tokens.extend(tokens.iter().map(|token| token.id));
-                    written.push(&text, !args.json)?;
-                }
-                Event::Finished { answer, .. } => written.finish_reason = Some(answer.finish_reason),
-            }
-        }
-    }
-    written.time = begun.elapsed();
+    let mut answer = StreamedAnswer::new(request, started, !args.json);
+    drive(&mut engine, &mut answer)?;
+    answer.time = answer.submitted.elapsed();
     if !args.json {
         writeln!(std::io::stdout())?;
     }
-    let finish_reason = written.finish_reason.unwrap_or(FinishReason::Interrupted);
-    let stats = Stats { prompt: prompt.len(), written: &written, finish_reason, loaded: &loaded };
+    let finish_reason = answer.finish_reason.unwrap_or(FinishReason::Interrupted);
+    let stats = Stats { prompt: prompt.len(), answer: &answer, finish_reason, loaded: &loaded };
     if args.json {
         let object = json!({
             "prompt_tokens": prompt,
-            "tokens": written.tokens,
-            "text": written.text,
+            "tokens": answer.tokens,
+            "text": answer.text,
             "finish_reason": finish_reason.name(),
             "timings": stats.json(),
         });
@@ -92,27 +79,46 @@ fn run_batch(args: &Args, opened: &OpenedModel, input: &Path, output: &Path) -> 
     let platform = args.model.platform(opened)?;
     let loaded = args.model.load(opened, &platform)?;
     let cache_len = opened.cache_len(batch.longest() as i64);
-    let mut engine = Engine::new(loaded.model, tokenizer, args.slots.into(), cache_len)?;
+    let mut engine = Engine::new(loaded.model, tokenizer.clone(), args.slots.into(), cache_len)?;
     interrupt::begin_writing();
     batch.run(&mut engine, output)
 }
 
-/// An answer as it was written.
-#[derive(Default)]
+/// An answer as it is streamed, with its times.
 struct StreamedAnswer {
+    request: Option<Request>,
+    /// When the process began, and the request.
+    started: Instant,
+    submitted: Instant,
+    /// Whether text is written as it comes.
+    streams: bool,
     tokens: Vec<u32>,
     text: String,
     finish_reason: Option<FinishReason>,
-    /// Since the process began, and since the request did.
+    /// The time of the first token, since the start of the process and of the request.
     first_token: Option<(Duration, Duration)>,
-    /// Of the whole request.
+    /// The time of the whole request.
     time: Duration,
 }
 
 impl StreamedAnswer {
-    fn push(&mut self, piece: &str, stream: bool) -> Result<()> {
+    fn new(request: Request, started: Instant, streams: bool) -> Self {
+        Self {
+            request: Some(request),
+            started,
+            submitted: Instant::now(),
+            streams,
+            tokens: vec![],
+            text: String::new(),
+            finish_reason: None,
+            first_token: None,
+            time: Duration::ZERO,
+        }
+    }
+
+    fn push(&mut self, piece: &str) -> Result<()> {
         self.text.push_str(piece);
-        if stream && !piece.is_empty() {
+        if self.streams && !piece.is_empty() {
             let mut out = std::io::stdout().lock();
             out.write_all(piece.as_bytes())?;
             out.flush()?;
@@ -121,11 +127,40 @@ impl StreamedAnswer {
     }
 
     fn prefill(&self) -> Duration {
-        self.first_token.map_or(self.time, |(_, since_begun)| since_begun)
+        self.first_token.map_or(self.time, |(_, since_request)| since_request)
     }
 }
 
-/// The prompt, empty where its tokens are given.
+impl Workload for StreamedAnswer {
+    type Error = anyhow::Error;
+
+    fn submit(&mut self, engine: &mut Engine) -> Result<bool> {
+        if let Some(request) = self.request.take() {
+            engine.submit(request)?;
+        }
+        Ok(false)
+    }
+
+    fn event(&mut self, _: &mut Engine, event: Event) -> Result<()> {
+        match event {
+            Event::Tokens { tokens, text, .. } => {
+                self.first_token.get_or_insert((self.started.elapsed(), self.submitted.elapsed()));
+                self.tokens.extend(tokens.iter().map(|token| token.id));
+                self.push(&text)?;
+            }
+            Event::Finished { answer, .. } => self.finish_reason = Some(answer.finish_reason),
+            Event::Failed { error, .. } => bail!(error),
+            Event::Scored { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn goes_on(&self) -> bool {
+        !interrupt::is_requested()
+    }
+}
+
+/// Reads the prompt; empty if it is given as tokens.
 fn prompt_text(args: &Args) -> Result<String> {
     if args.prompt_tokens.is_some() {
         return Ok(String::new());
@@ -143,39 +178,39 @@ fn prompt_tokens(args: &Args, text: &str, opened: &OpenedModel) -> Result<Vec<u3
 
 struct Stats<'a> {
     prompt: usize,
-    written: &'a StreamedAnswer,
+    answer: &'a StreamedAnswer,
     finish_reason: FinishReason,
     loaded: &'a LoadedModel,
 }
 
 impl Stats<'_> {
-    /// Tokens after the first, which prefill gives, per second.
+    /// Returns the tokens per second after the first one, which prefill computes.
     fn decode_rate(&self) -> f64 {
-        let decoded = self.written.tokens.len().saturating_sub(1);
+        let decoded = self.answer.tokens.len().saturating_sub(1);
         decoded as f64 / self.decode_seconds().max(1e-9)
     }
 
     fn decode_seconds(&self) -> f64 {
-        (self.written.time - self.written.prefill()).as_secs_f64()
+        (self.answer.time - self.answer.prefill()).as_secs_f64()
     }
 
     fn prefill_rate(&self) -> f64 {
-        self.prompt as f64 / self.written.prefill().as_secs_f64().max(1e-9)
+        self.prompt as f64 / self.answer.prefill().as_secs_f64().max(1e-9)
     }
 
-    /// Since the process began.
+    /// Returns the seconds from the start of the process to the first token.
     fn first_token(&self) -> Option<f64> {
-        self.written.first_token.map(|(since_start, _)| since_start.as_secs_f64())
+        self.answer.first_token.map(|(since_start, _)| since_start.as_secs_f64())
     }
 
     fn line(&self) -> String {
         let (compile, memory) = (self.loaded.model.compile_report(), ProcessMemory::now());
         format!(
             "[prompt {} tokens, {:.1} tok/s; new {} tokens, {:.1} tok/s ({}); first token after {:.2} s; load {:.2} s; \
-             compile {:.2} s ({} new, {} cached); peak memory {}, of ours {}]",
+             compile {:.2} s ({} new, {} cached); peak memory {}, {} allocated]",
             self.prompt,
             self.prefill_rate(),
-            self.written.tokens.len(),
+            self.answer.tokens.len(),
             self.decode_rate(),
             self.finish_reason.name(),
             self.first_token().unwrap_or_default(),
@@ -190,9 +225,9 @@ impl Stats<'_> {
 
     fn json(&self) -> serde_json::Value {
         let (compile, memory) = (self.loaded.model.compile_report(), ProcessMemory::now());
-        let placement = self.loaded.model.placement().unwrap_or_default(); // tokens were computed: it is there
+        let placement = self.loaded.model.placement().unwrap_or_default(); // there are tokens, so the weights are placed
         json!({
-            "prefill_seconds": self.written.prefill().as_secs_f64(),
+            "prefill_seconds": self.answer.prefill().as_secs_f64(),
             "prefill_tokens_per_second": self.prefill_rate(),
             "decode_seconds": self.decode_seconds(),
             "decode_tokens_per_second": self.decode_rate(),
