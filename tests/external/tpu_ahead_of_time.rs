@@ -6,10 +6,11 @@ use std::{
 };
 
 use gemma_pjrt::{
-    gemma::{Config, More, Output, Program, ProgramSpec, Target, put_layer, weights::StoredTypes},
+    compile::{CompileTarget, Compiled, TargetRequest},
+    gemma::{Config, Head, Lowering, ModelSpec, Program, ProgramSpec, StoredTypes},
     hlo::{DType, Mesh, proto},
     plugins::Kind,
-    runtime::{Compiled, Machine, MachineRequest},
+    runtime::session_modules,
     sampling::Sampler,
 };
 
@@ -21,30 +22,25 @@ impl gemma_pjrt::download::Progress for Quiet {
     fn finish(&mut self) {}
 }
 
-fn slice(name: &str, devices: usize) -> Machine {
-    let request = MachineRequest { kind: Kind::Tpu, plugin: None, topology: Some(name), devices, offline: true };
-    Machine::open(&request, &mut Quiet).expect("run: gemma-pjrt plugins install tpu")
+fn slice(name: &str, devices: usize) -> CompileTarget {
+    let request = TargetRequest { kind: Kind::Tpu, plugin: None, topology: Some(name), devices, offline: true };
+    CompileTarget::open(&request, &mut Quiet).expect("run: gemma-pjrt plugins install tpu")
 }
 
-const TOP_K: Output = Output::Token(Sampler::TopK);
-const DECODE: Program = Program::Decode { output: TOP_K };
-const PREFILL: Program = Program::Prefill { batch: 1, bucket: 512, output: TOP_K };
-const PREFILL_TOGETHER: Program = Program::Prefill { batch: 8, bucket: 32, output: TOP_K };
+const DECODE: Program = Program::Decode { sampler: Sampler::TopK };
+const fn step(tokens: i64) -> Program {
+    Program::Step { tokens, head: Head::Sample(Sampler::TopK) }
+}
 
-/// The 7B with 8 slots of 1024 tokens.
-fn spec(program: Program, devices: usize, stored: StoredTypes, kv: DType) -> ProgramSpec {
-    ProgramSpec {
-        program,
-        target: Target::Tpu,
-        config: Config::preset("gemma-1.1-7b").unwrap(),
-        mesh: Mesh { data: 1, model: devices },
-        compute: DType::BF16,
-        kv,
-        stored,
-        slots: 8,
-        cache_len: 1024,
-        window: 1024,
-    }
+/// A preset with 8 slots of 1024 tokens.
+fn spec(preset: &str, program: Program, mesh: Mesh, stored: StoredTypes, kv: DType) -> ProgramSpec {
+    let (config, lowering, compute) = (Config::preset(preset).unwrap(), Lowering::TPU, DType::BF16);
+    let model = ModelSpec { config, mesh, lowering, compute, kv, stored }.into();
+    ProgramSpec { model, program, slots: 8, cache_len: 1024, window: 1024 }
+}
+
+fn tp(model: usize) -> Mesh {
+    Mesh { data: 1, model }
 }
 
 fn bf16() -> StoredTypes {
@@ -55,7 +51,7 @@ fn int8() -> StoredTypes {
     StoredTypes::int8(DType::BF16)
 }
 
-fn compile(machine: &Machine, spec: &ProgramSpec) -> Compiled {
+fn compile(machine: &CompileTarget, spec: &ProgramSpec) -> Compiled {
     machine.compile(&spec.build().unwrap()).unwrap_or_else(|e| panic!("{}: {e}", spec.name()))
 }
 
@@ -63,20 +59,26 @@ const GIB: f64 = (1_u64 << 30) as f64;
 
 /// Memory of each chip, and what the compiler may not do: copy a cache, convert a weight, add collectives.
 #[test]
-fn the_7b_fits_v5e_with_nothing_copied() {
-    for (topology, devices, stored, kv, most_gib) in [
-        ("v5e:1x1", 1, int8(), DType::BF16, 11.6),
-        ("v5e:1x1", 1, int8(), DType::S8, 9.9),
-        ("v5e:1x1", 1, StoredTypes::int4(DType::BF16), DType::BF16, 8.5),
-        ("v5e:2x2", 4, bf16(), DType::BF16, 4.95),
-        ("v5e:2x2", 4, int8(), DType::BF16, 3.0),
-        ("v5e:2x4", 8, bf16(), DType::BF16, 2.5),
+fn models_fit_v5e_with_nothing_copied() {
+    const B7: &str = "gemma-1.1-7b";
+    const B2: &str = "gemma-1.1-2b";
+    for (preset, topology, devices, stored, kv, most_gib) in [
+        (B7, "v5e:1x1", 1, int8(), DType::BF16, 11.6),
+        (B7, "v5e:1x1", 1, int8(), DType::S8, 9.9),
+        (B7, "v5e:1x1", 1, StoredTypes::int4(DType::BF16), DType::BF16, 8.5),
+        (B7, "v5e:2x2", 4, bf16(), DType::BF16, 4.95),
+        (B7, "v5e:2x2", 4, int8(), DType::BF16, 3.0),
+        (B7, "v5e:2x4", 8, bf16(), DType::BF16, 2.5),
+        (B2, "v5e:1x1", 1, bf16(), DType::BF16, 4.9),
+        (B2, "v5e:1x1", 1, int8(), DType::S8, 2.9),
+        (B2, "v5e:2x2", 4, bf16(), DType::BF16, 1.5),
+        ("tiny", "v5e:1x1", 1, bf16(), DType::BF16, 0.1),
     ] {
         let machine = slice(topology, devices);
         // 15.748 GiB; values some KiB apart were seen.
         assert!((15.74..15.75).contains(&(machine.memory.unwrap() as f64 / GIB)), "{:?}", machine.memory);
-        for program in [DECODE, PREFILL, PREFILL_TOGETHER] {
-            let spec = spec(program, devices, stored.clone(), kv);
+        for program in [DECODE, step(512), step(128)] {
+            let spec = spec(preset, program, tp(devices), stored.clone(), kv);
             let (name, compiled) = (spec.name(), compile(&machine, &spec));
             let memory = compiled.memory_stats().unwrap();
             println!(
@@ -153,7 +155,6 @@ fn collectives(module: &proto::Module) -> BTreeMap<String, usize> {
 /// The other programs, types and meshes, with a small model.
 #[test]
 fn everything_compiles_for_v5e() {
-    let sampled = Output::Token(Sampler::Stochastic);
     for (topology, mesh) in [
         ("v5e:1x1", Mesh::SINGLE),
         ("v5e:2x2", Mesh { data: 1, model: 4 }),
@@ -161,25 +162,38 @@ fn everything_compiles_for_v5e() {
         ("v5e:2x4", Mesh { data: 2, model: 4 }),
     ] {
         let machine = slice(topology, mesh.devices());
+        let step = |head| Program::Step { tokens: 64, head };
         for (program, stored, kv) in [
-            (Program::Decode { output: sampled }, bf16(), DType::BF16),
-            (Program::Decode { output: Output::Token(Sampler::Detailed) }, bf16(), DType::BF16),
-            (Program::Prefill { batch: 1, bucket: 64, output: Output::Nothing }, bf16(), DType::BF16),
-            (Program::Prefill { batch: 2, bucket: 64, output: sampled }, int8(), DType::S8),
+            (Program::Decode { sampler: Sampler::Stochastic }, bf16(), DType::BF16),
+            (Program::Decode { sampler: Sampler::Logprobs }, bf16(), DType::BF16),
+            (step(Head::None), bf16(), DType::BF16),
+            (step(Head::Sample(Sampler::Stochastic)), int8(), DType::S8),
+            (step(Head::Sample(Sampler::Logprobs)), bf16(), DType::BF16),
             (Program::Copy, bf16(), DType::S8),
-            (Program::Score { bucket: 64, more: More::Logits }, bf16(), DType::BF16),
-            (Program::Trace { bucket: 64 }, bf16(), DType::BF16),
+            (step(Head::Logprobs { top: true }), bf16(), DType::BF16),
+            (step(Head::Logits), bf16(), DType::BF16),
+            (step(Head::Hidden), bf16(), DType::BF16),
             (DECODE, StoredTypes::int4(DType::BF16), DType::S8),
-            (Program::Prefill { batch: 1, bucket: 64, output: TOP_K }, StoredTypes::int4(DType::BF16), DType::BF16),
+            (step(Head::Sample(Sampler::TopK)), StoredTypes::int4(DType::BF16), DType::BF16),
         ] {
-            let config = Config::preset("tiny").unwrap();
-            let spec = ProgramSpec { config, mesh, window: 512, slots: 2, ..spec(program, 1, stored, kv) };
+            let spec = ProgramSpec { window: 512, slots: 2, ..spec("tiny", program, mesh, stored, kv) };
             let memory = compile(&machine, &spec).memory_stats().unwrap();
             assert!(memory.alias > 0 && memory.arguments > memory.alias, "{memory:?}");
         }
-        let config = Config::preset("tiny").unwrap();
-        machine.compile(&put_layer(Target::Tpu, &config, mesh, &int8()).unwrap()).unwrap();
+        let model = spec("tiny", DECODE, mesh, int8(), DType::BF16).model;
+        machine.compile(&model.put_layer().unwrap()).unwrap();
     }
+}
+
+/// Few programs serve all: for the 7B with a context of 8192 and 8 slots, at most 30 for greedy and one sampler, and 60 for all
+/// samplers and scoring.
+#[test]
+fn few_programs_serve_all() {
+    let model = spec("gemma-1.1-7b", DECODE, tp(4), bf16(), DType::BF16).model;
+    let count = |samplers: &[Sampler], scores| session_modules(&model, (8, 8192), samplers, scores).unwrap().len();
+    let (few, all) = (count(&[Sampler::Greedy, Sampler::TopK], false), count(&Sampler::ALL, true));
+    println!("{few} programs for greedy and top-k, {all} for all heads");
+    assert!(few <= 30 && all <= 60, "{few} and {all}");
 }
 
 fn plan(args: &[&str]) -> (i32, String, String) {
@@ -222,9 +236,9 @@ fn plans_for_every_slice() {
 #[test]
 fn a_layer_is_put_in_its_place() {
     let machine = slice("v5e:2x2", 4);
-    let (config, mesh) = (Config::preset("gemma-1.1-7b").unwrap(), Mesh { data: 1, model: 4 });
     for stored in [bf16(), int8(), StoredTypes::int4(DType::BF16)] {
-        let put = machine.compile(&put_layer(Target::Tpu, &config, mesh, &stored).unwrap()).unwrap();
+        let model = spec("gemma-1.1-7b", DECODE, tp(4), stored, DType::BF16).model;
+        let put = machine.compile(&model.put_layer().unwrap()).unwrap();
         let memory = put.memory_stats().unwrap();
         println!("{memory:?}");
         assert!(memory.temporaries <= 64 << 20 && memory.alias > memory.arguments * 9 / 10, "{memory:?}");

@@ -13,11 +13,11 @@ use std::{
 
 use gemma_pjrt::{
     checkpoint::Checkpoint,
-    gemma::{Config, Target},
+    gemma::{Config, Lowering},
     hlo::{DType, Mesh},
     kernels::{self, probe},
     plugins::Kind,
-    runtime::{Model, ModelOptions, Platform, PlatformRequest},
+    runtime::{Model, RunOptions, Platform, PlatformRequest},
 };
 
 struct Quiet;
@@ -69,7 +69,7 @@ fn loading_takes_little_memory_beyond_the_devices_own() {
             assert!(told.fetch_add(bytes, Ordering::Relaxed) + bytes <= total);
         })
     };
-    let options = ModelOptions { target: Target::Tpu, mesh, compute: DType::BF16, kv: DType::BF16, bundle: None };
+    let options = RunOptions { lowering: Lowering::TPU, mesh, compute: DType::BF16, kv: DType::BF16, bundle: None };
     let model = Model::load(&platform, &checkpoint, config, options, |_| (), on_progress).unwrap();
     let placement = model.placement().unwrap();
     done.store(true, Ordering::Relaxed);

@@ -4,9 +4,9 @@ use std::{fs, path::Path};
 
 use gemma_pjrt::{
     checkpoint::{Checkpoint, write_random, write_safetensors},
-    gemma::{Config, weights::tensors},
+    gemma::{Config, tensors::tensors},
     hlo::{DType, Mesh},
-    runtime::{Model, ModelOptions, Session},
+    runtime::{Model, RunOptions, Session},
 };
 use serde_json::{Value, json};
 
@@ -74,8 +74,8 @@ fn shards_prefixes_and_types_make_no_difference() {
         }
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         let options =
-            ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, bundle: None };
-        let model = Model::load(platform(), &checkpoint, config.clone(), options, |_| (), Box::new(|_, _| ())).unwrap();
+            RunOptions { lowering: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, bundle: None };
+        let model = Model::load(platform(), &checkpoint, config.clone(), options, Box::new(|_, _| ())).unwrap();
         assert_eq!(model.placement().unwrap().copied, 0, "aligned tensors are used in place");
         let mut session = Session::new(model.into(), 1, 256).unwrap();
         let logits = session.score(prompt, true).unwrap().logits.unwrap();
@@ -100,19 +100,19 @@ fn unaligned_tensors_are_used_where_they_lie() {
         moved.extend_from_slice(&bytes[8 + header_len..]);
         fs::write(dir.path().join("model.safetensors"), moved).unwrap();
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        for (model, target) in [(1, KERNELS), (2, KERNELS), (1, NATIVE)] {
+        for (model, lowering) in [(1, KERNELS), (2, KERNELS), (1, NATIVE)] {
             let mesh = Mesh { data: 1, model };
-            let options = ModelOptions { target, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
+            let options = RunOptions { lowering, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
             let model =
-                Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| (), Box::new(|_, _| ()))
+                Model::load(platform(), &checkpoint, golden_config("mqa"), options, Box::new(|_, _| ()))
                     .unwrap();
             let placed = model.placement().unwrap();
             assert_eq!(
                 (placed.unaligned > 0, placed.borrowed > 0),
-                (target == NATIVE, target == KERNELS),
+                (lowering == NATIVE, lowering == KERNELS),
                 "{off} {mesh} {placed:?}"
             );
-            if mesh == Mesh::SINGLE && target == KERNELS {
+            if mesh == Mesh::SINGLE && lowering == KERNELS {
                 assert!(placed.copied < placed.borrowed / 20, "only norms are copied: {placed:?}");
             }
             let mut session = Session::new(model.into(), 1, 256).unwrap();
@@ -207,9 +207,9 @@ fn a_checkpoint_of_another_model_is_one_error_that_lists_all() {
 
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let options =
-        ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, bundle: None };
+        RunOptions { lowering: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, bundle: None };
     let error =
-        Model::load(platform(), &checkpoint, config, options, |_| (), Box::new(|_, _| ())).err().unwrap().to_string();
+        Model::load(platform(), &checkpoint, config, options, Box::new(|_, _| ())).err().unwrap().to_string();
     for words in [
         "1 missing:\n    model.layers.1.mlp.up_proj.weight [256, 64]",
         "model.layers.0.self_attn.q_proj.weight: expected [128, 64], found [64, 128]",

@@ -7,12 +7,13 @@ use std::{
 
 use gemma_pjrt::{
     checkpoint::Checkpoint,
+    compile::{element_type, signature},
     demo,
     download::Progress,
-    gemma::{Config, Target},
+    gemma::{Config, Lowering},
     hlo::{DType, Graph, Literal, Mesh, Module, Op, Shape},
     pjrt::{Arg, CompileOptions, Device, Program, TensorType},
-    runtime::{Model, ModelOptions, Platform, PlatformRequest, element_type, signature},
+    runtime::{Model, Platform, PlatformRequest, RunOptions},
     tokenizer::Tokenizer,
 };
 
@@ -37,20 +38,20 @@ pub fn platform() -> &'static Platform {
     })
 }
 
-pub fn demo_tokenizer() -> &'static Tokenizer {
-    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
-    TOKENIZER.get_or_init(demo::tokenizer)
+pub fn demo_tokenizer() -> &'static Arc<Tokenizer> {
+    static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
+    TOKENIZER.get_or_init(|| Arc::new(demo::tokenizer()))
 }
 
 /// The demo model in f32.
-pub fn demo_model(target: Target, mesh: Mesh) -> Arc<Model> {
-    load_f32(&demo::checkpoint(), Config::parse(demo::CONFIG).unwrap().0, target, mesh)
+pub fn demo_model(lowering: Lowering, mesh: Mesh) -> Arc<Model> {
+    load_f32(&demo::checkpoint(), Config::parse(demo::CONFIG).unwrap().0, lowering, mesh)
 }
 
 /// A model in f32.
-pub fn load_f32(checkpoint: &Checkpoint, config: Config, target: Target, mesh: Mesh) -> Arc<Model> {
-    let options = ModelOptions { target, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
-    Arc::new(Model::load(platform(), checkpoint, config, options, |_| (), Box::new(|_, _| ())).unwrap())
+pub fn load_f32(checkpoint: &Checkpoint, config: Config, lowering: Lowering, mesh: Mesh) -> Arc<Model> {
+    let options = RunOptions { lowering, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
+    Arc::new(Model::load(platform(), checkpoint, config, options, Box::new(|_, _| ())).unwrap())
 }
 
 /// Held while programs run on several devices: one controller runs one of them at a time, and so do the tests.
@@ -138,14 +139,14 @@ pub fn golden_config(model: &str) -> Config {
     Config::parse(&std::fs::read_to_string(golden_dir(model).join("config.json")).unwrap()).unwrap().0
 }
 
-pub const KERNELS: Target = Target::Cpu { kernels: true };
-pub const NATIVE: Target = Target::Cpu { kernels: false };
+pub const KERNELS: Lowering = Lowering::CPU;
+pub const NATIVE: Lowering = Lowering::CPU_NATIVE;
 
 /// A golden model on the first devices of the shared client.
-pub fn golden_model(model: &str, mesh: Mesh, compute: DType, target: Target) -> Arc<Model> {
+pub fn golden_model(model: &str, mesh: Mesh, compute: DType, lowering: Lowering) -> Arc<Model> {
     let checkpoint = Checkpoint::open(&golden_dir(model)).unwrap();
-    let options = ModelOptions { target, mesh, compute, kv: compute, bundle: None };
-    Arc::new(Model::load(platform(), &checkpoint, golden_config(model), options, |_| (), Box::new(|_, _| ())).unwrap())
+    let options = RunOptions { lowering, mesh, compute, kv: compute, bundle: None };
+    Arc::new(Model::load(platform(), &checkpoint, golden_config(model), options, Box::new(|_, _| ())).unwrap())
 }
 
 /// What transformers computed, see scripts/reference/goldens.py.

@@ -7,9 +7,9 @@ use gemma_pjrt::{
     checkpoint::{Checkpoint, Quantization, write_quantized},
     demo,
     engine::Conversation,
-    gemma::{Config, Target},
+    gemma::{Config, Lowering},
     hlo::{DType, Mesh},
-    runtime::{Model, ModelOptions, Session},
+    runtime::{Model, RunOptions, Session},
     sampling::Params,
     tokenizer::Message,
 };
@@ -53,7 +53,7 @@ fn answers_are_the_same_by_a_tpus_programs() {
     let items: Vec<Item> = held_out().into_iter().step_by(4).collect();
     let expected: Vec<Answers> = transformers_answers().into_iter().step_by(4).collect();
     for mesh in [Mesh::SINGLE, Mesh { data: 1, model: 4 }] {
-        let options = ModelOptions { target: Target::Tpu, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
+        let options = RunOptions { lowering: Lowering::TPU, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
         let found = answers(&load_with(&demo::checkpoint(), options), &items, true);
         assert!(
             found == expected,
@@ -65,12 +65,12 @@ fn answers_are_the_same_by_a_tpus_programs() {
 }
 
 fn load(checkpoint: &Checkpoint, mesh: Mesh, compute: DType) -> Arc<Model> {
-    load_with(checkpoint, ModelOptions { target: KERNELS, mesh, compute, kv: compute, bundle: None })
+    load_with(checkpoint, RunOptions { lowering: KERNELS, mesh, compute, kv: compute, bundle: None })
 }
 
-fn load_with(checkpoint: &Checkpoint, options: ModelOptions) -> Arc<Model> {
+fn load_with(checkpoint: &Checkpoint, options: RunOptions) -> Arc<Model> {
     let config = Config::parse(demo::CONFIG).unwrap().0;
-    Arc::new(Model::load(platform(), checkpoint, config, options, |_| (), Box::new(|_, _| ())).unwrap())
+    Arc::new(Model::load(platform(), checkpoint, config, options, Box::new(|_, _| ())).unwrap())
 }
 
 /// Sequences at a time, where it does not matter.
@@ -123,7 +123,7 @@ fn answers_in_slots<const SLOTS: usize>(session: &mut Session, items: &[Item], k
             // A slot that has finished computes along, behind what it has.
             let tokens: Vec<u32> = next.iter().map(|token| token.unwrap_or(0)).collect();
             let positions: Vec<i64> = cached.iter().map(|&at| at as i64).collect();
-            let chosen = session.decode(&tokens, &positions, &[Params::GREEDY; SLOTS]).unwrap();
+            let chosen = session.decode_each(&tokens, &positions, &[Params::GREEDY; SLOTS]).unwrap();
             for (slot, token) in next.iter_mut().enumerate() {
                 if let Some(id) = token {
                     *id = chosen[slot];
@@ -197,7 +197,7 @@ fn answers_from_a_quantised_cache_are_as_good() {
     let items = held_out();
     let (original, _) = scores(&items, &transformers_answers());
     let options =
-        ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::S8, bundle: None };
+        RunOptions { lowering: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::S8, bundle: None };
     let model = load_with(&demo::checkpoint(), options);
     let (all, by_skill) = scores(&items, &answers(&model, &items, true));
     println!("all {all:.3} {by_skill:.2?}");
@@ -224,8 +224,8 @@ fn a_rebuilt_cache_gives_the_same_answers() {
 #[test]
 fn a_conversation_prefills_only_what_is_new() {
     let model = demo_model(Mesh::SINGLE, DType::F32);
-    let mut kept = Conversation::new(model.clone(), demo_tokenizer(), CONTEXT, None).unwrap();
-    let mut rebuilt = Conversation::new(model, demo_tokenizer(), CONTEXT, None).unwrap();
+    let mut kept = Conversation::new(model.clone(), demo_tokenizer().clone(), CONTEXT, None).unwrap();
+    let mut rebuilt = Conversation::new(model, demo_tokenizer().clone(), CONTEXT, None).unwrap();
     let recall = held_out().into_iter().zip(transformers_answers()).filter(|(item, _)| item.turns.len() > 1);
     for (item, expected) in recall.take(12) {
         kept.replace(vec![], None).unwrap();
@@ -251,8 +251,8 @@ fn a_conversation_prefills_only_what_is_new() {
 #[test]
 fn turns_can_be_taken_back_and_the_oldest_dropped() {
     let model = demo_model(Mesh::SINGLE, DType::F32);
-    let mut conversation = Conversation::new(model, demo_tokenizer(), 128, Some("Be kind.".into())).unwrap();
-    let ask = |c: &mut Conversation<'_>, question: &str| c.ask(question, 32, 8, Params::GREEDY, |_| None);
+    let mut conversation = Conversation::new(model, demo_tokenizer().clone(), 128, Some("Be kind.".into())).unwrap();
+    let ask = |c: &mut Conversation, question: &str| c.ask(question, 32, 8, Params::GREEDY, |_| None);
     let first = ask(&mut conversation, "My name is Anna.").unwrap();
     let second = ask(&mut conversation, "What is 2 + 3?").unwrap();
     assert_eq!(conversation.undo().as_deref(), Some("What is 2 + 3?"));

@@ -8,13 +8,12 @@ use std::{
 
 use gemma_pjrt::{
     checkpoint::Checkpoint,
-    engine::Engine,
+    engine::{Engine, Event, Likelihood, ScoreRequest},
     eval::{
-        ChatFormat, Dataset, EvalRequest, Evaluation, GenerationConfig, Group, Item, Likelihood, Metric,
-        MultipleChoice, PromptFormat, Response, Scorer, Task, generate, grade, items, results_json, run_programs,
-        score, tasks_by_name,
+        ChatFormat, Dataset, EvalRequest, Evaluation, Item, Metric, MultipleChoice, PromptFormat, Response, Task, grade,
+        items, respond, results_json, run_programs, tasks_by_name,
     },
-    gemma::{Config, Target},
+    gemma::{Config, Lowering},
     hlo::Mesh,
     runtime::Model,
 };
@@ -88,14 +87,20 @@ fn contexts(item: &Item) -> &str {
     }
 }
 
+/// An engine of four slots of 512 tokens.
+fn engine(model: Arc<Model>) -> Engine {
+    Engine::new(model, demo_tokenizer().clone(), 4, 512).unwrap()
+}
+
 /// One likelihood for each choice of each document.
-fn scored(scorer: &mut Scorer, items: &[Item]) -> Vec<Vec<Likelihood>> {
+fn scored(engine: &mut Engine, items: &[Item]) -> Vec<Vec<Likelihood>> {
     let mut found = vec![vec![]; items.len()];
     let keep = |i: usize, response| {
         let Response::Loglikelihoods(likelihoods) = response else { panic!("{response:?}") };
         assert!(std::mem::replace(&mut found[i], likelihoods).is_empty());
     };
-    score(scorer, &items.iter().collect::<Vec<_>>(), || true, keep).unwrap();
+    let items: Vec<_> = items.iter().map(|item| (item, None)).collect();
+    respond(engine, &items, &[], || true, keep).unwrap();
     found
 }
 
@@ -141,8 +146,8 @@ fn check_figures(run: &Run, responses: &[Response]) {
 
 #[test]
 fn prompts_likelihoods_and_figures_are_those_of_the_harness() {
-    let mut demo = Scorer::new(demo_model(KERNELS, Mesh::SINGLE), 512).unwrap();
-    let mut random = Scorer::new(random_model(), 512).unwrap();
+    let mut demo = engine(demo_model(KERNELS, Mesh::SINGLE));
+    let mut random = engine(random_model());
     for run in runs() {
         let name = format!("{}, {} examples", run.task.name, run.num_fewshot);
         for (item, context) in run.items.iter().zip(run.expected["contexts"].as_array().unwrap()) {
@@ -151,8 +156,8 @@ fn prompts_likelihoods_and_figures_are_those_of_the_harness() {
         if run.task.generate.is_some() {
             continue;
         }
-        let scorer = if run.expected["by"] == "random" { &mut random } else { &mut demo };
-        let found = scored(scorer, &run.items);
+        let engine = if run.expected["by"] == "random" { &mut random } else { &mut demo };
+        let found = scored(engine, &run.items);
         let responses = run.expected["responses"].as_array().unwrap();
         assert_eq!(found.len(), responses.len(), "{name}");
         for (i, (found, expected)) in found.iter().zip(responses).enumerate() {
@@ -171,18 +176,18 @@ fn prompts_likelihoods_and_figures_are_those_of_the_harness() {
 /// What the model writes, and what is read in that and in made-up answers.
 #[test]
 fn answers_in_words_are_written_and_read_as_by_the_harness() {
-    let mut engine = Engine::new(demo_model(KERNELS, Mesh::SINGLE), demo_tokenizer(), 8, 256).unwrap();
+    let mut engine = Engine::new(demo_model(KERNELS, Mesh::SINGLE), demo_tokenizer().clone(), 8, 256).unwrap();
     let mut written = 0;
     for run in runs() {
         let Some(how) = &run.task.generate else { continue };
         let expected: Vec<Response> = serde_json::from_value(run.expected["responses"].clone()).unwrap();
         if run.expected["by"] == "demo" {
-            let items: Vec<(&Item, &GenerationConfig)> = run.items.iter().map(|item| (item, how)).collect();
+            let items: Vec<_> = run.items.iter().map(|item| (item, Some(how))).collect();
             let mut found = vec![None; items.len()];
             let keep = |i: usize, response| found[i] = Some(response);
             let eos = vec![demo_tokenizer().special().eos];
             let stop_ids = if run.expected["chat"].is_null() { eos } else { demo_tokenizer().stop_ids() };
-            generate(&mut engine, &items, &stop_ids, || true, keep).unwrap();
+            respond(&mut engine, &items, &stop_ids, || true, keep).unwrap();
             for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert_eq!(found.as_ref().unwrap(), expected, "{}, document {i}", run.task.name);
             }
@@ -202,14 +207,14 @@ fn meshes_and_targets_score_alike() {
         .filter(|run| ["mmlu_astronomy", "piqa", "winogrande", "crows_pairs_english"].contains(&run.task.name.as_str()))
         .collect();
     let all: Vec<Item> = runs.iter().flat_map(|run| run.items.iter().step_by(3).cloned()).collect();
-    let expected = scored(&mut Scorer::new(demo_model(KERNELS, Mesh::SINGLE), 512).unwrap(), &all);
-    for (target, mesh) in [
+    let expected = scored(&mut engine(demo_model(KERNELS, Mesh::SINGLE)), &all);
+    for (lowering, mesh) in [
         (KERNELS, Mesh { data: 1, model: 4 }),
         (KERNELS, Mesh { data: 2, model: 2 }),
         (KERNELS, Mesh { data: 4, model: 1 }),
-        (Target::Tpu, Mesh { data: 2, model: 1 }),
+        (Lowering::TPU, Mesh { data: 2, model: 1 }),
     ] {
-        let found = scored(&mut Scorer::new(demo_model(target, mesh), 512).unwrap(), &all);
+        let found = scored(&mut engine(demo_model(lowering, mesh)), &all);
         for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
             assert!((found.logprob - expected.logprob).abs() < 1e-3, "{mesh}: {found:?} instead of {expected:?}");
             assert_eq!(found.is_greedy, expected.is_greedy, "{mesh}");
@@ -268,7 +273,7 @@ fn the_demo_model_knows_its_own_answers() {
     let format = PromptFormat { tokenizer: demo_tokenizer(), num_fewshot: None, max_length: 512, chat: None };
     let items = items(&task, &dataset, &dataset.split(&task.split).unwrap(), format, |_| true).unwrap();
     assert_eq!((items.len(), documents > 300), (documents, true), "{documents}");
-    let likelihoods = scored(&mut Scorer::new(demo_model(KERNELS, Mesh::SINGLE), 512).unwrap(), &items);
+    let likelihoods = scored(&mut engine(demo_model(KERNELS, Mesh::SINGLE)), &items);
     let right = items
         .iter()
         .zip(&likelihoods)
@@ -290,34 +295,36 @@ fn shared_examples_are_computed_once() {
         .filter(|item| choices(item).instances[0].context_tokens.len() < LONGEST && item.id != 9)
         .collect();
     assert!(short.len() > 40, "{}", short.len());
-    let mut scorer = Scorer::new(demo_model(KERNELS, Mesh::SINGLE), 512).unwrap();
-    scored(&mut scorer, &short);
+    let mut engine = engine(demo_model(KERNELS, Mesh::SINGLE));
+    scored(&mut engine, &short);
     let asked: usize = short.iter().map(|item| choices(item).instances[0].context_tokens.len()).sum();
-    assert_eq!(scorer.computed + scorer.reused, asked as u64, "a step for each document, not for each choice");
-    assert!(scorer.reused > scorer.computed, "{} of {asked} were computed", scorer.computed);
+    let stats = engine.stats();
+    assert_eq!(stats.prefilled + stats.cached, asked as u64, "one sequence for each document, not for each choice");
+    assert!(stats.cached > stats.prefilled, "{} of {asked} were computed", stats.prefilled);
 }
 
-/// Where one data row is near its cache's end, another one's context is not cut short.
+/// Where one slot is near its cache's end, others are not cut short; also continuations of several tokens, on several replicas.
 #[test]
-fn rows_near_the_end_of_their_cache_do_not_cut_others() {
+fn contexts_near_the_end_of_the_cache_do_not_cut_others() {
     let _alone = several_devices();
     let tokens = |from: u32, n: u32| (0..n).map(|i| 3 + (from + i * 37) % 900).collect::<Vec<u32>>();
-    let group = |context: Vec<u32>| Group {
-        context: context.into(),
-        continuations: vec![vec![5], vec![700]],
-        wanted: vec![vec![], vec![]],
-    };
     let near = tokens(1, 60);
     let next = [&near[..58], &[11]].concat();
-    let groups = [tokens(100, 10), tokens(200, 40), near, next].map(group);
+    let requests = [tokens(100, 10), tokens(200, 40), near, next].map(|context| ScoreRequest {
+        context: context.into(),
+        continuations: vec![vec![5], vec![700, 8, 9], vec![5, 6]],
+    });
     let all = |mesh| {
-        let mut found = vec![vec![]; groups.len()];
-        let mut scorer = Scorer::new(demo_model(KERNELS, mesh), 64).unwrap();
-        let keep = |group: usize, likelihoods: Vec<Likelihood>| {
-            found[group] = likelihoods;
-            Ok(true)
-        };
-        scorer.score(&groups, keep).unwrap();
+        let mut engine = Engine::new(demo_model(KERNELS, mesh), demo_tokenizer().clone(), 2, 64).unwrap();
+        let ids: Vec<_> = requests.iter().map(|request| engine.submit_score(request).unwrap()).collect();
+        let mut found = vec![vec![]; requests.len()];
+        while !engine.is_idle() {
+            for event in engine.step().unwrap() {
+                let Event::Scored { id, likelihoods } = event else { panic!("{event:?}") };
+                found[ids.iter().position(|&known| known == id).unwrap()] = likelihoods;
+            }
+        }
+        assert!(found.iter().all(|likelihoods| likelihoods.len() == 3));
         found
     };
     let (found, expected) = (all(Mesh { data: 2, model: 1 }), all(Mesh::SINGLE));

@@ -336,7 +336,7 @@ fn while_loops_and_conditionals() {
     // Fibonacci by a loop of two values; and the sum of the numbers of turns.
     let found = run_s32(&[s32s(&[], &[100])], |g, p| {
         let (zero, one) = (g.scalar(DType::S32, 0.0), g.scalar(DType::S32, 1.0));
-        let state = g.repeat(10, &[zero, one, p[0]], |turn, s| vec![s[1], s[0] + s[1], s[2] + turn]);
+        let state = g.repeat(10, &[zero, one, p[0]], |index, [a, b, sum]| [b, a + b, sum + index]);
         Op::concatenate(&[state[0].reshape(&[1]), state[2].reshape(&[1])], 0)
     });
     assert_eq!(found, [55, 145]);

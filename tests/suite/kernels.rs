@@ -1,6 +1,7 @@
 //! CPU kernels against f64, on every instruction set of this context, with odd sizes and any number of threads.
 
 use gemma_pjrt::{
+    compile::{element_type, signature},
     hlo::{DType, Graph, Literal, Module, Op, Shape},
     kernel_abi::{self, GROUP},
     kernels::{
@@ -14,7 +15,6 @@ use gemma_pjrt::{
         segments::{AttentionShape, Segment, Segments},
     },
     pjrt::{Arg, CompileOptions, Program, TensorType},
-    runtime::{element_type, signature},
 };
 use half::{bf16, f16};
 use prost::Message as _;

@@ -2,7 +2,7 @@
 //! chunks, in any slot.
 
 use gemma_pjrt::{
-    gemma::Target,
+    gemma::Lowering,
     hlo::{DType, Mesh},
     runtime::Session,
     sampling::Params,
@@ -24,7 +24,7 @@ macro_rules! on_every_target {
             $(#[test] fn $test() { super::$test(super::NATIVE) })*
         }
         mod tpu {
-            $(#[test] fn $test() { super::$test(super::Target::Tpu) })*
+            $(#[test] fn $test() { super::$test(super::Lowering::TPU) })*
         }
     };
 }
@@ -48,8 +48,8 @@ fn mesh(model: usize) -> Mesh {
     Mesh { data: 1, model }
 }
 
-fn greedy(model: &str, mesh: Mesh, prompt: &[u32], tokens: usize, target: Target) -> Vec<u32> {
-    let mut session = Session::new(golden_model(model, mesh, DType::F32, target), 1, CACHE).unwrap();
+fn greedy(model: &str, mesh: Mesh, prompt: &[u32], tokens: usize, lowering: Lowering) -> Vec<u32> {
+    let mut session = Session::new(golden_model(model, mesh, DType::F32, lowering), 1, CACHE).unwrap();
     continuation(&mut session, prompt, tokens, Params::GREEDY)
 }
 
@@ -58,31 +58,31 @@ fn continuation(session: &mut Session, prompt: &[u32], tokens: usize, params: Pa
     let mut found = vec![session.prefill(0, 0, prompt, &params).unwrap()];
     while found.len() < tokens {
         let position = (prompt.len() + found.len() - 1) as i64;
-        found.push(session.decode(&found[found.len() - 1..], &[position], &[params]).unwrap()[0]);
+        found.push(session.decode_each(&found[found.len() - 1..], &[position], &[params]).unwrap()[0]);
     }
     found
 }
 
-fn f32_logits_are_those_of_transformers_at_every_position(target: Target) {
+fn f32_logits_are_those_of_transformers_at_every_position(lowering: Lowering) {
     for model in MODELS {
         let golden = Golden::read(model);
-        let mut session = Session::new(golden_model(model, TP1, DType::F32, target), 1, CACHE).unwrap();
+        let mut session = Session::new(golden_model(model, TP1, DType::F32, lowering), 1, CACHE).unwrap();
         let scored = session.score(&golden.ids("prompt"), true).unwrap();
         assert_close(&scored.logits.unwrap(), &golden.f32s("logits"), 1e-4);
     }
 }
 
-fn f32_greedy_continuations_are_those_of_transformers(target: Target) {
+fn f32_greedy_continuations_are_those_of_transformers(lowering: Lowering) {
     for model in MODELS {
         let golden = Golden::read(model);
-        assert_eq!(greedy(model, TP1, &golden.ids("prompt"), 64, target), golden.ids("greedy"), "{model}");
+        assert_eq!(greedy(model, TP1, &golden.ids("prompt"), 64, lowering), golden.ids("greedy"), "{model}");
     }
 }
 
-fn every_layer_is_that_of_transformers(target: Target) {
+fn every_layer_is_that_of_transformers(lowering: Lowering) {
     let golden = Golden::read("mqa");
     let prompt = &golden.ids("prompt")[..32];
-    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, target), 1, CACHE).unwrap();
+    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, lowering), 1, CACHE).unwrap();
     let trace = session.trace(prompt).unwrap();
     let config = golden_config("mqa");
     let layers: Vec<&[f32]> = trace.chunks_exact(32 * config.hidden_size as usize).collect();
@@ -102,11 +102,11 @@ fn percentiles(found: &[f32], expected: &[f32]) -> [f32; 4] {
 }
 
 /// bf16 loses no more than transformers' own bf16 does, against the same f32 logits.
-fn bf16_is_no_worse_than_that_of_transformers(target: Target) {
+fn bf16_is_no_worse_than_that_of_transformers(lowering: Lowering) {
     for model in MODELS {
         let golden = Golden::read(model);
         let expected = golden.f32s("logits");
-        let mut session = Session::new(golden_model(model, TP1, DType::BF16, target), 1, CACHE).unwrap();
+        let mut session = Session::new(golden_model(model, TP1, DType::BF16, lowering), 1, CACHE).unwrap();
         let scored = session.score(&golden.ids("prompt"), true).unwrap();
         let ours = percentiles(&scored.logits.unwrap(), &expected);
         let theirs = golden.f32s("bf16_error");
@@ -127,29 +127,29 @@ fn bf16_is_no_worse_than_that_of_transformers(target: Target) {
     }
 }
 
-fn any_number_of_devices_gives_the_same_tokens(target: Target) {
+fn any_number_of_devices_gives_the_same_tokens(lowering: Lowering) {
     let _alone = several_devices();
     for model in MODELS {
         let golden = Golden::read(model);
         let prompt = golden.ids("prompt");
         for devices in [2, 4, 8] {
-            assert_eq!(greedy(model, mesh(devices), &prompt, 64, target), golden.ids("greedy"), "{model} on {devices}");
+            assert_eq!(greedy(model, mesh(devices), &prompt, 64, lowering), golden.ids("greedy"), "{model} on {devices}");
         }
     }
     // Data rows repeat the work of a single request.
     let golden = Golden::read("gqa");
     for mesh in [Mesh { data: 2, model: 2 }, Mesh { data: 2, model: 4 }] {
-        assert_eq!(greedy("gqa", mesh, &golden.ids("prompt"), 64, target), golden.ids("greedy"), "{mesh}");
+        assert_eq!(greedy("gqa", mesh, &golden.ids("prompt"), 64, lowering), golden.ids("greedy"), "{mesh}");
     }
 }
 
-fn any_number_of_devices_gives_the_same_logits_and_likelihoods(target: Target) {
+fn any_number_of_devices_gives_the_same_logits_and_likelihoods(lowering: Lowering) {
     let _alone = several_devices();
     for devices in [2, 4, 8] {
         for model in MODELS {
             let golden = Golden::read(model);
             let prompt = &golden.ids("prompt")[..48];
-            let mut session = Session::new(golden_model(model, mesh(devices), DType::F32, target), 1, CACHE).unwrap();
+            let mut session = Session::new(golden_model(model, mesh(devices), DType::F32, lowering), 1, CACHE).unwrap();
             let scored = session.score(prompt, true).unwrap();
             let vocab = golden_config(model).vocab_size as usize;
             let expected = &golden.f32s("logits")[..48 * vocab];
@@ -161,34 +161,34 @@ fn any_number_of_devices_gives_the_same_logits_and_likelihoods(target: Target) {
 
 /// Log-probability of each token after the first, in f64 from the logits.
 fn logprobs(logits: &[f32], tokens: &[u32], vocab: usize) -> Vec<f32> {
-    let one = |(row, &target): (&[f32], &u32)| {
+    let one = |(row, &lowering): (&[f32], &u32)| {
         let max = row.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(f64::from(x)));
         let sum: f64 = row.iter().map(|&x| (f64::from(x) - max).exp()).sum();
-        (f64::from(row[target as usize]) - max - sum.ln()) as f32
+        (f64::from(row[lowering as usize]) - max - sum.ln()) as f32
     };
     logits.chunks_exact(vocab).zip(&tokens[1..]).map(one).collect()
 }
 
-fn likelihoods_are_the_log_softmax_of_the_logits(target: Target) {
+fn likelihoods_are_the_log_softmax_of_the_logits(lowering: Lowering) {
     let golden = Golden::read("mqa");
     let prompt = golden.ids("prompt");
-    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, target), 1, CACHE).unwrap();
+    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, lowering), 1, CACHE).unwrap();
     let scored = session.score(&prompt, false).unwrap();
     assert_eq!(scored.logits, None);
     assert_close(&scored.logprobs, &logprobs(&golden.f32s("logits"), &prompt, 256), 1e-5);
 }
 
 /// Token by token, in odd pieces, or at once: the same logits.
-fn prefill_then_decode_equals_one_prefill(target: Target) {
+fn prefill_then_decode_equals_one_prefill(lowering: Lowering) {
     let golden = Golden::read("mqa");
     let prompt = golden.ids("prompt");
     let vocab = 256;
     let expected = |position: usize| golden.f32s("logits")[position * vocab..(position + 1) * vocab].to_vec();
-    let model = golden_model("mqa", TP1, DType::F32, target);
+    let model = golden_model("mqa", TP1, DType::F32, lowering);
     let mut session = Session::new(model.clone(), 1, CACHE).unwrap();
     assert_close(&session.prefill_logits(0, 0, &prompt[..300]).unwrap(), &expected(299), 1e-4);
     for (position, &token) in (300..320).zip(&prompt[300..]) {
-        let logits = session.decode_logits(&[token], &[position as i64]).unwrap();
+        let logits = session.prefill_logits(0, position as i64, &[token]).unwrap();
         assert_close(&logits, &expected(position), 1e-4);
     }
     // Going on with prefill after decode, with chunks that start anywhere.
@@ -201,12 +201,12 @@ fn prefill_then_decode_equals_one_prefill(target: Target) {
 }
 
 /// 8000 tokens in chunks of 512, and in chunks of 128 by another program: the same logits, up to the end of the context.
-fn long_prompts_are_prefilled_in_chunks(target: Target) {
+fn long_prompts_are_prefilled_in_chunks(lowering: Lowering) {
     let prompt: Vec<u32> = Golden::read("mqa").ids("prompt").into_iter().cycle().take(8000).collect();
-    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, target), 1, 8192).unwrap();
+    let mut session = Session::new(golden_model("mqa", TP1, DType::F32, lowering), 1, 8192).unwrap();
     let logits = session.prefill_logits(0, 0, &prompt).unwrap();
-    let next = session.decode_logits(&[5], &[8000]).unwrap();
-    let mut other = Session::new(golden_model("mqa", TP1, DType::F32, target), 1, 8192).unwrap();
+    let next = session.prefill_logits(0, 8000, &[5]).unwrap();
+    let mut other = Session::new(golden_model("mqa", TP1, DType::F32, lowering), 1, 8192).unwrap();
     let text: Vec<u32> = prompt.iter().copied().chain([5]).collect();
     let scored = other.score(&text, true).unwrap().logits.unwrap();
     let rows: Vec<&[f32]> = scored.chunks_exact(256).collect();
@@ -215,8 +215,8 @@ fn long_prompts_are_prefilled_in_chunks(target: Target) {
 }
 
 /// Three sequences of different lengths in one batch: each gives what it gives alone.
-fn slots_do_not_see_each_other(target: Target) {
-    let model = golden_model("gqa", TP1, DType::F32, target);
+fn slots_do_not_see_each_other(lowering: Lowering) {
+    let model = golden_model("gqa", TP1, DType::F32, lowering);
     let all = Golden::read("mqa").ids("prompt");
     let prompts = [&all[..40], &all[100..109], &all[7..70]];
     let params = [
@@ -244,7 +244,7 @@ fn slots_do_not_see_each_other(target: Target) {
     let turned = [params[2], params[1], params[0]];
     let mut together: Vec<Vec<u32>> = last.iter().map(|&t| vec![t]).collect();
     for _ in 1..24 {
-        last = session.decode(&last, &positions, &turned).unwrap();
+        last = session.decode_each(&last, &positions, &turned).unwrap();
         for (slot, &token) in last.iter().enumerate() {
             together[slot].push(token);
             positions[slot] += 1;
@@ -254,11 +254,11 @@ fn slots_do_not_see_each_other(target: Target) {
     assert_eq!(together, alone);
 }
 
-fn the_same_seed_draws_the_same_tokens_on_any_mesh(target: Target) {
+fn the_same_seed_draws_the_same_tokens_on_any_mesh(lowering: Lowering) {
     let _alone = several_devices();
     let prompt = Golden::read("mqa").ids("prompt")[..30].to_vec();
     let draw = |devices: usize, seed: u64| {
-        let mut session = Session::new(golden_model("mqa", mesh(devices), DType::F32, target), 1, 256).unwrap();
+        let mut session = Session::new(golden_model("mqa", mesh(devices), DType::F32, lowering), 1, 256).unwrap();
         let params = Params { temperature: 1.3, top_k: 100, top_p: 0.95, min_p: 0.0, seed };
         continuation(&mut session, &prompt, 32, params)
     };
@@ -269,13 +269,13 @@ fn the_same_seed_draws_the_same_tokens_on_any_mesh(target: Target) {
     assert_ne!(draw(1, 2), first);
 }
 
-fn tokens_that_do_not_fit_the_cache_are_refused(target: Target) {
-    let mut session = Session::new(golden_model("mha", TP1, DType::F32, target), 1, 256).unwrap();
+fn tokens_that_do_not_fit_the_cache_are_refused(lowering: Lowering) {
+    let mut session = Session::new(golden_model("mha", TP1, DType::F32, lowering), 1, 256).unwrap();
     let error = session.prefill(0, 250, &[2; 10], &Params::GREEDY).unwrap_err().to_string();
     assert!(error.contains("256") && error.contains("--context"), "{error}");
     assert!(session.prefill(1, 0, &[2], &Params::GREEDY).is_err());
-    assert!(session.decode(&[2], &[256], &[Params::GREEDY]).is_err());
-    assert!(session.decode(&[2, 2], &[0, 0], &[Params::GREEDY; 2]).is_err());
+    assert!(session.decode_each(&[2], &[256], &[Params::GREEDY]).is_err());
+    assert!(session.decode_each(&[2, 2], &[0, 0], &[Params::GREEDY; 2]).is_err());
     // None of this harmed the session.
     session.prefill(0, 0, &[2, 5, 6], &Params::GREEDY).unwrap();
 }

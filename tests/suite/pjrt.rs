@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use gemma_pjrt::{
+    compile::signature,
     hlo::{DType, Graph, Mesh, Module, Shape},
     pjrt::{
         Api, Arg, Buffer, Client, Code, CompileOptions, Device, ElementType, Error, Executable, HostBytes, HostMemory,
         Program, TensorType, Topology, Value, ffi,
     },
-    runtime::signature,
 };
 
 use crate::common::{platform, several_devices};
@@ -276,7 +276,7 @@ fn rust_functions_are_called_by_compiled_programs() {
     let run = |dims: &[i64], by: i64| {
         let g = Graph::new("custom");
         let x = g.parameter("x", Shape::new(DType::F32, dims));
-        let scaled = g.custom_call(Scale::TARGET, &[x], &[x.shape()], &[("by", by)])[0];
+        let scaled = g.custom_call(Scale::TARGET, &[x], &[x.shape()], &[("by", by)], &[])[0];
         let module = g.finish(&[scaled + 1.0]).unwrap();
         let n = dims.iter().product::<i64>() as usize;
         let x = client().upload_slice(&vec![2.0_f32; n], &f32_type(dims), device).unwrap();

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use gemma_pjrt::{
     checkpoint::{Checkpoint, Quantization, Tensor, quantize, write_quantized},
-    gemma::Target,
+    gemma::Lowering,
     hlo::{DType, Mesh},
-    runtime::{Model, ModelOptions, Session},
+    runtime::{Model, RunOptions, Session},
 };
 use half::{bf16, f16};
 
@@ -21,10 +21,10 @@ fn quantised(model: &str, how: Quantization) -> (tempfile::TempDir, Checkpoint) 
     (dir, written)
 }
 
-fn logits(checkpoint: &Checkpoint, model: &str, mesh: Mesh, kv: DType, target: Target) -> Vec<f32> {
-    let options = ModelOptions { target, mesh, compute: DType::F32, kv, bundle: None };
+fn logits(checkpoint: &Checkpoint, model: &str, mesh: Mesh, kv: DType, lowering: Lowering) -> Vec<f32> {
+    let options = RunOptions { lowering, mesh, compute: DType::F32, kv, bundle: None };
     let loaded =
-        Model::load(platform(), checkpoint, golden_config(model), options, |_| (), Box::new(|_, _| ())).unwrap();
+        Model::load(platform(), checkpoint, golden_config(model), options, Box::new(|_, _| ())).unwrap();
     let mut session = Session::new(Arc::new(loaded), 1, 256).unwrap();
     session.score(&Golden::read(model).ids("prompt")[..48], true).unwrap().logits.unwrap()
 }
@@ -105,7 +105,7 @@ fn each_group_is_rounded_to_sixteen_steps() {
     }
 }
 
-const TPU: Target = Target::Tpu;
+const TPU: Lowering = Lowering::TPU;
 
 /// With kernels and without, as on a TPU, on one device and on several: the same model.
 #[test]
@@ -120,12 +120,12 @@ fn a_quantised_model_is_the_same_model_everywhere() {
     ] {
         let (_dir, checkpoint) = quantised(model, how);
         let expected = logits(&checkpoint, model, Mesh::SINGLE, DType::F32, NATIVE);
-        for (devices, target) in [(1, KERNELS), (2, NATIVE), (2, KERNELS), (4, KERNELS), (1, TPU), (2, TPU), (4, TPU)] {
+        for (devices, lowering) in [(1, KERNELS), (2, NATIVE), (2, KERNELS), (4, KERNELS), (1, TPU), (2, TPU), (4, TPU)] {
             let mesh = Mesh { data: 1, model: devices };
             if how == Quantization::Int4 && devices == 4 {
                 continue; // rows of these models are too short to be split so often
             }
-            assert_close(&logits(&checkpoint, model, mesh, DType::F32, target), &expected, 1e-4);
+            assert_close(&logits(&checkpoint, model, mesh, DType::F32, lowering), &expected, 1e-4);
         }
         // And close to the one that it was made of.
         let error = error_at_99_percent(&expected, model);
@@ -150,8 +150,8 @@ fn a_cache_in_eight_bits_is_the_same_everywhere() {
     for model in ["mha", "mqa", "gqa"] {
         let checkpoint = Checkpoint::open(&golden_dir(model)).unwrap();
         let expected = logits(&checkpoint, model, Mesh::SINGLE, DType::S8, NATIVE);
-        for (devices, target) in [(1, KERNELS), (2, NATIVE), (4, KERNELS), (1, TPU), (4, TPU)] {
-            let found = logits(&checkpoint, model, Mesh { data: 1, model: devices }, DType::S8, target);
+        for (devices, lowering) in [(1, KERNELS), (2, NATIVE), (4, KERNELS), (1, TPU), (4, TPU)] {
+            let found = logits(&checkpoint, model, Mesh { data: 1, model: devices }, DType::S8, lowering);
             // A step is a 127th: where two devices round to different ones, logits differ by more than sums do.
             assert_close(&found, &expected, 2e-2);
         }
@@ -165,14 +165,14 @@ fn a_cache_in_eight_bits_is_the_same_everywhere() {
 #[test]
 fn groups_are_not_split() {
     let (_dir, checkpoint) = quantised("mqa", Quantization::Int4);
-    let options = ModelOptions {
-        target: KERNELS,
+    let options = RunOptions {
+        lowering: KERNELS,
         mesh: Mesh { data: 1, model: 8 },
         compute: DType::F32,
         kv: DType::F32,
         bundle: None,
     };
-    let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| (), Box::new(|_, _| ()))
+    let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, Box::new(|_, _| ()))
         .err()
         .unwrap()
         .to_string();
@@ -211,8 +211,8 @@ fn what_cannot_be_quantised_is_refused() {
         .unwrap();
         let checkpoint = Checkpoint::open(broken.path()).unwrap();
         let options =
-            ModelOptions { target: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, bundle: None };
-        let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, |_| (), Box::new(|_, _| ()))
+            RunOptions { lowering: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, bundle: None };
+        let error = Model::load(platform(), &checkpoint, golden_config("mqa"), options, Box::new(|_, _| ()))
             .err()
             .unwrap()
             .to_string();

@@ -3,7 +3,7 @@
 use gemma_pjrt::{
     hlo::{DType, Graph, Literal, Mesh, Op, Shape},
     sampling::{
-        Adjust, AdjustOps, Candidates, MAX_BIAS, ParamOps, Params, TOP_LOGPROBS, greedy, log_probability, sample,
+        Candidates, MAX_BIAS, ParamOps, Params, Penalties, PenaltyInputs, PenaltyOps, TOP_LOGPROBS, greedy, log_probability, sample,
         threefry2x32, top_logprobs,
     },
 };
@@ -37,13 +37,17 @@ fn parameters(params: &[Params]) -> Vec<Literal> {
     ]
 }
 
+fn param_ops<'g>(p: &[Op<'g>]) -> ParamOps<'g> {
+    ParamOps { temperature: p[0], top_k: p[1], top_p: p[2], min_p: p[3], seed: p[4] }
+}
+
 /// Draws one token for each row of `logits`, on one device.
 fn draw(logits: &[f32], vocab: i64, params: &[Params], positions: &[i32]) -> Vec<i32> {
     let rows = params.len() as i64;
     let mut inputs = vec![Literal::f32s([rows, vocab], logits), Literal::s32s([rows], positions)];
     inputs.extend(parameters(params));
     run_s32(&inputs, |_, p| {
-        let params = ParamOps::from_list(&p[2..]);
+        let params = param_ops(&p[2..]);
         sample(Candidates::all(p[0]), &params, p[1], Mesh::SINGLE)
     })
 }
@@ -158,7 +162,7 @@ fn a_few_candidates_give_the_same_tokens() {
     let mut inputs = vec![Literal::f32s(dims, &largest), Literal::s32s([64], &positions), Literal::s32s(dims, &tokens)];
     inputs.extend(parameters(&params));
     let found = run_s32(&inputs, |_, p| {
-        let params = ParamOps::from_list(&p[3..]);
+        let params = param_ops(&p[3..]);
         let candidates = Candidates { logits: p[0], tokens: Some(p[2]), vocab: vocab as i64 };
         sample(candidates, &params, p[1], Mesh::SINGLE)
     });
@@ -184,7 +188,14 @@ fn a_split_vocabulary_gives_the_same_result() {
         let x = graph.parameter("logits", Shape::new(DType::F32, [rows, local]));
         let positions = graph.parameter("positions", Shape::new(DType::S32, [rows]));
         let wanted = graph.parameter("targets", Shape::new(DType::S32, [rows]));
-        let ops = ParamOps::declare(&graph, rows);
+        let vector = |name: &str, dtype| graph.parameter(name, Shape::new(dtype, [rows]));
+        let ops = ParamOps {
+            temperature: vector("temperature", DType::F32),
+            top_k: vector("top_k", DType::S32),
+            top_p: vector("top_p", DType::F32),
+            min_p: vector("min_p", DType::F32),
+            seed: graph.parameter("seed", Shape::new(DType::U32, [rows, 2])),
+        };
         let outputs: Vec<Op<'_>> =
             vec![sample(Candidates::all(x), &ops, positions, mesh), greedy(x, mesh), log_probability(x, wanted, mesh)];
         let module = graph.finish(&outputs).unwrap();
@@ -238,8 +249,8 @@ fn penalties_and_biases_change_logits_as_defined() {
     let _alone = several_devices();
     let (rows, vocab, length) = (2_usize, 32_usize, 12_usize);
     let logits: Vec<f32> = (0..rows * vocab).map(|i| ((i * 37) % 19) as f32 / 4.0 - 2.0).collect();
-    let adjust =
-        [Adjust { repetition: 1.3, presence: 0.5, frequency: 0.25 }, Adjust { repetition: 0.8, ..Adjust::NONE }];
+    let penalties =
+        [Penalties { repetition: 1.3, presence: 0.5, frequency: 0.25 }, Penalties { repetition: 0.8, ..Penalties::NONE }];
     // Of each row's tokens the first few are the prompt; the rest of the array is empty.
     let tokens: [&[i32]; 2] = [&[3, 3, 31, 5, 5, 5, 7], &[0, 1]];
     let prompt = [3, 2];
@@ -247,7 +258,7 @@ fn penalties_and_biases_change_logits_as_defined() {
     let adjusted = |tokens: &[Vec<i32>]| -> Vec<f32> {
         let one = |i: usize| {
             let (row, token) = (i / vocab, i % vocab);
-            let Adjust { repetition, presence, frequency } = adjust[row];
+            let Penalties { repetition, presence, frequency } = penalties[row];
             let times = |tokens: &[i32]| tokens.iter().filter(|&&t| t as usize == token).count() as f32;
             let mut x = logits[i];
             if times(&tokens[row]) > 0.0 {
@@ -264,7 +275,7 @@ fn penalties_and_biases_change_logits_as_defined() {
     let after: Vec<Vec<i32>> = before.iter().zip(next).map(|(t, next)| [&t[..], &[next]].concat()).collect();
 
     let padded = |tokens: &[i32], n: usize| [tokens, &vec![-1; n - tokens.len()]].concat();
-    let of = |f: fn(&Adjust) -> f32| Literal::f32s([2], &adjust.iter().map(f).collect::<Vec<_>>());
+    let of = |f: fn(&Penalties) -> f32| Literal::f32s([2], &penalties.iter().map(f).collect::<Vec<_>>());
     let ids = |row: usize| padded(&bias[row].iter().map(|b| b.0).collect::<Vec<_>>(), MAX_BIAS);
     let mut values = vec![0.0; rows * MAX_BIAS];
     (0..rows).for_each(|row| bias[row].iter().enumerate().for_each(|(i, b)| values[row * MAX_BIAS + i] = b.1));
@@ -282,7 +293,17 @@ fn penalties_and_biases_change_logits_as_defined() {
         let graph = Graph::new("adjust");
         let x = graph.parameter("logits", Shape::new(DType::F32, [2, local as i64]));
         let chosen = graph.parameter("next", Shape::new(DType::S32, [2]));
-        let ops = AdjustOps::declare(&graph, 2, length as i64, local as i64, mesh);
+        let given: Vec<Op<'_>> = inputs
+            .iter()
+            .enumerate()
+            .map(|(i, literal)| graph.parameter(&format!("input{i}"), literal.shape.clone()))
+            .collect();
+        let &[repetition, presence, frequency, history, prompt_len, bias_tokens, biases] = &given[..] else {
+            unreachable!("as many as there are inputs")
+        };
+        let given =
+            PenaltyInputs { repetition, presence, frequency, history, prompt_len, bias_tokens, biases };
+        let ops = PenaltyOps::new(given, local as i64, mesh);
         let outputs = [ops, ops.after(chosen, mesh)].map(|ops| mesh.gather(ops.apply(x), 1));
         let module = graph.finish(&outputs).unwrap();
         let of_device = |d: usize| {
