@@ -1,6 +1,6 @@
-//! The demo model: a tiny Gemma that scripts/demo-model trains, in Hugging Face layout, embedded in the program. It is
-//! taught capitals and other small facts, arithmetic, comparing, sorting, counting, spelling, reading short passages, and to
-//! remember what it was told.
+//! The demo model: a tiny Gemma that scripts/demo-model trains, in Hugging Face layout, embedded in
+//! the program. It is taught capitals and other small facts, arithmetic, comparing, sorting,
+//! counting, spelling, reading short passages, and to remember what it was told.
 
 use std::sync::Arc;
 
@@ -18,7 +18,8 @@ pub const TOKENIZER: &[u8] = include_bytes!("tokenizer.json");
 pub const TOKENIZER_CONFIG: &str = include_str!("tokenizer_config.json");
 static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("model.safetensors"));
 
-/// Bytes on a 64-byte boundary, so that the CPU plugin uses the weights where they lie in the program.
+/// Bytes on a 64-byte boundary, so that the CPU plugin uses the weights where they lie in the
+/// program.
 #[repr(C, align(64))]
 struct Aligned<B: ?Sized>(B);
 

@@ -1,5 +1,6 @@
-//! Reading `tokenizer.json` quickly. The `tokenizers` crate makes generic JSON values of the whole file before it makes a
-//! tokenizer of them, which takes a second for Gemma's 256,000 tokens and 580,000 merges; a third of that is enough.
+//! Reads `tokenizer.json` quickly. The `tokenizers` crate parses the whole file into generic JSON
+//! values first, which takes a second for Gemma's 256,000 tokens and 580,000 merges. This takes a
+//! third of that.
 
 use std::collections::HashMap;
 
@@ -13,19 +14,22 @@ use tokenizers::{
     models::bpe::{BPE, Vocab},
 };
 
-/// A tokenizer from the contents of its `tokenizer.json`. The error says what is wrong with them.
+/// Makes a tokenizer from the contents of `tokenizer.json`.
+///
+/// # Errors
+/// They are not a tokenizer. The message says what is wrong.
 pub fn tokenizer(json: &[u8]) -> Result<Tokenizer, String> {
     let mut parts: HashMap<String, &RawValue> = serde_json::from_slice(json).map_err(|e| e.to_string())?;
     let model = parts.remove("model").ok_or("it has no model")?;
     let Ok(model) = serde_json::from_str::<Model>(model.get()) else {
-        // Another kind of model than Gemma's, or a damaged one, of which the crate knows what is wrong.
+        // Another kind of model than Gemma's, or a damaged one, whose error the crate explains.
         return Tokenizer::from_bytes(json).map_err(|e| e.to_string());
     };
     let added: Vec<Added> = match parts.remove("added_tokens") {
         Some(added) => serde_json::from_str(added.get()).map_err(|e| format!("added_tokens: {e}"))?,
         None => Vec::new(),
     };
-    // All but the tokens goes the crate's own way.
+    // The crate reads everything but the tokens.
     let empty = serde_json::value::to_raw_value(&serde_json::json!({"type": "BPE", "vocab": {}, "merges": []}));
     let empty = empty.map_err(|e| e.to_string())?;
     parts.insert("model".into(), &empty);
@@ -43,7 +47,7 @@ pub fn tokenizer(json: &[u8]) -> Result<Tokenizer, String> {
     Ok(tokenizer)
 }
 
-/// A BPE model, as `tokenizer.json` has it.
+/// The BPE model of `tokenizer.json`.
 #[derive(Deserialize)]
 struct Model {
     vocab: Vocab,
@@ -80,7 +84,7 @@ impl Model {
     }
 }
 
-/// Two tokens that become one: `"a b"` in older files, `["a", "b"]` in newer ones.
+/// A merge of two tokens: `"a b"` in older files, `["a", "b"]` in newer ones.
 struct Merge((String, String));
 
 impl<'de> Deserialize<'de> for Merge {
@@ -110,7 +114,7 @@ impl<'de> Deserialize<'de> for Merge {
     }
 }
 
-/// A token beside those of the model, or a special one among them.
+/// An entry of `added_tokens`: a token beside the model's vocabulary, or a special one in it.
 #[derive(Deserialize)]
 struct Added {
     id: u32,
