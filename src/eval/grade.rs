@@ -75,6 +75,9 @@ impl GradedResponse {
 impl Metric {
     /// Returns the metric of a document's choices: one value, or the values that the task's result
     /// is computed from.
+    ///
+    /// # Errors
+    /// The metric is of generated answers, or the document lacks a field.
     pub fn of_choices(
         &self,
         doc: &Doc,
@@ -113,6 +116,9 @@ impl Metric {
 
     /// Returns the metric of a document's filtered answer; NaN where it depends on running a
     /// program.
+    ///
+    /// # Errors
+    /// The target has no final answer.
     pub fn of_text(
         &self,
         generate: &GenerationConfig,
