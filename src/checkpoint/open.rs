@@ -85,7 +85,7 @@ impl Checkpoint {
             let file = file.as_str().ok_or_else(|| damaged(format!("the file of {tensor} is not a string")))?;
             // A name, not a path: an index must not reach outside the checkpoint.
             if Path::new(file).file_name() != Some(file.as_ref()) {
-                return Err(damaged(format!("{tensor} lies in {file:?}, which is not a plain file name")));
+                return Err(damaged(format!("{tensor} is in {file:?}, which is not a plain file name")));
             }
             files.entry(file).or_default().push(tensor);
         }

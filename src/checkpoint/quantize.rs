@@ -21,7 +21,7 @@ use half::{bf16, f16};
 use super::{Checkpoint, CheckpointError, Tensor, write_safetensors};
 use crate::hlo::DType;
 
-/// How matrices are quantised.
+/// A quantisation of matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {
     Int8,

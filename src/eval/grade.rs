@@ -12,7 +12,7 @@ use super::{
 pub struct GradedResponse {
     /// The filter's name in results.
     pub filter: String,
-    /// What the filter left of a generated answer; `None` for choices.
+    /// The text that the filter made of a generated answer; `None` for choices.
     pub filtered: Option<String>,
     /// For each of the task's metrics one value, or the values that the task's result is computed
     /// from. NaN until it is known whether a program passes its tests.

@@ -29,7 +29,7 @@ pub(super) struct RemoteFile {
     pub size: u64,
     /// Address of the contents.
     pub url: String,
-    /// Whether the address is the hub's own. Only the hub may see the token.
+    /// True if the address is the hub's own. Only the hub may see the token.
     pub on_hub: bool,
 }
 
@@ -41,7 +41,7 @@ fn token() -> Option<String> {
     token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
 }
 
-/// Whether there is a token for the hub.
+/// Returns whether there is a token for the hub.
 pub fn has_token() -> bool {
     token().is_some()
 }

@@ -124,7 +124,7 @@ impl Api {
         let api = Self(Arc::new(ApiInner { path: path.to_owned(), table }));
         let (major, minor) = api.version();
         if major != 0 {
-            return Err(refuse(format!("it speaks PJRT API {major}.{minor}; this program speaks 0.x")));
+            return Err(refuse(format!("it has PJRT API {major}.{minor}; this program needs 0.x")));
         }
         api.call(PluginInitialize::zeroed())?;
         Ok(api)
@@ -148,7 +148,7 @@ impl Api {
         (unsafe { (*self.0.table).struct_size }).saturating_sub(API_HEADER_SIZE) / size_of::<usize>()
     }
 
-    /// Whether the plugin's table has this entry point.
+    /// Returns whether the plugin's table has this entry point.
     pub fn has(&self, slot: Slot) -> bool {
         self.slot(slot).is_ok()
     }

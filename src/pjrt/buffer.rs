@@ -48,7 +48,7 @@ impl Buffer {
         Event::new(self.client.api(), event).wait()
     }
 
-    /// Whether the buffer was donated to a program, and so has no value any more.    ///
+    /// Returns whether the buffer was donated to a program, and so has no value any more.    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn is_deleted(&self) -> Result<bool> {

@@ -32,7 +32,7 @@ impl Event {
         self.api.call(EventAwait { event: self.ptr, ..EventAwait::zeroed() }).map(drop)
     }
 
-    /// Whether the work is done, in success or failure.    ///
+    /// Returns whether the work is done, in success or failure.    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn is_ready(&self) -> Result<bool> {

@@ -80,7 +80,7 @@ impl HostBytes {
         (end <= self.memory.bytes().len()).then(|| (Self::new(self.memory.clone(), start..end), before))
     }
 
-    /// Whether the first byte's address is a multiple of `alignment`.
+    /// Returns whether the first byte's address is a multiple of `alignment`.
     pub fn is_aligned(&self, alignment: usize) -> bool {
         (self.bytes().as_ptr() as usize).is_multiple_of(alignment)
     }

@@ -16,7 +16,7 @@ use super::{
     tensor_type::TensorType,
 };
 
-/// How long the plugin may read the host's memory, in `BufferFromHostBuffer`.
+/// The time during which the plugin may read the host's memory, in `BufferFromHostBuffer`.
 #[derive(Clone, Copy)]
 enum HostBufferSemantics {
     OnlyDuringCall = 0,
@@ -86,7 +86,7 @@ impl Client {
         Ok(buffer)
     }
 
-    /// Calls `BufferFromHostBuffer`. The caller has checked that the array of these strides lies in
+    /// Calls `BufferFromHostBuffer`. The caller has checked that the array of these strides is in
     /// `data`.
     fn buffer_from_host(
         &self,

@@ -11,7 +11,7 @@ pub(super) struct PipConfig {
     pub indexes: Vec<String>,
     /// File of certificates to trust instead of the system's.
     pub cert: Option<PathBuf>,
-    /// Whether pip was told not to use an index.
+    /// True if pip was told not to use an index.
     pub no_index: bool,
 }
 

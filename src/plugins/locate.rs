@@ -8,7 +8,7 @@ use std::{
 
 use super::{Kind, PluginError, Result, install::installed, pinned::PINNED};
 
-/// Where a plugin was found.
+/// The place where a plugin was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PluginSource {
     /// `--plugin`

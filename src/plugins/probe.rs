@@ -61,7 +61,7 @@ impl System {
             .collect()
     }
 
-    /// Whether an NVIDIA driver is loaded.
+    /// Returns whether an NVIDIA driver is loaded.
     pub fn nvidia_driver(&self) -> bool {
         self.path("/dev/nvidiactl").exists() || self.path("/proc/driver/nvidia/version").exists()
     }

@@ -27,7 +27,7 @@ pub enum Input {
     Lines,
 }
 
-/// What ended the wait for a line.
+/// The end of a wait for a line.
 pub enum InputEvent {
     Line(String),
     /// Ctrl-C while no answer was being written.
@@ -56,7 +56,7 @@ impl Input {
         Ok(Self::Terminal { editor: Box::new(editor), history })
     }
 
-    /// Whether there is a user who can be asked.
+    /// Returns whether there is a user who can be asked.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Terminal { .. })
     }
@@ -103,7 +103,7 @@ fn history_file() -> Option<PathBuf> {
     Some(dir.join("history"))
 }
 
-/// Whether to write colours to this stream.
+/// Returns whether to write colours to this stream.
 pub fn colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -56,7 +56,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     let loaded = args.model.load(&opened, &platform)?;
     let system = args.system.clone().filter(|text| !text.is_empty());
     if system.is_some() {
-        note("note: Gemma has no system role; the text of --system stands at the beginning of your first message");
+        note("note: Gemma has no system role; the text of --system is put before your first message");
     }
     let conversation = Conversation::new(loaded.model.clone(), opened.tokenizer()?, opened.context, system)?;
     let input = Input::open()?;
@@ -235,7 +235,7 @@ impl Chat<'_> {
     /// terminal. Returns whether turns were dropped.
     fn drop_oldest(&mut self, question: &str) -> Result<bool> {
         if self.input.is_terminal() {
-            let answer = match self.input.line("Drop the oldest turns and go on? [Y/n] ")? {
+            let answer = match self.input.line("Drop the oldest turns and continue? [Y/n] ")? {
                 InputEvent::Line(line) => line.trim().to_lowercase(),
                 InputEvent::Interrupt | InputEvent::End => "n".into(),
             };

@@ -5,7 +5,7 @@ use super::{
     value::Value,
 };
 
-/// Whether a value is an equation of a name, of which only the last side counts.
+/// Returns whether a value is an equation of a name, of which only the last side counts.
 fn is_assignment(value: &Value) -> bool {
     let is_function = |side: &Value| match side {
         Value::Formula { tokens, .. } => {
@@ -39,8 +39,8 @@ fn last_side(value: Value) -> Value {
     }
 }
 
-/// Whether the value that was found equals the solution's. Not symmetric: the solution decides
-/// whether an equation or its right side is wanted.
+/// Returns whether the value that was found equals the solution's. Not symmetric: the solution
+/// decides whether an equation or its right side is wanted.
 pub fn equal(gold: Value, found: Value) -> bool {
     let (gold_assigns, found_assigns) = (is_assignment(&gold), is_assignment(&found));
     let (gold_equates, found_equates) = (is_equation(&gold), is_equation(&found));
@@ -122,7 +122,7 @@ fn sets_are_equal(gold: &Value, found: &Value) -> bool {
     }
 }
 
-/// Whether both lists have the same members, in any order.
+/// Returns whether both lists have the same members, in any order.
 fn same_members(a: &[Value], b: &[Value]) -> bool {
     let mut left: Vec<&Value> = b.iter().collect();
     a.len() == b.len()

@@ -19,7 +19,7 @@ pub enum Rules {
 /// The points at which formulas are compared.
 const POINTS: u32 = 6;
 
-/// Whether two formulas, or two texts that are no formulas, are equal.
+/// Returns whether two formulas, or two texts that are no formulas, are equal.
 pub fn are_equal(a: &str, b: &str) -> bool {
     if !a.is_empty() && a == b {
         return true;
@@ -29,8 +29,8 @@ pub fn are_equal(a: &str, b: &str) -> bool {
     values_are_equal(|point| Some((of(&a, point)?, of(&b, point)?)))
 }
 
-/// Whether two formulas have the same value at every point where both have one. `values` returns
-/// `None` if one of them is not a formula.
+/// Returns whether two formulas have the same value at every point where both have one. `values`
+/// returns `None` if one of them is not a formula.
 pub fn values_are_equal(values: impl Fn(u32) -> Option<(f64, f64)>) -> bool {
     let mut compared = 0;
     for point in 0..POINTS {
@@ -46,7 +46,7 @@ pub fn values_are_equal(values: impl Fn(u32) -> Option<(f64, f64)>) -> bool {
     compared > 0
 }
 
-/// Whether two numbers are equal up to rounding.
+/// Returns whether two numbers are equal up to rounding.
 pub fn are_close(x: f64, y: f64) -> bool {
     (x - y).abs() <= 1e-9 * x.abs().max(y.abs()).max(1.0)
 }

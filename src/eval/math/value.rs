@@ -97,7 +97,8 @@ impl Value {
     }
 }
 
-/// Whether a text is a number with commas between thousands, such as `1,234,567` or `-1,234.5`.
+/// Returns whether a text is a number with commas between thousands, such as `1,234,567` or
+/// `-1,234.5`.
 fn is_with_thousands(text: &str) -> bool {
     let text = text.strip_prefix('-').unwrap_or(text);
     let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));

@@ -8,7 +8,7 @@ use super::{
     value::Value,
 };
 
-/// Whether an answer and a solution have the same value.
+/// Returns whether an answer and a solution have the same value.
 pub fn verified(answer: &str, solution: &str) -> bool {
     let (gold, found) = (Extracted::of(solution), Extracted::of(answer));
     let same_value = gold.value.zip(found.value).is_some_and(|(gold, found)| equal(gold, found));
