@@ -101,7 +101,8 @@ impl Api {
     }
 
     /// Loads the shared library at `path`, checks that it is a PJRT plugin of API major version 0,
-    /// and initialises it.    ///
+    /// and initialises it.
+    ///
     /// # Errors
     /// The file is not a PJRT plugin for this machine, or its initialisation fails.
     pub fn load(path: &Path) -> Result<Self> {
@@ -217,7 +218,8 @@ impl Api {
     }
 
     /// Returns the attributes of the plugin itself (`xla_version`, `stablehlo_current_version`,
-    /// ...).    ///
+    /// ...).
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn attributes(&self) -> Result<Options> {

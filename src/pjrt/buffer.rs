@@ -39,7 +39,9 @@ impl Buffer {
         &self.ty
     }
 
-    /// Waits until the buffer has its value.    ///
+    /// Waits until the buffer has its value.
+
+    ///
     /// # Errors
     /// The computation of the value failed.
     pub fn wait(&self) -> Result<()> {
@@ -48,14 +50,18 @@ impl Buffer {
         Event::new(self.client.api(), event).wait()
     }
 
-    /// Returns whether the buffer was donated to a program, and so has no value any more.    ///
+    /// Returns whether the buffer was donated to a program, and so has no value any more.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn is_deleted(&self) -> Result<bool> {
         Ok(self.client.api().call(BufferIsDeleted { buffer: self.ptr, ..BufferIsDeleted::zeroed() })?.is_deleted)
     }
 
-    /// Copies the whole array to the host, row-major, in host byte order.    ///
+    /// Copies the whole array to the host, row-major, in host byte order.
+
+    ///
     /// # Errors
     /// The computation of the value or the transfer failed.
     pub fn to_host(&self) -> Result<Vec<u8>> {
@@ -73,7 +79,9 @@ impl Buffer {
         Ok(bytes)
     }
 
-    /// Copies the whole array to the host, as numbers of type `T`.    ///
+    /// Copies the whole array to the host, as numbers of type `T`.
+
+    ///
     /// # Errors
     /// `T` has another size than the element type, or the computation of the value or the transfer
     /// failed.
@@ -90,7 +98,8 @@ impl Buffer {
 
     /// Copies a part of a large array to the host: fills `out` with the bytes from `offset` on in
     /// device memory. Their order is the device's, which is row-major for all programs of this
-    /// crate.    ///
+    /// crate.
+    ///
     /// # Errors
     /// The range leaves the array, or the transfer failed.
     pub fn read_part(&self, out: &mut [u8], offset: usize) -> Result<()> {
@@ -114,7 +123,8 @@ impl Buffer {
     }
 
     /// Returns the address of the array in the device's address space, which on CPU is the host's.
-    /// ///
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn device_address(&self) -> Result<usize> {

@@ -30,7 +30,8 @@ impl Drop for ClientInner {
 pub struct Client(Arc<ClientInner>);
 
 impl Client {
-    /// Creates a client. The CPU plugin takes `cpu_device_count` (Int), 4 by default.    ///
+    /// Creates a client. The CPU plugin takes `cpu_device_count` (Int), 4 by default.
+    ///
     /// # Errors
     /// The plugin refuses, for example because it finds no device.
     pub fn new(api: &Api, options: &Options) -> Result<Self> {
@@ -50,7 +51,9 @@ impl Client {
         self.0.ptr
     }
 
-    /// Returns the platform: `cpu`, `tpu` or `cuda`.    ///
+    /// Returns the platform: `cpu`, `tpu` or `cuda`.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn platform_name(&self) -> Result<String> {
@@ -59,7 +62,8 @@ impl Client {
     }
 
     /// Returns the platform's version, in the plugin's own format; just `cpu` on the CPU plugins.
-    /// ///
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn platform_version(&self) -> Result<String> {

@@ -14,7 +14,8 @@ use super::{
 };
 
 impl Client {
-    /// Returns the devices of this process, in the plugin's order.    ///
+    /// Returns the devices of this process, in the plugin's order.
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn devices(&self) -> Result<Vec<Device>> {
@@ -55,7 +56,9 @@ impl Device {
         Ok(self.client.api().call(args)?.device_description)
     }
 
-    /// Returns the id that device assignments use.    ///
+    /// Returns the id that device assignments use.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn id(&self) -> Result<i32> {
@@ -63,7 +66,9 @@ impl Device {
         Ok(self.client.api().call(args)?.id)
     }
 
-    /// Returns the index of the device on this host.    ///
+    /// Returns the index of the device on this host.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn local_hardware_id(&self) -> Result<i32> {
@@ -71,7 +76,9 @@ impl Device {
         Ok(self.client.api().call(args)?.local_hardware_id)
     }
 
-    /// Returns the kind, such as `TPU v5 lite` or `cpu`.    ///
+    /// Returns the kind, such as `TPU v5 lite` or `cpu`.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn kind(&self) -> Result<String> {
@@ -80,7 +87,9 @@ impl Device {
         Ok(string(out.device_kind, out.device_kind_size))
     }
 
-    /// Returns the plugin's one-line description.    ///
+    /// Returns the plugin's one-line description.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn describe(&self) -> Result<String> {
@@ -89,7 +98,9 @@ impl Device {
         Ok(string(out.to_string, out.to_string_size))
     }
 
-    /// Returns the attributes, such as `coords` and `core_on_chip`.    ///
+    /// Returns the attributes, such as `coords` and `core_on_chip`.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn attributes(&self) -> Result<Options> {
@@ -98,7 +109,9 @@ impl Device {
         Ok(read_named_values(out.attributes, out.num_attributes))
     }
 
-    /// Returns the memories that the device can use.    ///
+    /// Returns the memories that the device can use.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn memories(&self) -> Result<Vec<Memory>> {
@@ -108,7 +121,9 @@ impl Device {
         Ok(handles(out.memories, out.num_memories).into_iter().map(wrap).collect())
     }
 
-    /// Returns the memory that arrays are placed in by default.    ///
+    /// Returns the memory that arrays are placed in by default.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn default_memory(&self) -> Result<Memory> {
@@ -116,7 +131,9 @@ impl Device {
         Ok(Memory { client: self.client.clone(), ptr: out.memory })
     }
 
-    /// Returns the figures of the device's allocator.    ///
+    /// Returns the figures of the device's allocator.
+
+    ///
     /// # Errors
     /// The plugin refuses the call. The CPU plugins do so with `Unimplemented`.
     pub fn memory_stats(&self) -> Result<MemoryStats> {
@@ -145,14 +162,18 @@ impl Memory {
         self.ptr
     }
 
-    /// Returns the memory's id.    ///
+    /// Returns the memory's id.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn id(&self) -> Result<i32> {
         Ok(self.client.api().call(MemoryId { memory: self.ptr, ..CStruct::zeroed() })?.id)
     }
 
-    /// Returns the kind, such as `device` or `pinned_host`.    ///
+    /// Returns the kind, such as `device` or `pinned_host`.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn kind(&self) -> Result<String> {

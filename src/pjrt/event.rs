@@ -22,7 +22,9 @@ impl Event {
         Self { api: api.clone(), ptr }
     }
 
-    /// Blocks until the work is done.    ///
+    /// Blocks until the work is done.
+
+    ///
     /// # Errors
     /// The work failed.
     pub fn wait(self) -> Result<()> {
@@ -32,7 +34,9 @@ impl Event {
         self.api.call(EventAwait { event: self.ptr, ..EventAwait::zeroed() }).map(drop)
     }
 
-    /// Returns whether the work is done, in success or failure.    ///
+    /// Returns whether the work is done, in success or failure.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn is_ready(&self) -> Result<bool> {

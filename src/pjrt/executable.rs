@@ -17,7 +17,8 @@ use super::{
 
 impl Client {
     /// Compiles a program and loads it. The signature is the caller's description of it: see
-    /// [`Signature`].    ///
+    /// [`Signature`].
+    ///
     /// # Errors
     /// The plugin refuses the program, or it has another number of outputs than the signature.
     pub fn compile(&self, program: &Program<'_>, options: &CompileOptions, signature: Signature) -> Result<Executable> {
@@ -33,7 +34,8 @@ impl Client {
     }
 
     /// Loads a program that [`Executable::serialize`] wrote, by the same plugin version on the same
-    /// kind of machine.    ///
+    /// kind of machine.
+    ///
     /// # Errors
     /// The plugin refuses the bytes, or the program has another number of outputs than the
     /// signature.
@@ -72,7 +74,8 @@ pub struct Execution {
 }
 
 impl Execution {
-    /// Waits for all devices. Returns the outputs, `[device][output]`.    ///
+    /// Waits for all devices. Returns the outputs, `[device][output]`.
+    ///
     /// # Errors
     /// The execution failed on a device.
     pub fn wait(self) -> Result<Vec<Vec<Buffer>>> {
@@ -134,7 +137,9 @@ impl Executable {
         &self.devices
     }
 
-    /// Returns the memory that the program needs on each device.    ///
+    /// Returns the memory that the program needs on each device.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn memory_stats(&self) -> Result<CompiledMemoryStats> {
@@ -142,7 +147,8 @@ impl Executable {
     }
 
     /// Returns the program after the plugin's optimisations: format (`"hlo_with_config"`, `"mlir"`,
-    /// ...) and bytes.    ///
+    /// ...) and bytes.
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn optimized_program(&self) -> Result<(String, Vec<u8>)> {
@@ -150,7 +156,8 @@ impl Executable {
     }
 
     /// Returns the executable in the plugin's own format, for [`Client::deserialize`] by the same
-    /// plugin version.    ///
+    /// plugin version.
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn serialize(&self) -> Result<Vec<u8>> {

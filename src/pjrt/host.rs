@@ -13,7 +13,8 @@ pub enum HostMemory {
 }
 
 impl HostMemory {
-    /// Maps a file read-only. Pages are read when they are used.    ///
+    /// Maps a file read-only. Pages are read when they are used.
+    ///
     /// # Errors
     /// The file cannot be opened or mapped.
     pub fn map(path: &Path) -> Result<Arc<Self>> {
@@ -63,6 +64,7 @@ impl HostBytes {
     }
 
     /// Returns a part of these bytes, at `range` relative to their start.
+
     ///
     /// # Panics
     /// If the range leaves the memory.

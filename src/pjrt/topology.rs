@@ -14,7 +14,8 @@ use super::{
 };
 
 impl Client {
-    /// Returns the topology of this client's devices.    ///
+    /// Returns the topology of this client's devices.
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn topology(&self) -> Result<Topology> {
@@ -38,7 +39,8 @@ unsafe impl Sync for Topology {}
 impl Topology {
     /// Returns the topology of a name. Names and options depend on the plugin: libtpu takes
     /// `v5e:2x2` and `chips_per_host_bounds=[2,2,1]`, CUDA takes `""` with `target_config` and
-    /// `topology`.    ///
+    /// `topology`.
+    ///
     /// # Errors
     /// The plugin does not know the name or the options.
     pub fn new(api: &Api, name: &str, options: &Options) -> Result<Self> {
@@ -53,7 +55,9 @@ impl Topology {
         Ok(Self { api: api.clone(), ptr: out.topology, client: None })
     }
 
-    /// Returns the platform: `tpu`, `cuda` or `cpu`.    ///
+    /// Returns the platform: `tpu`, `cuda` or `cpu`.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn platform_name(&self) -> Result<String> {
@@ -61,7 +65,9 @@ impl Topology {
         Ok(string(out.platform_name, out.platform_name_size))
     }
 
-    /// Returns the platform's version, in the plugin's own format.    ///
+    /// Returns the platform's version, in the plugin's own format.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn platform_version(&self) -> Result<String> {
@@ -69,7 +75,9 @@ impl Topology {
         Ok(string(out.platform_version, out.platform_version_size))
     }
 
-    /// Returns the attributes, such as `device_memory_bytes_limit`.    ///
+    /// Returns the attributes, such as `device_memory_bytes_limit`.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn attributes(&self) -> Result<Options> {
@@ -77,7 +85,9 @@ impl Topology {
         Ok(read_named_values(out.attributes, out.num_attributes))
     }
 
-    /// Returns a one-line description of each device.    ///
+    /// Returns a one-line description of each device.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn devices(&self) -> Result<Vec<String>> {
@@ -90,7 +100,9 @@ impl Topology {
         handles(out.descriptions, out.num_descriptions).into_iter().map(describe).collect()
     }
 
-    /// Compiles a program for this topology, without a device.    ///
+    /// Compiles a program for this topology, without a device.
+
+    ///
     /// # Errors
     /// The plugin refuses the program.
     pub fn compile(&self, program: &Program<'_>, options: &CompileOptions) -> Result<AotExecutable> {
@@ -118,21 +130,26 @@ impl Drop for Topology {
 pub struct AotExecutable(Description);
 
 impl AotExecutable {
-    /// Returns the memory that the program needs on each device.    ///
+    /// Returns the memory that the program needs on each device.
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn memory_stats(&self) -> Result<CompiledMemoryStats> {
         self.0.memory_stats()
     }
 
-    /// Returns the program after the plugin's optimisations: format and bytes.    ///
+    /// Returns the program after the plugin's optimisations: format and bytes.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn optimized_program(&self) -> Result<(String, Vec<u8>)> {
         self.0.optimized_program()
     }
 
-    /// Returns the executable in the plugin's own format.    ///
+    /// Returns the executable in the plugin's own format.
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn serialize(&self) -> Result<Vec<u8>> {

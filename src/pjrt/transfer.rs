@@ -25,7 +25,8 @@ enum HostBufferSemantics {
 }
 
 impl Client {
-    /// Copies a row-major array to `device`. `data` is not used after the call.    ///
+    /// Copies a row-major array to `device`. `data` is not used after the call.
+    ///
     /// # Errors
     /// `data` has another size than the type, or the plugin refuses the call.
     pub fn upload(&self, data: &[u8], ty: &TensorType, device: &Device) -> Result<Buffer> {
@@ -39,7 +40,8 @@ impl Client {
     }
 
     /// Starts to copy an array to `device`. For an array that is not row-major and dense, `strides`
-    /// are the bytes from one element to the next in each dimension.    ///
+    /// are the bytes from one element to the next in each dimension.
+    ///
     /// # Errors
     /// `data` has another size than type and strides need, or the plugin refuses the call.
     pub fn start_upload(
@@ -63,7 +65,9 @@ impl Client {
         Ok(Upload { buffer: Some(buffer), done: Some(done), _memory: data })
     }
 
-    /// Copies numbers to `device`, as [`Self::upload`] does.    ///
+    /// Copies numbers to `device`, as [`Self::upload`] does.
+
+    ///
     /// # Errors
     /// `data` has another size than the type, or the plugin refuses the call.
     pub fn upload_slice<T: bytemuck::Pod>(&self, data: &[T], ty: &TensorType, device: &Device) -> Result<Buffer> {
@@ -72,7 +76,8 @@ impl Client {
 
     /// Makes a buffer that borrows host memory for its whole life, where the plugin can: the CPU
     /// plugin does if the address is a multiple of 64, and copies otherwise. The memory is released
-    /// when the plugin no longer uses it.    ///
+    /// when the plugin no longer uses it.
+    ///
     /// # Errors
     /// `data` has another size than the type, or the plugin refuses the call.
     pub fn borrow(&self, data: HostBytes, ty: &TensorType, device: &Device) -> Result<Buffer> {
@@ -111,7 +116,9 @@ impl Client {
         Ok((Buffer::new(self, out.buffer, ty.clone()), Event::new(self.api(), out.done_with_host_buffer)))
     }
 
-    /// Allocates arrays on `device` that are filled piece by piece: see [`TransferManager`].    ///
+    /// Allocates arrays on `device` that are filled piece by piece: see [`TransferManager`].
+
+    ///
     /// # Errors
     /// The plugin refuses the call.
     pub fn transfer_manager(&self, types: &[TensorType], device: &Device) -> Result<TransferManager> {
@@ -153,7 +160,8 @@ impl Upload {
     }
 
     /// Waits until the host's memory is no longer read. Programs that use the buffer wait for the
-    /// transfer to finish.    ///
+    /// transfer to finish.
+    ///
     /// # Errors
     /// The transfer failed.
     pub fn wait(mut self) -> Result<Buffer> {
@@ -184,7 +192,7 @@ unsafe impl Send for TransferManager {}
 
 impl TransferManager {
     /// Starts the transfer of the next part of array `index`. Parts follow each other without gaps.
-    /// ///
+    ///
     /// # Errors
     /// The part is empty or leaves the array, or the plugin refuses the call.
     pub fn send(&mut self, index: usize, part: HostBytes) -> Result<()> {
@@ -209,7 +217,9 @@ impl TransferManager {
         Ok(())
     }
 
-    /// Waits for all transfers. Returns the arrays.    ///
+    /// Waits for all transfers. Returns the arrays.
+
+    ///
     /// # Errors
     /// An array was not sent whole, or a transfer failed.
     pub fn finish(mut self) -> Result<Vec<Buffer>> {
