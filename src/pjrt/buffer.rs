@@ -40,7 +40,6 @@ impl Buffer {
     }
 
     /// Waits until the buffer has its value.
-
     ///
     /// # Errors
     /// The computation of the value failed.
@@ -51,7 +50,6 @@ impl Buffer {
     }
 
     /// Returns whether the buffer was donated to a program, and so has no value any more.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -60,7 +58,6 @@ impl Buffer {
     }
 
     /// Copies the whole array to the host, row-major, in host byte order.
-
     ///
     /// # Errors
     /// The computation of the value or the transfer failed.
@@ -80,7 +77,6 @@ impl Buffer {
     }
 
     /// Copies the whole array to the host, as numbers of type `T`.
-
     ///
     /// # Errors
     /// `T` has another size than the element type, or the computation of the value or the transfer
@@ -123,7 +119,6 @@ impl Buffer {
     }
 
     /// Returns the address of the array in the device's address space, which on CPU is the host's.
-
     ///
     /// # Errors
     /// The plugin refuses the call.

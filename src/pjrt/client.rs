@@ -52,7 +52,6 @@ impl Client {
     }
 
     /// Returns the platform: `cpu`, `tpu` or `cuda`.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -62,7 +61,6 @@ impl Client {
     }
 
     /// Returns the platform's version, in the plugin's own format; just `cpu` on the CPU plugins.
-
     ///
     /// # Errors
     /// The plugin refuses the call.

@@ -57,7 +57,6 @@ impl Device {
     }
 
     /// Returns the id that device assignments use.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -67,7 +66,6 @@ impl Device {
     }
 
     /// Returns the index of the device on this host.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -77,7 +75,6 @@ impl Device {
     }
 
     /// Returns the kind, such as `TPU v5 lite` or `cpu`.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -88,7 +85,6 @@ impl Device {
     }
 
     /// Returns the plugin's one-line description.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -99,7 +95,6 @@ impl Device {
     }
 
     /// Returns the attributes, such as `coords` and `core_on_chip`.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -110,7 +105,6 @@ impl Device {
     }
 
     /// Returns the memories that the device can use.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -122,7 +116,6 @@ impl Device {
     }
 
     /// Returns the memory that arrays are placed in by default.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -132,7 +125,6 @@ impl Device {
     }
 
     /// Returns the figures of the device's allocator.
-
     ///
     /// # Errors
     /// The plugin refuses the call. The CPU plugins do so with `Unimplemented`.
@@ -163,7 +155,6 @@ impl Memory {
     }
 
     /// Returns the memory's id.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -172,7 +163,6 @@ impl Memory {
     }
 
     /// Returns the kind, such as `device` or `pinned_host`.
-
     ///
     /// # Errors
     /// The plugin refuses the call.

@@ -23,7 +23,6 @@ impl Event {
     }
 
     /// Blocks until the work is done.
-
     ///
     /// # Errors
     /// The work failed.
@@ -35,7 +34,6 @@ impl Event {
     }
 
     /// Returns whether the work is done, in success or failure.
-
     ///
     /// # Errors
     /// The plugin refuses the call.

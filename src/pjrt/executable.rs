@@ -138,7 +138,6 @@ impl Executable {
     }
 
     /// Returns the memory that the program needs on each device.
-
     ///
     /// # Errors
     /// The plugin refuses the call.

@@ -64,7 +64,6 @@ impl HostBytes {
     }
 
     /// Returns a part of these bytes, at `range` relative to their start.
-
     ///
     /// # Panics
     /// If the range leaves the memory.

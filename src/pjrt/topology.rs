@@ -56,7 +56,6 @@ impl Topology {
     }
 
     /// Returns the platform: `tpu`, `cuda` or `cpu`.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -66,7 +65,6 @@ impl Topology {
     }
 
     /// Returns the platform's version, in the plugin's own format.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -76,7 +74,6 @@ impl Topology {
     }
 
     /// Returns the attributes, such as `device_memory_bytes_limit`.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -86,7 +83,6 @@ impl Topology {
     }
 
     /// Returns a one-line description of each device.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -101,7 +97,6 @@ impl Topology {
     }
 
     /// Compiles a program for this topology, without a device.
-
     ///
     /// # Errors
     /// The plugin refuses the program.
@@ -139,7 +134,6 @@ impl AotExecutable {
     }
 
     /// Returns the program after the plugin's optimisations: format and bytes.
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -148,7 +142,6 @@ impl AotExecutable {
     }
 
     /// Returns the executable in the plugin's own format.
-
     ///
     /// # Errors
     /// The plugin refuses the call.

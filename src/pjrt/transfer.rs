@@ -66,7 +66,6 @@ impl Client {
     }
 
     /// Copies numbers to `device`, as [`Self::upload`] does.
-
     ///
     /// # Errors
     /// `data` has another size than the type, or the plugin refuses the call.
@@ -117,7 +116,6 @@ impl Client {
     }
 
     /// Allocates arrays on `device` that are filled piece by piece: see [`TransferManager`].
-
     ///
     /// # Errors
     /// The plugin refuses the call.
@@ -218,7 +216,6 @@ impl TransferManager {
     }
 
     /// Waits for all transfers. Returns the arrays.
-
     ///
     /// # Errors
     /// An array was not sent whole, or a transfer failed.
