@@ -19,7 +19,7 @@ pub(super) const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "chat_template.
 
 /// The directory that holds `models--organisation--name` directories.
 #[derive(Clone, Debug)]
-pub struct Cache {
+pub struct HubCache {
     root: PathBuf,
 }
 
@@ -36,7 +36,7 @@ pub(super) fn hf_home() -> Option<PathBuf> {
     env_var("HF_HOME").map(PathBuf::from).or_else(|| Some(caches()?.join("huggingface")))
 }
 
-impl Cache {
+impl HubCache {
     /// Finds the cache by `HF_HUB_CACHE` or `HF_HOME`, as the `huggingface_hub` package does.
     ///
     /// # Errors

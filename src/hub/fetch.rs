@@ -12,7 +12,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::{
-    cache::Cache,
+    cache::HubCache,
     client::{Hub, RemoteFile},
     error::{HubError, Result},
     repo::Repo,
@@ -22,7 +22,7 @@ use crate::download::{Progress, copy_hashed, hex};
 /// The download of a snapshot's files.
 pub(super) struct SnapshotDownload<'a> {
     pub hub: &'a Hub,
-    pub cache: &'a Cache,
+    pub cache: &'a HubCache,
     pub repo: &'a Repo,
     pub commit: &'a str,
     pub progress: &'a mut dyn Progress,

@@ -16,7 +16,7 @@ mod fetch;
 mod repo;
 mod snapshot;
 
-pub use cache::Cache;
+pub use cache::HubCache;
 pub use client::{Hub, has_token};
 pub use error::{HubError, Result};
 pub use repo::Repo;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    cache::{Cache, INDEX, OPTIONAL, REQUIRED, SINGLE, shards},
+    cache::{HubCache, INDEX, OPTIONAL, REQUIRED, SINGLE, shards},
     client::Hub,
     error::{HubError, Result},
     fetch::SnapshotDownload,
@@ -19,7 +19,7 @@ impl Hub {
     ///
     /// # Errors
     /// The client is offline, the hub refuses, the download fails, or the cache cannot be written.
-    pub fn get(&self, cache: &Cache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
+    pub fn get(&self, cache: &HubCache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
         match cache.find(repo) {
             Ok(snapshot) => Ok(snapshot),
             Err(missing) if self.offline => Err(HubError::Offline { repo: repo.clone(), missing }),
@@ -27,7 +27,7 @@ impl Hub {
         }
     }
 
-    fn download(&self, cache: &Cache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
+    fn download(&self, cache: &HubCache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
         let (commit, names) = self.list(repo)?;
         let unusable = |problem: String| HubError::NotAModel { repo: repo.clone(), problem };
         let snapshot = cache.snapshot_dir(repo, &commit);

@@ -23,7 +23,7 @@ use crate::{
 
 /// The manifest of an installed plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Manifest {
+struct PluginManifest {
     package: String,
     version: String,
     wheel_sha256: String,
@@ -63,7 +63,7 @@ pub fn installed(kind: Kind) -> Result<Vec<InstalledPlugin>> {
 }
 
 fn read_installed(kind: Kind, dir: &Path) -> Option<InstalledPlugin> {
-    let manifest: Manifest = serde_json::from_str(&fs::read_to_string(dir.join(MANIFEST)).ok()?).ok()?;
+    let manifest: PluginManifest = serde_json::from_str(&fs::read_to_string(dir.join(MANIFEST)).ok()?).ok()?;
     let library = dir.join(&manifest.library);
     library.is_file().then_some(InstalledPlugin {
         kind,
@@ -209,7 +209,7 @@ fn stage(pinned: &PinnedPlugin, wheel: &Path, dir: &Path) -> Result<tempfile::Te
     fs::create_dir_all(path.parent().expect("it is in the staging directory")).map_err(written)?;
     let mut out = File::create(path).map_err(written)?;
     let library_sha256 = copy_with_sha256(&mut member, &mut out, |_| ()).map_err(written)?;
-    let manifest = Manifest {
+    let manifest = PluginManifest {
         package: pinned.package.to_owned(),
         version: pinned.version.to_owned(),
         wheel_sha256: pinned.sha256.to_owned(),

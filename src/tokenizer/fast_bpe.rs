@@ -21,11 +21,11 @@ use tokenizers::{
 pub fn tokenizer(json: &[u8]) -> Result<Tokenizer, String> {
     let mut parts: HashMap<String, &RawValue> = serde_json::from_slice(json).map_err(|e| e.to_string())?;
     let model = parts.remove("model").ok_or("it has no model")?;
-    let Ok(model) = serde_json::from_str::<Model>(model.get()) else {
+    let Ok(model) = serde_json::from_str::<BpeModel>(model.get()) else {
         // Another kind of model than Gemma's, or a damaged one, whose error the crate explains.
         return Tokenizer::from_bytes(json).map_err(|e| e.to_string());
     };
-    let added: Vec<Added> = match parts.remove("added_tokens") {
+    let added: Vec<AddedEntry> = match parts.remove("added_tokens") {
         Some(added) => serde_json::from_str(added.get()).map_err(|e| format!("added_tokens: {e}"))?,
         None => Vec::new(),
     };
@@ -36,7 +36,7 @@ pub fn tokenizer(json: &[u8]) -> Result<Tokenizer, String> {
     let rest = serde_json::to_string(&parts).map_err(|e| e.to_string())?;
     let mut tokenizer: Tokenizer = rest.parse().map_err(|e: tokenizers::Error| e.to_string())?;
     tokenizer.with_model(model.build()?);
-    for Added { id, token } in added {
+    for AddedEntry { id, token } in added {
         let content = token.content.clone();
         if token.special { tokenizer.add_special_tokens([token]) } else { tokenizer.add_tokens([token]) }
             .map_err(|e| e.to_string())?;
@@ -49,7 +49,7 @@ pub fn tokenizer(json: &[u8]) -> Result<Tokenizer, String> {
 
 /// The BPE model of `tokenizer.json`.
 #[derive(Deserialize)]
-struct Model {
+struct BpeModel {
     vocab: Vocab,
     merges: Vec<Merge>,
     unk_token: Option<String>,
@@ -63,7 +63,7 @@ struct Model {
     ignore_merges: bool,
 }
 
-impl Model {
+impl BpeModel {
     fn build(self) -> Result<BPE, String> {
         let merges = self.merges.into_iter().map(|Merge(pair)| pair).collect();
         let mut bpe = BPE::builder()
@@ -116,7 +116,7 @@ impl<'de> Deserialize<'de> for Merge {
 
 /// An entry of `added_tokens`: a token beside the model's vocabulary, or a special one in it.
 #[derive(Deserialize)]
-struct Added {
+struct AddedEntry {
     id: u32,
     #[serde(flatten)]
     token: AddedToken,

@@ -22,7 +22,7 @@ use super::commands::COMMANDS;
 use crate::cli::note;
 
 /// The source of the user's lines.
-pub enum Input {
+pub enum LineReader {
     Terminal { editor: Box<Editor<EditorHelper, DefaultHistory>>, history: Option<PathBuf> },
     Lines,
 }
@@ -35,7 +35,7 @@ pub enum InputEvent {
     End,
 }
 
-impl Input {
+impl LineReader {
     /// Opens an editor if stdin and stdout are a terminal, else plain lines.
     ///
     /// # Errors

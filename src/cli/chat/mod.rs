@@ -14,7 +14,7 @@ use anyhow::{Result, anyhow};
 
 use self::{
     commands::{COMMANDS, UserInput},
-    input::{Input, InputEvent, colours},
+    input::{InputEvent, LineReader, colours},
     transcript::Transcript,
 };
 use super::{
@@ -59,7 +59,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
         note("note: Gemma has no system role; the text of --system is put before your first message");
     }
     let conversation = Conversation::new(loaded.model.clone(), opened.tokenizer()?, opened.context, system)?;
-    let input = Input::open()?;
+    let input = LineReader::open()?;
     if input.is_terminal() {
         note(&format!(
             "{} is ready after {:.2} s. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves",
@@ -75,7 +75,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
 
 struct Chat<'a> {
     conversation: Conversation<'a>,
-    input: Input,
+    input: LineReader,
     params: Params,
     max_tokens: usize,
     model: &'a str,
