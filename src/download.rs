@@ -1,20 +1,20 @@
-//! What all downloads share: telling how they go, and hashing what arrives.
+//! Progress reports and hashing, for all downloads.
 
 use std::io::{self, Read, Write};
 
 use sha2::Digest;
 
-/// Tells how a download goes.
+/// A receiver of a download's progress.
 pub trait Progress {
-    /// A download of so many bytes begins; 0 if that is not known.
+    /// A download of `total` bytes begins; 0 if the size is unknown.
     fn start(&mut self, what: &str, total: u64);
-    /// So many more bytes have arrived.
+    /// More bytes have arrived.
     fn advance(&mut self, bytes: u64);
     /// The download is over, in success or failure.
     fn finish(&mut self);
 }
 
-/// Copies everything, and feeds it to `hasher`.
+/// Copies everything, and feeds it to `hasher`. `progress` gets the size of each block.
 pub(crate) fn copy_hashed(
     from: &mut impl Read,
     to: &mut impl Write,
@@ -33,7 +33,7 @@ pub(crate) fn copy_hashed(
     }
 }
 
-/// A hash as text.
+/// Formats a hash in hexadecimal digits.
 pub(crate) fn hex(hash: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,8 +1,8 @@
-//! What can be wrong with a checkpoint.
+//! Errors of checkpoints.
 
 use std::path::PathBuf;
 
-/// A checkpoint that cannot be used. Each message says what to do.
+/// An error of reading or writing a checkpoint. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error("there is no model directory {0}; give the directory that holds config.json and *.safetensors")]

@@ -1,4 +1,5 @@
-//! Checkpoints in Hugging Face's layout: safetensors files, mapped into memory, checked strictly before anything uses them.
+//! Checkpoints in Hugging Face's layout: safetensors files, mapped into memory and checked strictly
+//! before use.
 
 mod error;
 mod open;

@@ -1,4 +1,5 @@
-//! Opening a checkpoint: which files, what tensors, and whether they are those the model needs.
+//! Opens checkpoints: finds their files and tensors, and checks that these are the ones that a
+//! model needs.
 
 use std::{
     collections::BTreeMap,
@@ -16,18 +17,18 @@ use crate::{
     pjrt::{HostBytes, HostMemory},
 };
 
-/// A tensor of a checkpoint: its bytes are a part of a mapped file.
+/// A tensor of a checkpoint. Its bytes are a range of a mapped file.
 #[derive(Clone)]
 pub struct Tensor {
-    /// BF16, F16, F32, S8 or U8 for those a model can use; others are kept as their safetensors name.
+    /// BF16, F16, F32, S8 or U8; or the safetensors name of a type that no model can use.
     pub dtype: Result<DType, String>,
     pub dims: Vec<i64>,
     pub bytes: HostBytes,
-    /// The file that it lies in.
+    /// The file that contains the tensor.
     pub file: Arc<PathBuf>,
 }
 
-/// An opened checkpoint. Names carry the `model.` prefix, whether the files have it or not.
+/// An opened checkpoint. Tensor names have the `model.` prefix, whether the files have it or not.
 pub struct Checkpoint {
     tensors: BTreeMap<String, Tensor>,
 }
@@ -37,6 +38,9 @@ const SINGLE: &str = "model.safetensors";
 
 impl Checkpoint {
     /// Maps all files of the checkpoint in `dir` and checks their headers. No weights are read.
+    ///
+    /// # Errors
+    /// There is no checkpoint in `dir`, or a file is damaged or cannot be read.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
             return Err(CheckpointError::NoDirectory(dir.to_owned()));
@@ -52,14 +56,17 @@ impl Checkpoint {
         Ok(this)
     }
 
-    /// A checkpoint of one safetensors file that is in memory already; errors call it `name`.
+    /// Opens a checkpoint of one safetensors file in memory. Errors call it `name`.
+    ///
+    /// # Errors
+    /// The file is damaged.
     pub fn from_memory(name: &str, memory: Arc<HostMemory>) -> Result<Self, CheckpointError> {
         let mut this = Self { tensors: BTreeMap::new() };
         this.add(PathBuf::from(name), memory, |_| true)?;
         Ok(this)
     }
 
-    /// All tensors by name.
+    /// Returns all tensors, by name.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
     }
@@ -78,7 +85,7 @@ impl Checkpoint {
             let file = file.as_str().ok_or_else(|| damaged(format!("the file of {tensor} is not a string")))?;
             // A name, not a path: an index must not reach outside the checkpoint.
             if Path::new(file).file_name() != Some(file.as_ref()) {
-                return Err(damaged(format!("{tensor} lies in {file:?}, which is not a plain file name")));
+                return Err(damaged(format!("{tensor} is in {file:?}, which is not a plain file name")));
             }
             files.entry(file).or_default().push(tensor);
         }
@@ -99,7 +106,7 @@ impl Checkpoint {
         self.add(path, memory, wanted)
     }
 
-    /// Adds the tensors of one file that `wanted` says yes to.
+    /// Adds those tensors of one file whose names `wanted` accepts.
     fn add(
         &mut self,
         path: PathBuf,
@@ -113,7 +120,7 @@ impl Checkpoint {
         let data_start = header_len + size_of::<u64>();
         for (name, info) in metadata.tensors() {
             if !wanted(&name) || name.ends_with("rotary_emb.inv_freq") {
-                continue; // inv_freq: a buffer that old exports carry; RoPE computes it
+                continue; // inv_freq: a buffer of old exports, which RoPE computes
             }
             let dims: Result<Vec<i64>, _> = info.shape.iter().map(|&d| i64::try_from(d)).collect();
             let dims = dims.map_err(|_| damaged(format!("{name} has an absurd shape {:?}", info.shape)))?;
@@ -133,8 +140,12 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Picks the tensors that a model needs, in the given order. All that is missing, unused, of another shape or of a type
-    /// that is no float goes into one error. `optional` ones may be there and are left alone.
+    /// Returns the tensors that a model needs, in the given order. `optional` ones may be there and
+    /// are ignored.
+    ///
+    /// # Errors
+    /// Tensors are missing, unused, of another shape, or of a type that cannot be used. One error
+    /// lists them all.
     pub fn select(&self, needed: &[(&str, &[i64])], optional: &[&str]) -> Result<Vec<&Tensor>, CheckpointError> {
         let mut missing = Vec::new();
         let mut wrong = Vec::new();
@@ -180,7 +191,7 @@ impl Checkpoint {
     }
 }
 
-/// The name with the `model.` prefix, which base-model exports lack.
+/// Adds the `model.` prefix, which exports of base models lack.
 fn canonical(name: &str) -> String {
     if name.starts_with("model.") || name.starts_with("lm_head.") { name.to_owned() } else { format!("model.{name}") }
 }
@@ -196,7 +207,7 @@ fn dtype_of(dtype: safetensors::Dtype) -> Result<DType, String> {
     }
 }
 
-/// What is wrong with a file, in words.
+/// Explains what is wrong with a file.
 fn explain(error: &SafeTensorError, bytes: &[u8]) -> String {
     let size = bytes.len();
     match error {
@@ -217,7 +228,7 @@ fn explain(error: &SafeTensorError, bytes: &[u8]) -> String {
     }
 }
 
-/// What else lies there, to say what can be done.
+/// Returns a hint for a directory without safetensors files, from the files that it has.
 fn other_formats(dir: &Path) -> String {
     let names: Vec<String> = fs::read_dir(dir)
         .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())

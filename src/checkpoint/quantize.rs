@@ -1,14 +1,18 @@
-//! Quantised checkpoints: matrices in eight or four bits, with scales. Names and shapes of tensors that are not said to change do
-//! not; each scale, named as its matrix with `_scale` appended, follows it in the file, and tensors are aligned as in any file of
-//! ours. Norms stay as they are.
+//! Quantised checkpoints: matrices in eight or four bits, with scales.
 //!
-//! **int8.** A matrix `W [out, in]` becomes `q` (safetensors type I8) and `s` (F32 `[out]`), so that `W[i, j] ≈ q[i, j] · s[i]`: s is
-//! the row's largest magnitude over 127, and q is rounded to the nearest.
+//! Names and other tensors, such as norms, stay as they are. The scales of a matrix have its name
+//! with `_scale` appended, and follow it in the file. Tensors are aligned as [`write_safetensors`]
+//! does.
 //!
-//! **int4.** `W [out, in]` becomes `q` (U8 `[out, in / 2]`) and `s` (F16 `[out, in / 32]`). Each 32 elements of a row are a group with
-//! a scale of its own: `W[i, 32 g + j] ≈ (n(j) - 8) · s[i, g]`, where n(j) is the lower half of the group's byte j for the first 16
-//! elements, and the upper half of byte j - 16 for the others. The scale is one with the least squared error among several.
-//! Embedding and output layer are int8, and so is a matrix whose rows are not whole groups.
+//! **int8.** A matrix `W [out, in]` becomes `q` (safetensors type I8) and `s` (F32 `[out]`), so
+//! that `W[i, j] ≈ q[i, j] · s[i]`: s is the row's largest magnitude over 127, and q is rounded to
+//! the nearest.
+//!
+//! **int4.** `W [out, in]` becomes `q` (U8 `[out, in / 2]`) and `s` (F16 `[out, in / 32]`). Each 32
+//! elements of a row are a block with a scale of its own: `W[i, 32 g + j] ≈ (n(j) - 8) · s[i, g]`,
+//! where n(j) is the lower half of the block's byte j for the first 16 elements, and the upper half
+//! of byte j - 16 for the others. The scale is the candidate with the least squared error.
+//! Embedding and output layer are int8, and so is a matrix whose rows are not whole blocks.
 
 use std::{io, num::NonZero, path::Path, thread};
 
@@ -17,7 +21,7 @@ use half::{bf16, f16};
 use super::{Checkpoint, CheckpointError, Tensor, write_safetensors};
 use crate::hlo::DType;
 
-/// How matrices are quantised.
+/// A quantisation of matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {
     Int8,
@@ -28,7 +32,7 @@ pub enum Quantization {
 const GROUP: usize = 32;
 
 impl Quantization {
-    /// How the tensor of this name and shape is quantised, if it is.
+    /// Returns how a tensor of this name and shape is quantised; `None` if it stays as it is.
     pub fn of(self, name: &str, dims: &[i64]) -> Option<Self> {
         let is_vocabulary = name.ends_with("embed_tokens.weight") || name.starts_with("lm_head.");
         match (self, dims) {
@@ -39,17 +43,18 @@ impl Quantization {
     }
 }
 
-/// A matrix in fewer bits, as bytes of the file.
+/// A quantised matrix, as bytes of the file.
 #[derive(Debug, PartialEq)]
 pub struct Quantized {
     pub elements: Vec<u8>,
     pub scales: Vec<u8>,
 }
 
-/// Quantises a matrix, on all cores. `None` if it holds a number that is not finite, or too large for f16 where scales are f16.
+/// Quantises a matrix, on all cores. `None` if it has an element that is not finite, or too large
+/// for scales in f16.
 ///
 /// # Panics
-/// If the tensor is no matrix of floats.
+/// If the tensor is not a matrix of floats.
 pub fn quantize(tensor: &Tensor, how: Quantization) -> Option<Quantized> {
     let dtype = *tensor.dtype.as_ref().expect("a float");
     let row_bytes = tensor.dims[1] as usize * dtype.bits() / 8;
@@ -93,6 +98,7 @@ fn to_f32(bytes: &[u8], dtype: DType) -> Vec<f32> {
     }
 }
 
+/// Quantises a row to eight bits.
 fn quantize_row(row: &[f32], out: &mut Quantized) -> bool {
     let scale = row.iter().fold(0.0_f32, |m, x| m.max(x.abs())) / 127.0;
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
@@ -101,9 +107,10 @@ fn quantize_row(row: &[f32], out: &mut Quantized) -> bool {
     true
 }
 
-/// False if the scale is too large for f16.
+/// Quantises a block to four bits. False if its scale is too large for f16.
 fn quantize_group(group: &[f32; GROUP], out: &mut Quantized) -> bool {
-    // The largest magnitude is to become -8, or a little more or less: which of these is best for the others, is tried.
+    // The element of the largest magnitude becomes about -8. The best of these values is found by
+    // trial.
     const CANDIDATES: [f32; 9] = [-8.0, -8.8, -8.6, -8.4, -8.2, -7.8, -7.6, -7.4, -7.2];
     let largest = group.iter().fold(0.0_f32, |m, &x| if x.abs() > m.abs() { x } else { m });
     let mut best = (f32::INFINITY, f16::ZERO, [0.0; GROUP]);
@@ -114,22 +121,26 @@ fn quantize_group(group: &[f32; GROUP], out: &mut Quantized) -> bool {
         }
         let step = scale.to_f32();
         let inverse = if step == 0.0 { 0.0 } else { 1.0 / step };
-        // Rounded by the addition, to even: a call of a function would take longer than the rest.
+        // Adding this constant rounds to even. A function call would take longer than the rest.
         const ROUND: f32 = 1.5 * (1 << 23) as f32;
-        let steps = group.map(|x| (x * inverse + ROUND - ROUND).clamp(-8.0, 7.0));
-        let error = group.iter().zip(&steps).map(|(x, n)| (x - n * step) * (x - n * step)).sum();
+        let quantized = group.map(|x| (x * inverse + ROUND - ROUND).clamp(-8.0, 7.0));
+        let error = group.iter().zip(&quantized).map(|(x, n)| (x - n * step) * (x - n * step)).sum();
         if error < best.0 {
-            best = (error, scale, steps);
+            best = (error, scale, quantized);
         }
     }
-    let (_, scale, steps) = best;
-    let (low, high) = steps.split_at(GROUP / 2);
+    let (_, scale, quantized) = best;
+    let (low, high) = quantized.split_at(GROUP / 2);
     out.elements.extend(low.iter().zip(high).map(|(low, high)| (low + 8.0) as u8 | ((high + 8.0) as u8) << 4));
     out.scales.extend(scale.to_le_bytes());
     true
 }
 
-/// Writes the checkpoint to the file `path` with its matrices quantised. `progress` gets the bytes read.
+/// Writes the checkpoint to the file `path` with its matrices quantised. `progress` gets the bytes
+/// read.
+///
+/// # Errors
+/// A tensor is no float or not finite, or the file cannot be written.
 pub fn write_quantized(
     checkpoint: &Checkpoint,
     how: Quantization,

@@ -1,4 +1,4 @@
-//! Checkpoints with random weights: for tests and benchmarks, of the same layout as real ones.
+//! Writes checkpoints with random weights, for tests and benchmarks, in the layout of real ones.
 
 use std::{
     fs,
@@ -11,11 +11,15 @@ use half::bf16;
 use super::{CheckpointError, write_safetensors};
 use crate::hlo::DType;
 
-/// Largest shard, in bytes, as Hugging Face's exporter splits.
+/// The largest shard, in bytes; Hugging Face's exporter splits at this size.
 const SHARD_BYTES: i64 = 5_000_000_000;
 
-/// Writes tensors of these names and shapes to `dir` as bf16, in shards with an index if they are large. Values are drawn
-/// from a normal distribution of standard deviation 0.02, and depend on the seed and the tensor's name alone.
+/// Writes tensors of these names and shapes to `dir` as bf16, in shards with an index if they are
+/// large. Values are drawn from a normal distribution of standard deviation 0.02, and depend on the
+/// seed and the tensor's name alone.
+///
+/// # Errors
+/// A file cannot be written.
 pub fn write_random(
     dir: &Path,
     tensors: &[(String, Vec<i64>)],
@@ -60,14 +64,15 @@ pub fn write_random(
     Ok(())
 }
 
-/// Approximately normal numbers, fast: the sum of the four 16-bit parts of a splitmix64 word (Irwin-Hall).
+/// Writes approximately normal numbers: sums of the four 16-bit parts of a splitmix64 word
+/// (Irwin-Hall), which is fast.
 fn write_normal(out: &mut dyn Write, seed: u64, elements: u64) -> io::Result<()> {
     const CHUNK: usize = 1 << 16;
     let mut state = seed;
     let mut buffer = Vec::with_capacity(CHUNK * 2);
-    let mut left = elements;
-    while left > 0 {
-        let n = left.min(CHUNK as u64);
+    let mut remaining = elements;
+    while remaining > 0 {
+        let n = remaining.min(CHUNK as u64);
         buffer.clear();
         for _ in 0..n {
             state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -76,17 +81,18 @@ fn write_normal(out: &mut dyn Write, seed: u64, elements: u64) -> io::Result<()>
             z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
             z ^= z >> 31;
             let sum = (z & 0xFFFF) + ((z >> 16) & 0xFFFF) + ((z >> 32) & 0xFFFF) + (z >> 48);
-            // The sum of four uniforms on 0..65535 has mean 131070 and standard deviation 65536 / sqrt(3).
+            // The sum of four uniforms on 0..65535 has mean 131070 and standard deviation 65536 /
+            // sqrt(3).
             let normal = (sum as f32 - 131_070.0) * (3.0_f32.sqrt() / 65_536.0);
             buffer.extend_from_slice(&bf16::from_f32(normal * 0.02).to_le_bytes());
         }
         out.write_all(&buffer)?;
-        left -= n;
+        remaining -= n;
     }
     Ok(())
 }
 
-/// FNV-1a, so that each tensor has a stream of its own.
+/// Hashes a name by FNV-1a, so that each tensor has its own stream of numbers.
 fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }

@@ -1,4 +1,4 @@
-//! Writing safetensors files whose tensors are aligned for zero copy.
+//! Writes safetensors files whose tensors are aligned for zero copy.
 
 use std::{
     collections::BTreeMap,
@@ -10,13 +10,18 @@ use std::{
 use super::CheckpointError;
 use crate::hlo::DType;
 
-/// Tensors start at multiples of this: what the CPU plugin needs to use them where they lie.
+/// The alignment of tensors in bytes, which the CPU plugin needs to use them without a copy.
 pub const ALIGNMENT: usize = 64;
 
-/// Writes a safetensors file of these tensors (name, type, dims), in this order. `fill` writes the bytes of one tensor.
+/// Writes a safetensors file of these tensors (name, type, dims), in this order. `fill` writes the
+/// bytes of the tensor of an index.
 ///
-/// The format allows no gaps, so the header is padded with spaces to [`ALIGNMENT`] and tensors follow each other; all of a
-/// model's tensors have sizes that keep the alignment. The file appears under its name only when it is complete.
+/// The format allows no gaps, so the header is padded with spaces to [`ALIGNMENT`] and tensors
+/// follow each other; all of a model's tensors have sizes that keep the alignment. The file appears
+/// under its name only when it is complete.
+///
+/// # Errors
+/// The file cannot be written, or `fill` fails.
 pub fn write_safetensors(
     path: &Path,
     tensors: &[(String, DType, Vec<i64>)],
@@ -41,17 +46,16 @@ pub fn write_safetensors(
     }
     let dir = path.parent().unwrap_or(Path::new("."));
     let temporary = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    let write = |file: &File| -> io::Result<()> {
+    let mut write = |file: &File| -> io::Result<()> {
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&(text.len() as u64).to_le_bytes())?;
         out.write_all(&text)?;
         (0..tensors.len()).try_for_each(|i| fill(i, &mut out))?;
         out.flush()
     };
-    let mut write = write;
     write(temporary.as_file()).map_err(failed)?;
     let file = temporary.persist(path).map_err(|e| failed(e.error))?;
-    // Temporary files are private; a model is not.
+    // Temporary files are private to their user; a model is not.
     let mut permissions = file.metadata().map_err(failed)?.permissions();
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
     file.set_permissions(permissions).map_err(failed)

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use super::{Outcome, note, plan::MachineArgs, process::size};
 use crate::{compile::Bundle, runtime::session_modules, sampling::Sampler};
 
-/// How tokens are sampled.
+/// A sampler, by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SamplerName {
     /// Temperature 0

@@ -48,7 +48,7 @@ struct Check {
     what: &'static str,
     status: Status,
     found: String,
-    /// What to do about it; `None` if all is well.
+    /// The remedy; `None` if all is well.
     remedy: Option<String>,
 }
 
@@ -352,7 +352,7 @@ fn platform(kind: Kind) -> Check {
         std::thread::sleep(Duration::from_millis(10));
     }
     let Ok(output) = child.wait_with_output() else {
-        return fail(what, "the process that asked for them was lost", "try again");
+        return fail(what, "the process that listed them was lost", "try again");
     };
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     if let (true, Some(devices)) = (output.status.success(), found["devices"].as_array()) {
@@ -368,7 +368,7 @@ fn platform(kind: Kind) -> Check {
     fail(
         what,
         format!("{} ({line})", output.status),
-        format!("gemma-pjrt devices --verbose --platform {kind_name} tells more"),
+        format!("gemma-pjrt devices --verbose --platform {kind_name} shows more"),
     )
 }
 

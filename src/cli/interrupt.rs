@@ -37,7 +37,7 @@ pub fn end_writing() {
     WRITING.store(false, Ordering::SeqCst);
 }
 
-/// Whether the user has pressed Ctrl-C since [`begin_writing`].
+/// Returns whether the user has pressed Ctrl-C since [`begin_writing`].
 pub fn is_requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }

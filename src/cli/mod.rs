@@ -48,7 +48,7 @@ struct Cli {
 enum Command {
     /// Generate text from a prompt
     Generate(generate::Args),
-    /// Hold a conversation
+    /// Chat with a model
     Chat(chat::Args),
     /// Compute the log-likelihood of a text, token by token
     Score(score::Args),
@@ -57,10 +57,9 @@ enum Command {
     Eval(eval::Args),
     /// Measure speed, and compare it with this machine's limits
     Bench(bench::Args),
-    /// Compute the memory and the least time per step that a model needs on a machine, which need
-    /// not be this one
+    /// Estimate a model's memory and speed on a machine that need not be present
     Plan(plan::Args),
-    /// Compile all programs of a model for a machine, which need not be this one
+    /// Compile all programs of a model ahead of time, for this or another machine
     Compile(compile::Args),
     /// Print or write the HLO of a program, without loading weights
     Hlo(hlo::Args),

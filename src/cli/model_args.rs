@@ -67,7 +67,7 @@ pub enum PlatformName {
     Cuda,
 }
 
-/// Which platform to use.
+/// The arguments that choose a platform.
 #[derive(Debug, clap::Args)]
 pub struct PlatformArgs {
     /// Platform to run on
@@ -118,7 +118,7 @@ impl PlatformArgs {
     }
 }
 
-/// How the model is lowered to programs.
+/// A lowering other than the platform's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Lowering {
     /// On CPU, XLA's own operations instead of this program's kernels
@@ -127,7 +127,7 @@ pub enum Lowering {
     Tpu,
 }
 
-/// Which model to run, and how.
+/// The arguments that choose a model and how to run it.
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
     /// A Gemma checkpoint's directory (config.json, tokenizer.json, *.safetensors), a name on
@@ -164,7 +164,7 @@ pub struct ModelArgs {
     pub lowering: Option<Lowering>,
 }
 
-/// How tokens are sampled.
+/// The arguments of sampling.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SamplingArgs {
     /// Sampling temperature; 0 is greedy decoding
@@ -268,9 +268,9 @@ pub struct LoadedModel {
     pub model: Arc<Model>,
     /// The platform's name.
     pub platform: String,
-    /// Whether the platform is this machine's processor.
+    /// True if the platform is this machine's processor.
     pub is_cpu: bool,
-    /// Whether this program's CPU kernels are used.
+    /// True if this program's CPU kernels are used.
     pub kernels: bool,
     /// The time of opening the platform and placing the weights.
     pub time: Duration,
@@ -322,7 +322,7 @@ impl ModelArgs {
         }
         let Manifest { mesh: m, kv: k, activations: a, context: c, .. } = manifest;
         bail!(
-            "the bundle is for --mesh {m} --dtype {a} --context {c} with a cache in {k}; asked for are --mesh {mesh} --dtype \
+            "the bundle is for --mesh {m} --dtype {a} --context {c} with a cache in {k}; this command line asks for --mesh {mesh} --dtype \
              {dtype} --context {context} with a cache in {kv}. Use the same, or compile another bundle"
         )
     }

@@ -10,7 +10,7 @@ use super::{note, progress::DownloadProgress};
 use crate::{
     checkpoint::Checkpoint,
     gemma::Config,
-    hub::{Cache, Hub, Repo},
+    hub::{Hub, HubCache, Repo},
     tokenizer::Tokenizer,
 };
 #[cfg(feature = "demo")]
@@ -51,7 +51,7 @@ impl ModelFiles {
         };
         let hub = Hub::from_env(offline);
         let found =
-            Cache::from_env().and_then(|cache| hub.get(&cache, &repo, &mut DownloadProgress::new("downloading")));
+            HubCache::from_env().and_then(|cache| hub.get(&cache, &repo, &mut DownloadProgress::new("downloading")));
         Ok(Self::Directory(
             found.with_context(|| format!("there is no directory {model}, so it was taken for a name on the hub"))?,
         ))

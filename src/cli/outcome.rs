@@ -1,6 +1,6 @@
-//! How commands end, and lines on stderr.
+//! Outcomes of commands, and lines on stderr.
 
-/// How a command ended.
+/// The outcome of a command.
 pub enum Outcome {
     Done,
     Interrupted,
@@ -12,7 +12,7 @@ pub enum Outcome {
     ChecksFailed,
 }
 
-/// Whether the error is that the reader of standard output is gone.
+/// Returns whether the error is that the reader of standard output is gone.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }

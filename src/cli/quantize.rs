@@ -12,7 +12,7 @@ use crate::{
     download::{Progress, hex},
 };
 
-/// How matrices are quantised.
+/// A quantisation of matrices, by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WeightQuantization {
     /// Eight bits, with a scale for each row

@@ -36,8 +36,6 @@ pub struct Programs {
     cache: DiskCache,
     made: Mutex<HashMap<String, Arc<Executable>>>,
     report: Mutex<CompileReport>,
-    /// Executions so far: processes that run one program together tell their executions apart by it.
-    launches: AtomicU32,
 }
 
 impl Programs {
@@ -51,7 +49,6 @@ impl Programs {
             cache,
             made: Mutex::default(),
             report: Mutex::default(),
-            launches: AtomicU32::new(0),
         }
     }
 
@@ -65,9 +62,7 @@ impl Programs {
         args: Vec<Vec<Arg<'_>>>,
         doing: impl Fn() -> String,
     ) -> Result<Vec<Vec<Buffer>>> {
-        // 1, 2, 3, and so on, and 1 again after the last i32.
-        let launch_id = (self.launches.fetch_add(1, Ordering::Relaxed) % i32::MAX as u32) as i32 + 1;
-        program.execute(launch_id, args).and_then(|execution| execution.wait()).during(doing)
+        program.execute(next_launch_id(), args).and_then(|execution| execution.wait()).during(doing)
     }
 
     /// Refuses to allocate what the host has no memory for. Devices with memory of their own say themselves when it is full.
@@ -139,4 +134,11 @@ impl Programs {
         let mut made = self.made.lock().expect("no panic while held");
         Ok(made.entry(name).or_insert(Arc::new(executable)).clone())
     }
+}
+
+/// Returns the id of this process's next execution: 1, 2, 3, and so on, and 1 again after the last `i32`. Processes that run one
+/// program together tell their executions apart by it.
+fn next_launch_id() -> i32 {
+    static LAUNCHES: AtomicU32 = AtomicU32::new(0);
+    (LAUNCHES.fetch_add(1, Ordering::Relaxed) % i32::MAX as u32) as i32 + 1
 }

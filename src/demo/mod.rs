@@ -1,6 +1,6 @@
-//! The demo model: a tiny Gemma that scripts/demo-model trains, in Hugging Face layout, embedded in the program. It is
-//! taught capitals and other small facts, arithmetic, comparing, sorting, counting, spelling, reading short passages, and to
-//! remember what it was told.
+//! The demo model: a tiny Gemma that scripts/demo-model trains, in Hugging Face layout, embedded in
+//! the program. It is taught capitals and other small facts, arithmetic, comparing, sorting,
+//! counting, spelling, reading short passages, and to remember what it was told.
 
 use std::sync::Arc;
 
@@ -18,21 +18,21 @@ pub const TOKENIZER: &[u8] = include_bytes!("tokenizer.json");
 pub const TOKENIZER_CONFIG: &str = include_str!("tokenizer_config.json");
 static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("model.safetensors"));
 
-/// Bytes on a 64-byte boundary, so that the CPU plugin uses the weights where they lie in the program.
+/// Bytes at a multiple of 64, so that the CPU plugin uses the weights without a copy.
 #[repr(C, align(64))]
 struct Aligned<B: ?Sized>(B);
 
-/// All its files.
+/// The contents of all files of the model.
 pub const FILES: [&[u8]; 4] = [CONFIG.as_bytes(), TOKENIZER, TOKENIZER_CONFIG.as_bytes(), &WEIGHTS.0];
 
-/// The weights, bf16.
+/// Returns the checkpoint; its weights are bf16.
 pub fn checkpoint() -> Checkpoint {
     Checkpoint::from_memory("model.safetensors", Arc::new(HostMemory::Static(&WEIGHTS.0)))
-        .expect("the embedded checkpoint is whole")
+        .expect("the embedded checkpoint is complete")
 }
 
-/// The tokenizer: 1024 entries, Gemma's special tokens at Gemma's ids.
+/// Returns the tokenizer: 1024 entries, with Gemma's special tokens at Gemma's ids.
 pub fn tokenizer() -> Tokenizer {
     let template = ChatTemplate::of_config(TOKENIZER_CONFIG).expect("the embedded chat template compiles");
-    Tokenizer::new(TOKENIZER, template).expect("the embedded tokenizer is whole")
+    Tokenizer::new(TOKENIZER, template).expect("the embedded tokenizer is complete")
 }

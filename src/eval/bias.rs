@@ -8,9 +8,9 @@ use super::Doc;
 pub struct Bias {
     category: String,
     is_disambiguated: bool,
-    /// Whether the answer agrees with the stereotype.
+    /// True if the answer agrees with the stereotype.
     is_biased: bool,
-    /// Whether the answer is other than that it is unknown.
+    /// True if the answer is other than that it is unknown.
     is_known: bool,
 }
 

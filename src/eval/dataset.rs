@@ -116,7 +116,8 @@ fn list(folder: &Path, wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(is_data).collect()
 }
 
-/// Whether a file is of this split: `split.ext`, `split-00000-of-00001.ext` or `split_0.ext`.
+/// Returns whether a file is of this split: `split.ext`, `split-00000-of-00001.ext` or
+/// `split_0.ext`.
 fn belongs_to(name: &str, split: &str) -> bool {
     name.strip_prefix(split).is_some_and(|rest| rest.starts_with(['.', '-', '_']))
 }

@@ -11,7 +11,7 @@ use super::{Doc, Templates, template::strip};
 pub struct Filter {
     pub name: String,
     #[serde(default)]
-    steps: Vec<Step>,
+    steps: Vec<FilterStep>,
 }
 
 impl Default for Filter {
@@ -23,7 +23,7 @@ impl Default for Filter {
 /// A step of a filter, over all answers to a document.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Step {
+enum FilterStep {
     /// Removes white space at both ends.
     Strip,
     /// Keeps the first or last match of the expression, or the first group of the match that is not
@@ -51,7 +51,7 @@ impl Filter {
     /// A step takes no answers, or more than there are. The message says which.
     pub fn check(&self, repeats: usize) -> Result<(), String> {
         self.steps.iter().try_for_each(|step| match step {
-            Step::First(n) if *n == 0 || *n > repeats => {
+            FilterStep::First(n) if *n == 0 || *n > repeats => {
                 Err(format!("the filter {} takes the first {n} of {repeats} answers", self.name))
             }
             _ => Ok(()),
@@ -66,20 +66,20 @@ impl Filter {
         let mut answers = answers.to_vec();
         for step in &self.steps {
             match step {
-                Step::Strip => answers.iter_mut().for_each(|answer| *answer = strip(answer).to_owned()),
-                Step::Regex { pattern, last } => {
+                FilterStep::Strip => answers.iter_mut().for_each(|answer| *answer = strip(answer).to_owned()),
+                FilterStep::Regex { pattern, last } => {
                     for answer in &mut answers {
                         *answer = found(&pattern.0, answer, *last).map_err(|e| e.to_string())?;
                     }
                 }
-                Step::First(n) => answers.truncate(*n),
-                Step::Majority => {
+                FilterStep::First(n) => answers.truncate(*n),
+                FilterStep::Majority => {
                     let count = |answer: &String| answers.iter().filter(|other| *other == answer).count();
                     // The last of the largest is the first one, from behind.
                     let most = answers.iter().rev().max_by_key(|answer| count(answer)).cloned();
                     answers = most.into_iter().collect();
                 }
-                Step::Template(template) => {
+                FilterStep::Template(template) => {
                     for answer in &mut answers {
                         let mut values = doc.clone();
                         values.insert("response".into(), answer.as_str().into());

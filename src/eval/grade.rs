@@ -13,7 +13,7 @@ use crate::engine::Likelihood;
 pub struct GradedResponse {
     /// The filter's name in results.
     pub filter: String,
-    /// What the filter left of a generated answer; `None` for choices.
+    /// The text that the filter made of a generated answer; `None` for choices.
     pub filtered: Option<String>,
     /// For each of the task's metrics one value, or the values that the task's result is computed
     /// from. NaN until it is known whether a program passes its tests.
@@ -76,6 +76,9 @@ impl GradedResponse {
 impl Metric {
     /// Returns the metric of a document's choices: one value, or the values that the task's result
     /// is computed from.
+    ///
+    /// # Errors
+    /// The metric is of generated answers, or the document lacks a field.
     pub fn of_choices(
         &self,
         doc: &Doc,
@@ -114,6 +117,9 @@ impl Metric {
 
     /// Returns the metric of a document's filtered answer; NaN where it depends on running a
     /// program.
+    ///
+    /// # Errors
+    /// The target has no final answer.
     pub fn of_text(
         &self,
         generate: &GenerationConfig,

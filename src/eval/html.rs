@@ -12,7 +12,7 @@ svg .axis{stroke:#ddd}svg .bar{fill:#4a7fb5}svg .error{stroke:#222;stroke-width:
 svg .seven{stroke:#7a3f98;stroke-width:3}";
 
 /// One bar of a chart.
-struct Bar {
+struct ChartBar {
     name: String,
     summary: Summary,
     /// The model card's scores of 2B and 7B, in percent.
@@ -46,7 +46,7 @@ pub fn html(evaluations: &[Evaluation], about: &[(String, String)]) -> String {
             let name = member.task.of_subject.as_ref().unwrap_or(&member.task.name).clone();
             bar(name, member, &member.results(), false)
         };
-        let bars: Vec<Bar> = group.members.iter().filter_map(bar).collect();
+        let bars: Vec<ChartBar> = group.members.iter().filter_map(bar).collect();
         let _ = write!(page, "<h2>{}</h2>\n{}", escaped(&group.name), chart(&bars));
     }
     page += "<h2>Figures</h2>\n<table>\n<tr><th>task</th><th>shots</th><th>metric</th><th>score</th><th>standard error</th>\
@@ -74,13 +74,13 @@ pub fn html(evaluations: &[Evaluation], about: &[(String, String)]) -> String {
 }
 
 /// Returns the bar of the result that stands for the task, if there is one.
-fn bar(name: String, evaluation: &Evaluation, results: &[MetricResult], with_card: bool) -> Option<Bar> {
+fn bar(name: String, evaluation: &Evaluation, results: &[MetricResult], with_card: bool) -> Option<ChartBar> {
     let summary = evaluation.main_result(results)?.summary;
     let card = evaluation.task.card.as_ref().filter(|_| with_card).map(|card| [card.two_b, card.seven_b]);
-    (!summary.mean.is_nan()).then_some(Bar { name, summary, card })
+    (!summary.mean.is_nan()).then_some(ChartBar { name, summary, card })
 }
 
-fn chart(bars: &[Bar]) -> String {
+fn chart(bars: &[ChartBar]) -> String {
     const LEFT: f64 = 230.0;
     const WIDTH: f64 = 560.0;
     const LINE: f64 = 24.0;

@@ -25,7 +25,7 @@ pub struct Item {
     pub request: EvalRequest,
 }
 
-/// What the model is asked about a document. The names are the harness's `output_type`s.
+/// A request to the model about a document. The names are the harness's `output_type`s.
 #[derive(Clone, Debug)]
 pub enum EvalRequest {
     /// The log-likelihood of each of several choices.
@@ -70,7 +70,7 @@ pub struct Instance {
     pub continuation_tokens: Vec<u32>,
 }
 
-/// How documents become prompts.
+/// The format of prompts.
 #[derive(Clone, Copy)]
 pub struct PromptFormat<'t> {
     pub tokenizer: &'t Tokenizer,
@@ -81,8 +81,8 @@ pub struct PromptFormat<'t> {
     pub chat: Option<ChatFormat>,
 }
 
-/// How prompts become conversations, by the tokenizer's chat template. A task's description is left
-/// out: the harness gives it to the system role, which Gemma does not have.
+/// The format of prompts as conversations, by the tokenizer's chat template. A task's description
+/// is left out: the harness gives it to the system role, which Gemma does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChatFormat {
     /// Each example is a turn of the user and a turn of the model.

@@ -82,17 +82,17 @@ impl Metric {
         }
     }
 
-    /// Whether more of it is better.
+    /// Returns whether more of it is better.
     pub fn higher_is_better(&self) -> bool {
         !matches!(self, Self::LikelihoodDiff | Self::PctStereotype | Self::BiasScore { .. })
     }
 
-    /// Whether it is a share, of documents or of probability, which tables show in percent.
+    /// Returns whether it is a share, of documents or of probability, which tables show in percent.
     pub fn is_share(&self) -> bool {
         !matches!(self, Self::LikelihoodDiff | Self::BiasScore { .. })
     }
 
-    /// Whether it is a metric of generated answers, not of choices.
+    /// Returns whether it is a metric of generated answers, not of choices.
     pub fn is_of_text(&self) -> bool {
         matches!(self, Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_))
     }

@@ -87,7 +87,7 @@ fn unknown(name: &str, all: &[Task], parts: &[Task]) -> Error {
         near.iter().filter(|(d, _)| *d <= name.len().max(6) / 2).take(3).map(|(_, known)| *known).collect();
     let all: Vec<&str> = all.iter().map(|task| task.name.as_str()).collect();
     let hint = if near.is_empty() { String::new() } else { format!(" Did you mean {}?", near.join(", ")) };
-    Error::Invalid(format!("there is no task {name:?}.{hint} Known are {}", all.join(", ")))
+    Error::Invalid(format!("there is no task {name:?}.{hint} The tasks are {}", all.join(", ")))
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ pub struct GroupResult<'e> {
 }
 
 impl GroupResult<'_> {
-    /// Whether the group is a whole benchmark, not a part of one.
+    /// Returns whether the group is a whole benchmark, not a part of one.
     pub fn is_whole(&self) -> bool {
         self.members[0].task.groups[0] == self.name
     }

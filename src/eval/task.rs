@@ -38,7 +38,7 @@ pub struct Task {
     /// that is scored.
     pub contexts: Option<String>,
     pub continuation: Option<String>,
-    /// How answers are generated, in tasks without choices.
+    /// The generation of answers, in tasks without choices.
     pub generate: Option<GenerationConfig>,
     /// Expression: the right choice's index, or its text, or several of them; for generated
     /// answers, the right answer.
@@ -63,7 +63,7 @@ pub struct Task {
     /// Parts of the task, each a task of its own with the name `{name}_{subject}`.
     #[serde(default)]
     pub subjects: Subjects,
-    /// What differs for single subjects.
+    /// The settings of single subjects.
     #[serde(default)]
     subject: BTreeMap<String, Subject>,
     /// The subject's name, in the task of one.
@@ -102,7 +102,7 @@ impl Subjects {
         self.each().len()
     }
 
-    /// Whether there are no subjects.
+    /// Returns whether there are no subjects.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -129,7 +129,7 @@ struct Subject {
     values: Doc,
 }
 
-/// Where few-shot examples come from.
+/// The source of few-shot examples.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FewShot {
@@ -146,7 +146,7 @@ pub struct FewShot {
     pub one_more: bool,
 }
 
-/// How answers are generated and filtered. The harness calls the first part `generation_kwargs`.
+/// The generation and filtering of answers. The harness calls the first part `generation_kwargs`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GenerationConfig {

@@ -77,7 +77,8 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
     })
 }
 
-/// Whether Python's `str.isspace` is true: for Unicode's white space and four separators of ASCII.
+/// Returns whether Python's `str.isspace` is true: for Unicode's white space and four separators of
+/// ASCII.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }

@@ -13,58 +13,65 @@ use super::{
 
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) const SINGLE: &str = "model.safetensors";
-/// What a model needs beside its weights, and what it may have.
+/// The files that a model must have beside its weights, and those that it may have.
 pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
 pub(super) const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
 
 /// The directory that holds `models--organisation--name` directories.
 #[derive(Clone, Debug)]
-pub struct Cache {
+pub struct HubCache {
     root: PathBuf,
 }
 
-/// A variable that is set to something.
-pub(super) fn set(name: &str) -> Option<String> {
+/// Returns an environment variable's value, unless it is empty.
+pub(super) fn env_var(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// `HF_HOME`, where the cache and the token lie.
+/// Returns the directory of cache and token: `HF_HOME` or its default.
 pub(super) fn hf_home() -> Option<PathBuf> {
-    let caches =
-        || set("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(set("HOME")?).join(".cache")));
-    set("HF_HOME").map(PathBuf::from).or_else(|| Some(caches()?.join("huggingface")))
+    let caches = || {
+        env_var("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(env_var("HOME")?).join(".cache")))
+    };
+    env_var("HF_HOME").map(PathBuf::from).or_else(|| Some(caches()?.join("huggingface")))
 }
 
-impl Cache {
-    /// The cache that `HF_HUB_CACHE` or `HF_HOME` name, as the `huggingface_hub` package finds it.
+impl HubCache {
+    /// Finds the cache by `HF_HUB_CACHE` or `HF_HOME`, as the `huggingface_hub` package does.
+    ///
+    /// # Errors
+    /// No variable says where it is.
     pub fn from_env() -> Result<Self> {
-        let named = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+        let named = env_var("HF_HUB_CACHE").or_else(|| env_var("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
         let root = named.or_else(|| Some(hf_home()?.join("hub"))).ok_or(HubError::NoCacheDir)?;
         Ok(Self { root })
     }
 
-    /// Where this model's files are kept.
+    /// Returns the directory of a model.
     pub(super) fn repo_dir(&self, repo: &Repo) -> PathBuf {
         self.root.join(format!("models--{}", repo.name.replace('/', "--")))
     }
 
-    /// Files that are held while a download is under way.
+    /// Returns the directory of the lock files of a model's downloads.
     pub(super) fn lock_dir(&self, repo: &Repo) -> PathBuf {
         self.root.join(".locks").join(format!("models--{}", repo.name.replace('/', "--")))
     }
 
-    /// The directory of a snapshot.
+    /// Returns the directory of a snapshot.
     pub(super) fn snapshot_dir(&self, repo: &Repo, commit: &str) -> PathBuf {
         self.repo_dir(repo).join("snapshots").join(commit)
     }
 
-    /// The complete snapshot of this revision, or what is missing.
+    /// Returns the snapshot of the model's revision.
+    ///
+    /// # Errors
+    /// The snapshot is missing or incomplete. The message says what is missing.
     pub fn find(&self, repo: &Repo) -> std::result::Result<PathBuf, String> {
         let dir = self.repo_dir(repo);
         if !dir.is_dir() {
             return Err(format!("there is no {}", dir.display()));
         }
-        // A revision is a branch or tag that refs/ knows, or a commit.
+        // A revision is a branch or tag in refs/, or a commit.
         let commit =
             fs::read_to_string(dir.join("refs").join(&repo.revision)).unwrap_or_else(|_| repo.revision.clone());
         let snapshot = self.snapshot_dir(repo, commit.trim());
@@ -76,7 +83,7 @@ impl Cache {
     }
 }
 
-/// Files that a snapshot would need and does not have.
+/// Returns the names of files that a snapshot lacks.
 fn missing(snapshot: &Path) -> Vec<String> {
     let absent = |name: &&str| !snapshot.join(name).exists(); // follows links: a blob may be gone
     let mut missing: Vec<String> = REQUIRED.iter().filter(|name| absent(name)).map(|&name| name.to_owned()).collect();
@@ -89,7 +96,8 @@ fn missing(snapshot: &Path) -> Vec<String> {
     missing
 }
 
-/// Names of the files that an index speaks of; `None` if it is not an index, or if it reaches for other directories.
+/// Returns the files that an index lists. `None` if it is not an index, or names files in other
+/// directories.
 pub(super) fn shards(index: &str) -> Option<BTreeSet<String>> {
     let json: serde_json::Value = serde_json::from_str(index).ok()?;
     let files: Option<BTreeSet<String>> =

@@ -1,53 +1,56 @@
-//! Asking the hub: which files a model has, and where each of them is.
+//! A client of the hub: lists a model's files, and locates each of them.
 
 use std::{fs, path::PathBuf, time::Duration};
 
 use ureq::{Body, http::Response};
 
 use super::{
-    cache::{hf_home, set},
+    cache::{env_var, hf_home},
     error::{HubError, Result},
     repo::Repo,
 };
 
-/// A connection to the hub.
+/// A client of the hub.
 pub struct Hub {
     pub(super) endpoint: String,
     pub(super) token: Option<String>,
-    /// Follows no redirects: a file's own answer carries its size and hash, the server that it points to does not.
-    asking: ureq::Agent,
-    pub(super) fetching: ureq::Agent,
+    /// Follows no redirects: the hub's answer has a file's size and hash, that of the server it
+    /// redirects to has not.
+    api_agent: ureq::Agent,
+    pub(super) download_agent: ureq::Agent,
     pub(super) offline: bool,
 }
 
 /// A file on the hub.
 pub(super) struct RemoteFile {
     pub name: String,
-    /// sha256 of files in large-file storage, else git's sha1.
+    /// sha256 of a file in large-file storage, git's sha1 of others.
     pub etag: String,
     pub size: u64,
-    /// Where its bytes are, and whether that is the hub itself, which may be shown the token.
+    /// Address of the contents.
     pub url: String,
+    /// True if the address is the hub's own. Only the hub may see the token.
     pub on_hub: bool,
 }
 
-/// The token of `HF_TOKEN`, or of `hf auth login`.
+/// Returns the token of `HF_TOKEN` or of `hf auth login`.
 fn token() -> Option<String> {
-    let file = set("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(hf_home()?.join("token")));
-    let written = || fs::read_to_string(file?).ok();
-    let token = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")).or_else(written);
+    let file = env_var("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(hf_home()?.join("token")));
+    let saved = || fs::read_to_string(file?).ok();
+    let token = env_var("HF_TOKEN").or_else(|| env_var("HUGGING_FACE_HUB_TOKEN")).or_else(saved);
     token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
 }
 
-/// Whether there is a token to show to the hub.
+/// Returns whether there is a token for the hub.
 pub fn has_token() -> bool {
     token().is_some()
 }
 
 impl Hub {
-    /// The hub at `HF_ENDPOINT`, with the token of `HF_TOKEN` or of `hf auth login`.
+    /// Returns a client of the hub at `HF_ENDPOINT`, with the token of `HF_TOKEN` or of
+    /// `hf auth login`.
     pub fn from_env(offline: bool) -> Self {
-        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let endpoint = env_var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let agent = |redirects| -> ureq::Agent {
             ureq::Agent::config_builder()
                 .tls_config(ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build())
@@ -63,16 +66,16 @@ impl Hub {
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token: token(),
-            asking: agent(0),
-            fetching: agent(5),
-            offline: offline || set("HF_HUB_OFFLINE").is_some_and(|v| v != "0"),
+            api_agent: agent(0),
+            download_agent: agent(5),
+            offline: offline || env_var("HF_HUB_OFFLINE").is_some_and(|v| v != "0"),
         }
     }
 
-    /// The commit that the revision stands for, and the names of its files.
+    /// Returns the commit of the model's revision, and the names of its files.
     pub(super) fn list(&self, repo: &Repo) -> Result<(String, Vec<String>)> {
         let url = format!("{}/api/models/{}/revision/{}", self.endpoint, repo.name, repo.revision.replace('/', "%2F"));
-        let mut response = self.ask(repo, &url, false)?;
+        let mut response = self.request(repo, &url, false)?;
         let answer = |problem: &str| HubError::Answer { url: url.clone(), problem: problem.to_owned() };
         let body = response.body_mut().read_to_string().map_err(|e| answer(&e.to_string()))?;
         let json: serde_json::Value = serde_json::from_str(&body).map_err(|_| answer("something else than JSON"))?;
@@ -82,15 +85,15 @@ impl Hub {
         Ok((commit.to_owned(), names))
     }
 
-    /// What the hub says about a file: hash, size, and where its bytes are.
+    /// Asks the hub for a file's hash, size and address.
     pub(super) fn locate(&self, repo: &Repo, commit: &str, name: &str) -> Result<RemoteFile> {
         let url = format!("{}/{}/resolve/{commit}/{name}", self.endpoint, repo.name);
-        let response = self.ask(repo, &url, true)?;
+        let response = self.request(repo, &url, true)?;
         let answer = |problem: String| HubError::Answer { url: url.clone(), problem };
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
         let etag = header("x-linked-etag").or(header("etag")).unwrap_or_default();
         let etag = etag.trim_start_matches("W/").trim_matches('"');
-        // It becomes a file name, and what the contents are checked against.
+        // It becomes a file name, and the contents are checked against it.
         if !is_hex(etag, 40) && !is_hex(etag, 64) {
             return Err(answer(format!("with {etag:?} as the hash of {name}, which is neither sha1 nor sha256")));
         }
@@ -106,12 +109,13 @@ impl Hub {
         })
     }
 
-    /// One question to the hub, with the token. Redirects that stay on the hub (a renamed model) are followed.
-    fn ask(&self, repo: &Repo, url: &str, head: bool) -> Result<Response<Body>> {
+    /// Sends a request to the hub, with the token. Follows redirects that stay on the hub (a
+    /// renamed model).
+    fn request(&self, repo: &Repo, url: &str, head: bool) -> Result<Response<Body>> {
         let mut url = url.to_owned();
         for _ in 0..5 {
-            let request = if head { self.asking.head(&url) } else { self.asking.get(&url) };
-            // A compressed answer would have another length and hash.
+            let request = if head { self.api_agent.head(&url) } else { self.api_agent.get(&url) };
+            // A compressed response would have another length and hash.
             let request = if head { request.header("Accept-Encoding", "identity") } else { request };
             let request = match &self.token {
                 Some(token) => request.header("Authorization", format!("Bearer {token}")),
@@ -134,6 +138,7 @@ impl Hub {
         Err(HubError::Answer { url, problem: "too many redirects".into() })
     }
 
+    /// Turns an error status into an error.
     fn check(&self, repo: &Repo, url: &str, response: Response<Body>) -> Result<Response<Body>> {
         let status = response.status();
         if status.is_success() || status.is_redirection() {

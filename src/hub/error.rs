@@ -1,10 +1,10 @@
-//! What can go wrong with a named model.
+//! Errors of finding or downloading a model.
 
 use std::path::PathBuf;
 
 use super::repo::Repo;
 
-/// Why a named model cannot be had. Each message says what to do.
+/// An error of finding or downloading a model by name. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error(
@@ -29,11 +29,11 @@ pub enum HubError {
     BadToken { endpoint: String },
     #[error("{repo} cannot be used: {problem}")]
     NotAModel { repo: Repo, problem: String },
-    #[error("{url} answered {problem}. Try again later; what has arrived is kept")]
+    #[error("{url} answered {problem}. Try again later; the part that has arrived is kept")]
     Answer { url: String, problem: String },
     #[error(
-        "the download of {file} broke off after {received} of {size} bytes ({problem}). Run the same command again: it goes on \
-         from there"
+        "the download of {file} broke off after {received} of {size} bytes ({problem}). Run the same command again: it \
+         resumes there"
     )]
     BrokeOff { file: String, received: u64, size: u64, problem: String },
     #[error(
@@ -42,7 +42,7 @@ pub enum HubError {
     Damaged { file: String, what: &'static str, found: String, expected: String },
     #[error("cannot write {path}: {cause}. Free some space, or set HF_HOME to a directory that can be written")]
     Write { path: PathBuf, cause: std::io::Error },
-    #[error("there is no place for Hugging Face's cache: set HOME or HF_HOME")]
+    #[error("there is no directory for Hugging Face's cache: set HOME or HF_HOME")]
     NoCacheDir,
 }
 

@@ -1,4 +1,5 @@
-//! Fetching one file: resumed where it broke off, checked against its hash, then linked into the snapshot.
+//! Downloads one file: resumes where it broke off, checks the hash, and links the file into the
+//! snapshot.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -11,27 +12,27 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::{
-    cache::Cache,
+    cache::HubCache,
     client::{Hub, RemoteFile},
     error::{HubError, Result},
     repo::Repo,
 };
 use crate::download::{Progress, copy_hashed, hex};
 
-/// A download into one snapshot.
-pub(super) struct Fetch<'a> {
+/// The download of a snapshot's files.
+pub(super) struct SnapshotDownload<'a> {
     pub hub: &'a Hub,
-    pub cache: &'a Cache,
+    pub cache: &'a HubCache,
     pub repo: &'a Repo,
     pub commit: &'a str,
     pub progress: &'a mut dyn Progress,
 }
 
-/// Attempts in a row that bring nothing before a download is given up.
+/// A download is given up after this many attempts in a row without a byte.
 const ATTEMPTS: u32 = 4;
 
-impl Fetch<'_> {
-    /// Puts the file into the snapshot, unless it is there.
+impl SnapshotDownload<'_> {
+    /// Downloads a file into the snapshot, unless it is there.
     pub fn file(&mut self, name: &str) -> Result<()> {
         let link_path = self.cache.snapshot_dir(self.repo, self.commit).join(name);
         if link_path.exists() {
@@ -39,7 +40,7 @@ impl Fetch<'_> {
         }
         let remote = self.hub.locate(self.repo, self.commit, name)?;
         let blob = self.cache.repo_dir(self.repo).join("blobs").join(&remote.etag);
-        // Two processes that need the same file: the second waits for the first, and finds it there.
+        // Of two processes that need the same file, the second waits for the first, and finds it.
         let _lock = self.lock(&remote)?;
         if !blob.exists() {
             self.progress.start(name, remote.size);
@@ -50,7 +51,7 @@ impl Fetch<'_> {
         link(&blob, &link_path).map_err(|cause| HubError::Write { path: link_path, cause })
     }
 
-    /// Held until it is dropped, or the process ends.
+    /// Takes the lock of a file's download, which is held until it is dropped or the process ends.
     fn lock(&self, remote: &RemoteFile) -> Result<File> {
         let dir = self.cache.lock_dir(self.repo);
         let path = dir.join(format!("{}.lock", remote.etag));
@@ -63,6 +64,7 @@ impl Fetch<'_> {
         open().map_err(|cause| HubError::Write { path, cause })
     }
 
+    /// Downloads the contents of a file to `blob`.
     fn blob(&mut self, remote: &RemoteFile, blob: &Path) -> Result<()> {
         let path = blob.with_file_name(format!("{}.incomplete", remote.etag));
         let written = |cause| HubError::Write { path: path.clone(), cause };
@@ -74,14 +76,14 @@ impl Fetch<'_> {
             file.rewind().map_err(written)?;
             hash.copy(&mut file, &mut io::sink(), |n| self.progress.advance(n)).map_err(written)?;
         } else {
-            file.set_len(0).map_err(written)?; // of another program's making
+            file.set_len(0).map_err(written)?; // from another program
             received = 0;
         }
         while received < remote.size {
             let before = received;
             let problem = match self.open(remote, received)? {
                 Some(mut body) => {
-                    let mut out = Counted { file: &mut file, written: &mut received, failed: false };
+                    let mut out = CountingWriter { file: &mut file, written: &mut received, failed: false };
                     let result = hash
                         .copy(&mut body.by_ref().take(remote.size - before), &mut out, |n| self.progress.advance(n));
                     match result {
@@ -114,9 +116,10 @@ impl Fetch<'_> {
         fs::rename(&path, blob).map_err(written)
     }
 
-    /// The file's bytes from `start` on; `None` if the server can only send them all.
+    /// Opens the file's contents from `start` on. `None` if the server can only send the whole
+    /// file.
     fn open(&self, remote: &RemoteFile, start: u64) -> Result<Option<impl Read + use<>>> {
-        let mut request = self.hub.fetching.get(&remote.url).header("Accept-Encoding", "identity");
+        let mut request = self.hub.download_agent.get(&remote.url).header("Accept-Encoding", "identity");
         if start > 0 {
             request = request.header("Range", format!("bytes={start}-"));
         }
@@ -143,17 +146,17 @@ impl Fetch<'_> {
     }
 }
 
-/// Scheme and host of an address: the rest may be signed.
+/// Returns scheme and host of an address, without the path, which may be signed.
 fn host(url: &str) -> &str {
     let start = url.find("://").map_or(0, |at| at + 3);
     url[start..].find('/').map_or(url, |at| &url[..start + at])
 }
 
-/// What a file's etag is the hash of.
+/// The kind of hash that a file's etag is.
 enum Hash {
-    /// The contents.
+    /// sha256 of the contents.
     Sha256(Sha256),
-    /// git's name of a blob: `blob <size>\0` and the contents.
+    /// git's blob id: sha1 of `blob <size>\0` and the contents.
     Git(Sha1),
 }
 
@@ -185,14 +188,14 @@ impl Hash {
     }
 }
 
-/// Counts what reaches the file, and knows whether an error was the file's.
-struct Counted<'f> {
+/// A writer to a file that counts bytes, and records whether an error was the file's.
+struct CountingWriter<'f> {
     file: &'f mut File,
     written: &'f mut u64,
     failed: bool,
 }
 
-impl Write for Counted<'_> {
+impl Write for CountingWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.file.write(bytes).inspect_err(|_| self.failed = true)?;
         *self.written += n as u64;
@@ -204,7 +207,7 @@ impl Write for Counted<'_> {
     }
 }
 
-/// Links the snapshot's file to the blob, relatively, so that the cache can be moved.
+/// Links the snapshot's file to the blob by a relative path, so that the cache can be moved.
 fn link(blob: &Path, path: &Path) -> io::Result<()> {
     fs::create_dir_all(path.parent().expect("it lies in a snapshot"))?;
     let target = PathBuf::from("../../blobs").join(blob.file_name().expect("blobs have names"));

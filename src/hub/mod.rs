@@ -1,5 +1,6 @@
-//! Models by name, such as `google/gemma-1.1-2b-it`: found in Hugging Face's cache on this machine, or downloaded into it. The
-//! layout is that of the `huggingface_hub` package, so that both share what either has fetched:
+//! Models by name, such as `google/gemma-1.1-2b-it`: found in Hugging Face's cache on this machine,
+//! or downloaded into it. The layout is that of the `huggingface_hub` package, so that both share
+//! their downloads:
 //!
 //! ```text
 //! models--google--gemma-1.1-2b-it/
@@ -15,7 +16,7 @@ mod fetch;
 mod repo;
 mod snapshot;
 
-pub use cache::Cache;
+pub use cache::HubCache;
 pub use client::{Hub, has_token};
 pub use error::{HubError, Result};
 pub use repo::Repo;

@@ -1,8 +1,8 @@
-//! Names of models.
+//! Names of models on the hub.
 
 use std::fmt;
 
-/// A model's name on the hub, with the revision that is meant.
+/// A model's name on the hub, with a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repo {
     /// `organisation/model`.
@@ -12,7 +12,8 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// Reads `organisation/model` or `organisation/model@revision`; `None` for what cannot be a name.
+    /// Parses `organisation/model` or `organisation/model@revision`. `None` if the text cannot be
+    /// such a name.
     pub fn parse(text: &str) -> Option<Self> {
         let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
         let (organisation, model) = name.split_once('/')?;

@@ -1,4 +1,4 @@
-//! Fetching a model's files into the cache: a snapshot of one revision.
+//! Downloads a model into the cache: a snapshot of one revision.
 
 use std::{
     fs,
@@ -6,17 +6,20 @@ use std::{
 };
 
 use super::{
-    cache::{Cache, INDEX, OPTIONAL, REQUIRED, SINGLE, shards},
+    cache::{HubCache, INDEX, OPTIONAL, REQUIRED, SINGLE, shards},
     client::Hub,
     error::{HubError, Result},
-    fetch::Fetch,
+    fetch::SnapshotDownload,
     repo::Repo,
 };
 use crate::download::Progress;
 
 impl Hub {
-    /// The model's directory: in the cache already, or downloaded now.
-    pub fn get(&self, cache: &Cache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
+    /// Returns the model's directory in the cache, after downloading it if it is not there.
+    ///
+    /// # Errors
+    /// The client is offline, the hub refuses, the download fails, or the cache cannot be written.
+    pub fn get(&self, cache: &HubCache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
         match cache.find(repo) {
             Ok(snapshot) => Ok(snapshot),
             Err(missing) if self.offline => Err(HubError::Offline { repo: repo.clone(), missing }),
@@ -24,7 +27,7 @@ impl Hub {
         }
     }
 
-    fn download(&self, cache: &Cache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
+    fn download(&self, cache: &HubCache, repo: &Repo, progress: &mut dyn Progress) -> Result<PathBuf> {
         let (commit, names) = self.list(repo)?;
         let unusable = |problem: String| HubError::NotAModel { repo: repo.clone(), problem };
         let snapshot = cache.snapshot_dir(repo, &commit);
@@ -32,7 +35,7 @@ impl Hub {
         if let Some(absent) = REQUIRED.iter().find(|name| !has(name)) {
             return Err(unusable(format!("it has no {absent}")));
         }
-        let mut fetch = Fetch { hub: self, cache, repo, commit: &commit, progress };
+        let mut fetch = SnapshotDownload { hub: self, cache, repo, commit: &commit, progress };
         for name in REQUIRED.into_iter().chain(OPTIONAL.into_iter().filter(|name| has(name))) {
             fetch.file(name)?;
         }
@@ -49,7 +52,7 @@ impl Hub {
         } else {
             return Err(unusable("it has no safetensors files".into()));
         }
-        // Last, so that a broken-off download is not taken for the model.
+        // Last, so that an incomplete download is not taken for the model.
         let reference = cache.repo_dir(repo).join("refs").join(&repo.revision);
         write_reference(&reference, &commit).map_err(|cause| HubError::Write { path: reference, cause })?;
         Ok(snapshot)

@@ -1,9 +1,11 @@
-//! The PJRT C ABI, written by hand: the function table and the argument structs of the calls we make.
+//! The PJRT C ABI, written by hand: the function table and the argument structs of the calls we
+//! make.
 //!
-//! Field and slot names are those of `pjrt_c_api.h`, so that `tests/abi_drift.rs` can compare every offset with a real
-//! header. Two properties of the ABI make a hand-written subset safe (measured on APIs 0.81 to 0.117):
-//! structs are append-only, and a plugin accepts structs that are longer than the ones it knows. So every struct here
-//! has the newest layout that we know, is zero-filled, and is followed by zeroed padding (see [`Padded`]).
+//! Field and slot names are those of `pjrt_c_api.h`, so that `tests/external/abi_drift.rs` can
+//! compare every offset with a real header. Two properties of the ABI make a hand-written subset
+//! safe (measured on APIs 0.81 to 0.117): structs are append-only, and a plugin accepts structs
+//! longer than its own. So every struct here has the newest known layout, is zero-filled, and is
+//! followed by zeroed padding (see [`Padded`]).
 //!
 //! Nothing in this file is called from outside `src/pjrt`.
 #![allow(non_camel_case_types, reason = "slots carry the C API's own names")]
@@ -24,7 +26,8 @@ pub struct ApiVersion {
     pub minor_version: c_int,
 }
 
-/// The part of `PJRT_Api` that comes before the function pointers. The table itself is never copied by value.
+/// The part of `PJRT_Api` that comes before the function pointers. The table itself is never copied
+/// by value.
 #[repr(C)]
 pub struct ApiHeader {
     pub struct_size: usize,
@@ -119,7 +122,7 @@ slots! {
     AsyncHostToDeviceTransferManager_AddMetadata, Client_DmaMap, Client_DmaUnmap,
 }
 
-/// Layout of one of our structs: C name, size, and each field's name and offset. Read by the drift test.
+/// The layout of a struct: C name, size, and each field's name and offset. The drift test reads it.
 pub struct Layout {
     pub c_name: &'static str,
     pub size: usize,
@@ -129,7 +132,8 @@ pub struct Layout {
 /// A struct that starts with `struct_size` and may be zero-filled.
 ///
 /// # Safety
-/// The type is `repr(C)`, starts with `struct_size: usize`, and all-zero bytes are a valid value of it.
+/// The type is `repr(C)`, starts with `struct_size: usize`, and all-zero bytes are a valid value of
+/// it.
 pub unsafe trait CStruct: Sized {
     const LAYOUT: Layout;
 
@@ -147,7 +151,8 @@ fn set_struct_size<T: CStruct>(value: &mut T, size: usize) {
     unsafe { *(&raw mut *value).cast::<usize>() = size }
 }
 
-/// An argument struct with a zeroed tail, so that a plugin with a newer API reads zeros where we have no field.
+/// An argument struct with a zeroed tail: a plugin with a newer API reads zeros for fields that are
+/// not declared here.
 #[repr(C)]
 pub struct Padded<T> {
     pub value: T,
@@ -155,7 +160,8 @@ pub struct Padded<T> {
 }
 
 impl<T: CStruct> Padded<T> {
-    /// Wraps `value` and makes its `struct_size` cover the tail. Not for structs in arrays, whose stride is their size.
+    /// Wraps `value` and makes its `struct_size` cover the tail. Not for structs in arrays, whose
+    /// stride is their size.
     pub fn new(mut value: T) -> Self {
         set_struct_size(&mut value, size_of::<Self>());
         Self { value, tail: [0; 16] }
@@ -172,8 +178,8 @@ macro_rules! c_structs {
         $(#[$doc])*
         #[repr(C)]
         pub struct $name { pub struct_size: usize, pub extension_start: Ptr, $(pub $field: $ty),* }
-        // SAFETY: repr(C), starts with struct_size; all fields are integers, bools, nullable pointers or options of
-        // function pointers, for which zero is valid.
+        // SAFETY: repr(C), starts with struct_size; all fields are integers, bools, nullable
+        // pointers or options of function pointers, for which zero is valid.
         unsafe impl CStruct for $name {
             const LAYOUT: Layout = Layout {
                 c_name: $c,
@@ -212,7 +218,7 @@ macro_rules! args {
     };
 }
 
-/// Every struct layout that we rely on.
+/// Returns the layouts of all structs declared here.
 pub fn layouts() -> impl Iterator<Item = &'static Layout> {
     PLAIN_LAYOUTS.iter().chain(ARG_LAYOUTS)
 }

@@ -1,4 +1,5 @@
-//! A loaded plugin: its function table, the one place where its functions are called, and its error objects.
+//! A loaded plugin: its function table, the only place that calls its functions, and its error
+//! objects.
 
 use std::{
     ffi::{c_char, c_int},
@@ -21,14 +22,16 @@ pub enum Value {
     Bool(bool),
 }
 
-/// Options passed when a client or a topology is created, in the order given.
+/// Options for creating a client or a topology, or attributes of one, in order.
 pub type Options = Vec<(String, Value)>;
 
-/// The `TF_CPP_MIN_LOG_LEVEL` that plugins are loaded under; `None` leaves the environment alone.
+/// The `TF_CPP_MIN_LOG_LEVEL` to set before a plugin is loaded. `None` leaves the environment as it
+/// is.
 static LOG_LEVEL: OnceLock<Option<&str>> = OnceLock::new();
 
-/// Plugins write absl log lines to stderr as they please; this variable, read when they are loaded, leaves only the fatal
-/// ones (measured on CPU 0.106 and 0.115; `ABSL_MIN_LOG_LEVEL` has no effect).
+/// Limits the log lines of plugins on stderr to fatal ones. Plugins read this variable when they
+/// are loaded. Measured on the CPU plugins of API 0.106 and 0.115, where `ABSL_MIN_LOG_LEVEL` has
+/// no effect.
 fn set_log_level() {
     const NAME: &str = "TF_CPP_MIN_LOG_LEVEL";
     static ONCE: Once = Once::new();
@@ -36,8 +39,8 @@ fn set_log_level() {
         if let Some(level) = LOG_LEVEL.get_or_init(|| Some("3"))
             && std::env::var_os(NAME).is_none()
         {
-            // SAFETY: std's own lock orders this against every other use of the environment through std, and no plugin
-            // code, which might call getenv, has been loaded yet.
+            // SAFETY: std's own lock orders this against every other use of the environment through
+            // std, and no plugin code, which might call getenv, has been loaded yet.
             unsafe { std::env::set_var(NAME, level) };
         }
     });
@@ -47,12 +50,14 @@ struct ApiInner {
     path: PathBuf,
     table: *const ApiHeader,
 }
-// SAFETY: the table is immutable after `GetPjrtApi` and PJRT entry points may be called from any thread.
+// SAFETY: the table is immutable after `GetPjrtApi` and PJRT entry points may be called from any
+// thread.
 unsafe impl Send for ApiInner {}
 // SAFETY: as above.
 unsafe impl Sync for ApiInner {}
 
-/// A loaded and initialised PJRT plugin. Cheap to clone. The library is never unloaded: plugins keep threads running.
+/// A loaded and initialised PJRT plugin. Cheap to clone. The library is never unloaded: plugins
+/// keep threads running.
 #[derive(Clone)]
 pub struct Api(Arc<ApiInner>);
 
@@ -64,13 +69,15 @@ impl std::fmt::Debug for Api {
 }
 
 impl Api {
-    /// Makes plugins log everything to stderr. By default only their fatal lines are shown. Call before the first load.
+    /// Makes plugins log everything to stderr, instead of fatal lines only. Must be called before
+    /// the first plugin is loaded.
     pub fn show_plugin_logs() {
         LOG_LEVEL.get_or_init(|| None);
     }
 
-    /// Tells libtpu, before it is loaded, that this machine has no TPU: else it would ask for Google's metadata server for minutes,
-    /// and keep a second process out by a lock file. For compiling for a machine that is elsewhere.
+    /// Tells libtpu that this machine has no TPU, for compiling for another machine. Must be called
+    /// before libtpu is loaded. Otherwise it would look for Google's metadata server for minutes,
+    /// and keep other processes out by a lock file.
     pub fn prepare_for_absent_tpu() {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
@@ -78,7 +85,7 @@ impl Api {
                 ("TPU_SKIP_MDS_QUERY", "1"),
                 ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
                 ("TPU_LOG_DIR", "disabled"),
-                // What it would have read there, and warns about else.
+                // Values that it would have read there, and otherwise warns about.
                 ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
                 ("TPU_WORKER_HOSTNAMES", "localhost"),
                 ("TPU_MIN_LOG_LEVEL", "3"),
@@ -93,13 +100,18 @@ impl Api {
         });
     }
 
-    /// Loads the shared library at `path`, checks that it is a PJRT plugin of API major version 0, and initialises it.
+    /// Loads the shared library at `path`, checks that it is a PJRT plugin of API major version 0,
+    /// and initialises it.
+    ///
+    /// # Errors
+    /// The file is not a PJRT plugin for this machine, or its initialisation fails.
     pub fn load(path: &Path) -> Result<Self> {
         let refuse = |reason: String| Error::Load { path: path.to_owned(), reason };
         check_elf(path)?;
         set_log_level();
-        // SAFETY: loading runs the library's constructors. That is the plugin contract; the file was checked to be an
-        // ELF shared object for this machine, and the user chose it or it was verified by its sha256.
+        // SAFETY: loading runs the library's constructors. That is the plugin contract; the file
+        // was checked to be an ELF shared object for this machine, and the user chose it or it was
+        // verified by its sha256.
         let library = unsafe { libloading::Library::new(path) }.map_err(|e| refuse(load_failure(&e)))?;
         let library = Box::leak(Box::new(library));
         // SAFETY: every PJRT plugin exports `const PJRT_Api* GetPjrtApi()`.
@@ -113,31 +125,31 @@ impl Api {
         let api = Self(Arc::new(ApiInner { path: path.to_owned(), table }));
         let (major, minor) = api.version();
         if major != 0 {
-            return Err(refuse(format!("it speaks PJRT API {major}.{minor}; this program speaks 0.x")));
+            return Err(refuse(format!("it has PJRT API {major}.{minor}; this program needs 0.x")));
         }
         api.call(PluginInitialize::zeroed())?;
         Ok(api)
     }
 
-    /// The file that it was loaded from.
+    /// Returns the file that the plugin was loaded from.
     pub fn path(&self) -> &Path {
         &self.0.path
     }
 
-    /// The plugin's API version: (major, minor).
+    /// Returns the plugin's API version: (major, minor).
     pub fn version(&self) -> (i32, i32) {
         // SAFETY: the table is a static of the plugin and was checked not to be null.
         let version = unsafe { &(*self.0.table).pjrt_api_version };
         (version.major_version, version.minor_version)
     }
 
-    /// Number of function pointers in the plugin's table.
+    /// Returns the number of function pointers in the plugin's table.
     pub fn num_slots(&self) -> usize {
         // SAFETY: as in `version`.
         (unsafe { (*self.0.table).struct_size }).saturating_sub(API_HEADER_SIZE) / size_of::<usize>()
     }
 
-    /// Whether the plugin's table has this entry point.
+    /// Returns whether the plugin's table has this entry point.
     pub fn has(&self, slot: Slot) -> bool {
         self.slot(slot).is_ok()
     }
@@ -148,8 +160,8 @@ impl Api {
         if slot as usize >= self.num_slots() {
             return Err(missing);
         }
-        // SAFETY: the index was checked against the table's size; each slot is a nullable function pointer, and all
-        // of them take one pointer to an argument struct.
+        // SAFETY: the index was checked against the table's size; each slot is a nullable function
+        // pointer, and all of them take one pointer to an argument struct.
         let entry = unsafe {
             let slots = self.0.table.cast::<u8>().add(API_HEADER_SIZE);
             *slots.cast::<Option<unsafe extern "C" fn(Ptr) -> Ptr>>().add(slot as usize)
@@ -157,22 +169,25 @@ impl Api {
         entry.ok_or(missing)
     }
 
-    /// Calls the entry point of `args` and returns the struct with the plugin's outputs filled in.
+    /// Calls the entry point of `args`. Returns the struct with the plugin's outputs filled in.
     pub(super) fn call<A: Args>(&self, args: A) -> Result<A> {
         let entry = self.slot(A::SLOT)?;
         let mut args = Padded::new(args);
-        // SAFETY: `entry` is the function for this struct (`A::SLOT`, checked against the header by the drift test);
-        // the struct's own pointers are valid for the call, which each caller in this room sees to.
+        // SAFETY: `entry` is the function for this struct (`A::SLOT`, checked against the header by
+        // the drift test); the struct's own pointers are valid for the call, which each caller in
+        // this room sees to.
         let error = unsafe { entry((&raw mut args).cast()) };
         self.check(error, A::LAYOUT.c_name)?;
         Ok(args.value)
     }
 
-    /// Calls an entry point that returns nothing, ignoring its absence: for destructors, which must not fail.
+    /// Calls a destructor. Ignores errors and missing entry points, since destructors must not
+    /// fail.
     pub(super) fn destroy<A: Args>(&self, args: A) {
         if let Ok(entry) = self.slot(A::SLOT) {
             let mut args = Padded::new(args);
-            // SAFETY: as in `call`. Destructors return null or an error about a handle that is gone either way.
+            // SAFETY: as in `call`. Destructors return null or an error about a handle that is gone
+            // either way.
             let error = unsafe { entry((&raw mut args).cast()) };
             if A::SLOT != Slot::Error_Destroy {
                 let _ = self.check(error, A::LAYOUT.c_name);
@@ -187,7 +202,8 @@ impl Api {
         }
         let mut message = Padded::new(ErrorMessage { error, ..ErrorMessage::zeroed() });
         let mut code = Padded::new(ErrorGetCode { error, ..ErrorGetCode::zeroed() });
-        // SAFETY: `error` is a live error object. Message and Destroy return void, so their result is not read.
+        // SAFETY: `error` is a live error object. Message and Destroy return void, so their result
+        // is not read.
         unsafe {
             self.slot(Slot::Error_Message)?((&raw mut message).cast());
             self.slot(Slot::Error_GetCode)?((&raw mut code).cast());
@@ -201,20 +217,24 @@ impl Api {
         Err(Error::Plugin { call, code, message: text })
     }
 
-    /// Attributes of the plugin itself (`xla_version`, `stablehlo_current_version`, ...).
+    /// Returns the attributes of the plugin itself (`xla_version`, `stablehlo_current_version`,
+    /// ...).
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn attributes(&self) -> Result<Options> {
         let out = self.call(PluginAttributes::zeroed())?;
         Ok(read_named_values(out.attributes, out.num_attributes))
     }
 
-    /// Types of the extensions that the plugin offers, by name where known.
+    /// Returns the names of the plugin's extensions; `#` and a number for unknown ones.
     pub fn extensions(&self) -> Vec<String> {
         let mut names = Vec::new();
         self.walk_extensions(|kind, _| names.push(extension_name(kind)));
         names
     }
 
-    /// The extension of this type, if the plugin has one of at least `size` bytes.
+    /// Returns the extension of this type, if the plugin has one of at least `size` bytes.
     pub(super) fn extension(&self, wanted: c_int, size: usize) -> Option<*const ExtensionBase> {
         let mut found = None;
         self.walk_extensions(|kind, base| {
@@ -227,7 +247,8 @@ impl Api {
     }
 
     fn walk_extensions(&self, mut visit: impl FnMut(c_int, *const ExtensionBase)) {
-        // SAFETY: the table and its list of extensions are statics of the plugin; the list ends with null.
+        // SAFETY: the table and its list of extensions are statics of the plugin; the list ends
+        // with null.
         unsafe {
             let mut base: *const ExtensionBase = (*self.0.table).extension_start;
             while !base.is_null() {
@@ -243,7 +264,8 @@ fn extension_name(kind: c_int) -> String {
     name.map_or_else(|| format!("#{kind}"), |name| (*name).to_owned())
 }
 
-/// Refuses files that `dlopen` would refuse in fewer words: missing, not ELF, another CPU architecture.
+/// Refuses files that `dlopen` would refuse with a worse message: missing, not ELF, or for another
+/// CPU.
 fn check_elf(path: &Path) -> Result<()> {
     use std::io::Read;
     let refuse = |reason: String| Err(Error::Load { path: path.to_owned(), reason });
@@ -281,7 +303,8 @@ pub(super) fn string(data: *const c_char, size: usize) -> String {
     if data.is_null() {
         return String::new();
     }
-    // SAFETY: the plugin returned `size` readable bytes at `data`, alive as long as the object asked.
+    // SAFETY: the plugin returned `size` readable bytes at `data`, alive as long as the object
+    // asked.
     String::from_utf8_lossy(unsafe { std::slice::from_raw_parts(data.cast(), size) }).into_owned()
 }
 
@@ -321,8 +344,9 @@ pub(super) fn read_named_values(data: *const NamedValue, len: usize) -> Options 
     let mut values = Vec::with_capacity(len);
     let mut at = data.cast::<u8>();
     for _ in 0..len {
-        // SAFETY: the plugin returned `len` values, each as long as its own struct_size says (the element type may have
-        // grown in a newer API); `type` says which member of the union is set.
+        // SAFETY: the plugin returned `len` values, each as long as its own struct_size says (the
+        // element type may have grown in a newer API); `type` says which member of the union is
+        // set.
         let (name, value, stride) = unsafe {
             let item = &*at.cast::<NamedValue>();
             let v = &item.value;

@@ -13,7 +13,8 @@ use super::{
     tensor_type::TensorType,
 };
 
-/// An array on one device, in row-major order on the host side. Destroyed on drop, also after it was donated.
+/// An array on one device. Its host side is row-major. Destroyed on drop, also after it was
+/// donated.
 pub struct Buffer {
     client: Client,
     ptr: Ptr,
@@ -33,24 +34,33 @@ impl Buffer {
         self.ptr
     }
 
-    /// Element type and dimensions.
+    /// Returns the element type and dimensions.
     pub fn ty(&self) -> &TensorType {
         &self.ty
     }
 
-    /// Waits until the buffer holds its value, and returns the error of the computation that should have made it.
+    /// Waits until the buffer has its value.
+    ///
+    /// # Errors
+    /// The computation of the value failed.
     pub fn wait(&self) -> Result<()> {
         let args = BufferReadyEvent { buffer: self.ptr, ..BufferReadyEvent::zeroed() };
         let event = self.client.api().call(args)?.event;
         Event::new(self.client.api(), event).wait()
     }
 
-    /// Whether the buffer was donated to a program and holds nothing any more.
+    /// Returns whether the buffer was donated to a program, and so has no value any more.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn is_deleted(&self) -> Result<bool> {
         Ok(self.client.api().call(BufferIsDeleted { buffer: self.ptr, ..BufferIsDeleted::zeroed() })?.is_deleted)
     }
 
-    /// The whole array, row-major, in host byte order.
+    /// Copies the whole array to the host, row-major, in host byte order.
+    ///
+    /// # Errors
+    /// The computation of the value or the transfer failed.
     pub fn to_host(&self) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.ty.host_bytes()];
         let args = BufferToHostBuffer {
@@ -60,12 +70,17 @@ impl Buffer {
             ..BufferToHostBuffer::zeroed()
         };
         let event = self.client.api().call(args)?.event;
-        // The plugin writes into `bytes` until the event fires, so an early return must not free it: wait always.
+        // The plugin writes into `bytes` until the event fires, so an early return must not free
+        // it: wait always.
         Event::new(self.client.api(), event).wait()?;
         Ok(bytes)
     }
 
-    /// The whole array as numbers of type `T`, which must have the element type's size.
+    /// Copies the whole array to the host, as numbers of type `T`.
+    ///
+    /// # Errors
+    /// `T` has another size than the element type, or the computation of the value or the transfer
+    /// failed.
     pub fn to_vec<T: bytemuck::Pod>(&self) -> Result<Vec<T>> {
         if size_of::<T>() * 8 != self.ty.element_type.host_bits() {
             return Err(Error::Argument(format!(
@@ -77,8 +92,12 @@ impl Buffer {
         Ok(bytemuck::allocation::pod_collect_to_vec(&self.to_host()?))
     }
 
-    /// Fills `out` with the bytes that start at `offset` in device memory: for reading a part of a large array. The order
-    /// is the device's, which is row-major for all programs that this crate compiles.
+    /// Copies a part of a large array to the host: fills `out` with the bytes from `offset` on in
+    /// device memory. Their order is the device's, which is row-major for all programs of this
+    /// crate.
+    ///
+    /// # Errors
+    /// The range leaves the array, or the transfer failed.
     pub fn read_part(&self, out: &mut [u8], offset: usize) -> Result<()> {
         let total = self.ty.host_bytes();
         if offset.checked_add(out.len()).is_none_or(|end| end > total) {
@@ -99,7 +118,10 @@ impl Buffer {
         Event::new(self.client.api(), event).wait()
     }
 
-    /// Address of the array in the device's address space; on the CPU plugin, where the memory is the host's.
+    /// Returns the address of the array in the device's address space, which on CPU is the host's.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn device_address(&self) -> Result<usize> {
         let args = BufferOpaqueDeviceMemoryDataPointer { buffer: self.ptr, ..CStruct::zeroed() };
         Ok(self.client.api().call(args)?.device_memory_ptr as usize)

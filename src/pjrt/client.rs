@@ -1,4 +1,5 @@
-//! A client of a plugin. What it makes is in the files above this one: devices, buffers, executables, a topology.
+//! A client of a plugin. Devices, buffers, executables and topologies are in the files that import
+//! this one, with the functions of [`Client`] that make them.
 
 use std::sync::Arc;
 
@@ -23,12 +24,16 @@ impl Drop for ClientInner {
     }
 }
 
-/// A client: the devices of one platform in this process. Cheap to clone; everything made from it keeps it alive.
+/// A client: the devices of one platform in this process. Cheap to clone. All that is made from a
+/// client keeps it alive.
 #[derive(Clone)]
 pub struct Client(Arc<ClientInner>);
 
 impl Client {
-    /// Creates a client. On the CPU plugin pass `cpu_device_count` (Int); the default there is 4 devices.
+    /// Creates a client. The CPU plugin takes `cpu_device_count` (Int), 4 by default.
+    ///
+    /// # Errors
+    /// The plugin refuses, for example because it finds no device.
     pub fn new(api: &Api, options: &Options) -> Result<Self> {
         let values = named_values(options);
         let args =
@@ -37,7 +42,7 @@ impl Client {
         Ok(Self(Arc::new(ClientInner { api: api.clone(), ptr: out.client })))
     }
 
-    /// The plugin.
+    /// Returns the plugin.
     pub fn api(&self) -> &Api {
         &self.0.api
     }
@@ -46,13 +51,19 @@ impl Client {
         self.0.ptr
     }
 
-    /// `cpu`, `tpu` or `cuda`.
+    /// Returns the platform: `cpu`, `tpu` or `cuda`.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn platform_name(&self) -> Result<String> {
         let out = self.api().call(ClientPlatformName { client: self.ptr(), ..CStruct::zeroed() })?;
         Ok(string(out.platform_name, out.platform_name_size))
     }
 
-    /// The platform's version, as the plugin words it; plain `cpu` on the CPU plugins.
+    /// Returns the platform's version, in the plugin's own format; just `cpu` on the CPU plugins.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn platform_version(&self) -> Result<String> {
         let out = self.api().call(ClientPlatformVersion { client: self.ptr(), ..CStruct::zeroed() })?;
         Ok(string(out.platform_version, out.platform_version_size))

@@ -8,27 +8,28 @@ use prost::Message;
 
 use super::api::Value;
 
-/// What a program is compiled for: one replica per device, no partitioner.
+/// Options of compilation. Programs have one replica per device, and no partitioner.
 #[derive(Clone, Debug, Default)]
 pub struct CompileOptions {
     /// Device id of each replica, in order. Empty means one replica on the default device.
     pub replica_devices: Vec<i32>,
-    /// XLA flags for this compilation only, e.g. `xla_cpu_enable_fast_math`. An unknown one is a clean error.
+    /// XLA flags for this compilation only, e.g. `xla_cpu_enable_fast_math`. An unknown one is a
+    /// clean error.
     pub flags: BTreeMap<String, Value>,
 }
 
 impl CompileOptions {
-    /// One replica on each of these devices.
+    /// Returns options for one replica on each of these devices.
     pub fn replicas(devices: impl IntoIterator<Item = i32>) -> Self {
         Self { replica_devices: devices.into_iter().collect(), flags: BTreeMap::new() }
     }
 
-    /// Number of devices that the program runs on.
+    /// Returns the number of devices that the program runs on.
     pub fn num_replicas(&self) -> usize {
         self.replica_devices.len().max(1)
     }
 
-    /// The serialized `CompileOptionsProto`.
+    /// Returns the serialized `CompileOptionsProto`.
     pub fn encode(&self) -> Vec<u8> {
         let replicas = self.num_replicas();
         let assignment = (!self.replica_devices.is_empty()).then(|| DeviceAssignmentProto {

@@ -14,24 +14,27 @@ use super::{
 };
 
 impl Client {
-    /// Index of this process among those that share the devices.
+    /// Returns the index of this process among those that share the devices.
     ///
     /// # Errors
-    /// The plugin's own error.
+    /// The plugin refuses the call.
     pub fn process_index(&self) -> Result<i32> {
         Ok(self.api().call(ClientProcessIndex { client: self.ptr(), ..CStruct::zeroed() })?.process_index)
     }
 
-    /// The devices of all processes, in the plugin's order.
+    /// Returns the devices of all processes, in the plugin's order.
     ///
     /// # Errors
-    /// The plugin's own error.
+    /// The plugin refuses the call.
     pub fn all_devices(&self) -> Result<Vec<Device>> {
         let out = self.api().call(ClientDevices { client: self.ptr(), ..CStruct::zeroed() })?;
         Ok(handles(out.devices, out.num_devices).into_iter().map(|ptr| Device::new(self, ptr)).collect())
     }
 
-    /// The devices of this process, in the plugin's order.
+    /// Returns the devices of this process, in the plugin's order.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn devices(&self) -> Result<Vec<Device>> {
         let out = self.api().call(ClientAddressableDevices { client: self.ptr(), ..CStruct::zeroed() })?;
         let pointers = handles(out.addressable_devices, out.num_addressable_devices);
@@ -70,49 +73,67 @@ impl Device {
         Ok(self.client.api().call(args)?.device_description)
     }
 
-    /// The id used in device assignments.
+    /// Returns the id that device assignments use.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn id(&self) -> Result<i32> {
         let args = DeviceDescriptionId { device_description: self.description()?, ..CStruct::zeroed() };
         Ok(self.client.api().call(args)?.id)
     }
 
-    /// Index of the process that drives the device.
+    /// Returns the index of the process that drives the device.
     ///
     /// # Errors
-    /// The plugin's own error.
+    /// The plugin refuses the call.
     pub fn process_index(&self) -> Result<i32> {
         let args = DeviceDescriptionProcessIndex { device_description: self.description()?, ..CStruct::zeroed() };
         Ok(self.client.api().call(args)?.process_index)
     }
 
-    /// Index of the device on this host.
+    /// Returns the index of the device on this host.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn local_hardware_id(&self) -> Result<i32> {
         let args = DeviceLocalHardwareId { device: self.ptr, ..CStruct::zeroed() };
         Ok(self.client.api().call(args)?.local_hardware_id)
     }
 
-    /// Kind, such as `TPU v5 lite` or `cpu`.
+    /// Returns the kind, such as `TPU v5 lite` or `cpu`.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn kind(&self) -> Result<String> {
         let args = DeviceDescriptionKind { device_description: self.description()?, ..CStruct::zeroed() };
         let out = self.client.api().call(args)?;
         Ok(string(out.device_kind, out.device_kind_size))
     }
 
-    /// The plugin's own one-line description.
+    /// Returns the plugin's one-line description.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn describe(&self) -> Result<String> {
         let args = DeviceDescriptionToString { device_description: self.description()?, ..CStruct::zeroed() };
         let out = self.client.api().call(args)?;
         Ok(string(out.to_string, out.to_string_size))
     }
 
-    /// Attributes such as `coords` and `core_on_chip`.
+    /// Returns the attributes, such as `coords` and `core_on_chip`.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn attributes(&self) -> Result<Options> {
         let args = DeviceDescriptionAttributes { device_description: self.description()?, ..CStruct::zeroed() };
         let out = self.client.api().call(args)?;
         Ok(read_named_values(out.attributes, out.num_attributes))
     }
 
-    /// Memories that the device can use.
+    /// Returns the memories that the device can use.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn memories(&self) -> Result<Vec<Memory>> {
         let args = DeviceAddressableMemories { device: self.ptr, ..CStruct::zeroed() };
         let out = self.client.api().call(args)?;
@@ -120,13 +141,19 @@ impl Device {
         Ok(handles(out.memories, out.num_memories).into_iter().map(wrap).collect())
     }
 
-    /// The memory that arrays go to when nothing else is said.
+    /// Returns the memory that arrays are placed in by default.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn default_memory(&self) -> Result<Memory> {
         let out = self.client.api().call(DeviceDefaultMemory { device: self.ptr, ..CStruct::zeroed() })?;
         Ok(Memory { client: self.client.clone(), ptr: out.memory })
     }
 
-    /// What the device's allocator tells of itself; an `Unimplemented` error on the CPU plugins.
+    /// Returns the figures of the device's allocator.
+    ///
+    /// # Errors
+    /// The plugin refuses the call. The CPU plugins do so with `Unimplemented`.
     pub fn memory_stats(&self) -> Result<MemoryStats> {
         let out = self.client.api().call(DeviceMemoryStats { device: self.ptr, ..CStruct::zeroed() })?;
         Ok(MemoryStats {
@@ -153,19 +180,25 @@ impl Memory {
         self.ptr
     }
 
-    /// The memory's id.
+    /// Returns the memory's id.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn id(&self) -> Result<i32> {
         Ok(self.client.api().call(MemoryId { memory: self.ptr, ..CStruct::zeroed() })?.id)
     }
 
-    /// Kind, such as `device` or `pinned_host`.
+    /// Returns the kind, such as `device` or `pinned_host`.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn kind(&self) -> Result<String> {
         let out = self.client.api().call(MemoryKind { memory: self.ptr, ..CStruct::zeroed() })?;
         Ok(string(out.kind, out.kind_size))
     }
 }
 
-/// A device allocator's figures, in bytes.
+/// The figures of a device's allocator, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryStats {
     pub bytes_in_use: i64,

@@ -22,7 +22,7 @@ pub enum ElementType {
 }
 
 impl ElementType {
-    /// Size of one element in bits, as laid out on the host (4-bit types take a whole byte there).
+    /// Returns the size of an element in host memory, in bits. 4-bit types take a whole byte there.
     pub fn host_bits(self) -> usize {
         match self {
             Self::Pred | Self::S8 | Self::U8 | Self::S4 | Self::U4 => 8,

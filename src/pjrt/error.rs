@@ -1,4 +1,4 @@
-//! What can go wrong at the plugin boundary.
+//! Errors of plugins, and of arguments that are refused before a plugin sees them.
 
 use std::path::PathBuf;
 
@@ -37,7 +37,8 @@ impl From<i32> for Code {
     }
 }
 
-/// An error of this room: loading a plugin, a call that the plugin refused, or arguments that we refused for it.
+/// An error of loading a plugin, of a call that the plugin refused, or of arguments that were
+/// refused before the call.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the PJRT plugin refused {call}: {message} ({code:?})")]
@@ -58,7 +59,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The plugin's status code, where the plugin gave one.
+    /// Returns the plugin's status code, if the error is the plugin's.
     pub fn code(&self) -> Option<Code> {
         match self {
             Self::Plugin { code, .. } => Some(*code),

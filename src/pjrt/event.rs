@@ -1,4 +1,4 @@
-//! Completion of asynchronous work.
+//! Events: the completion of asynchronous work.
 
 use super::{
     abi::{CStruct, EventAwait, EventDestroy, EventIsReady, EventOnReady, Ptr},
@@ -6,7 +6,7 @@ use super::{
     error::Result,
 };
 
-/// An event of the plugin. Dropping it does not wait.
+/// The completion of asynchronous work. Dropping an event does not wait for it.
 pub struct Event {
     api: Api,
     ptr: Ptr,
@@ -17,12 +17,15 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// Takes ownership of an event that the plugin returned; null means "already done".
+    /// Takes ownership of an event that the plugin returned. Null means that the work is done.
     pub(super) fn new(api: &Api, ptr: Ptr) -> Self {
         Self { api: api.clone(), ptr }
     }
 
-    /// Blocks until the work is done, and returns its error if it failed.
+    /// Blocks until the work is done.
+    ///
+    /// # Errors
+    /// The work failed.
     pub fn wait(self) -> Result<()> {
         if self.ptr.is_null() {
             return Ok(());
@@ -30,7 +33,10 @@ impl Event {
         self.api.call(EventAwait { event: self.ptr, ..EventAwait::zeroed() }).map(drop)
     }
 
-    /// Whether the work is done, in success or failure.
+    /// Returns whether the work is done, in success or failure.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn is_ready(&self) -> Result<bool> {
         if self.ptr.is_null() {
             return Ok(true);
@@ -38,11 +44,12 @@ impl Event {
         Ok(self.api.call(EventIsReady { event: self.ptr, ..EventIsReady::zeroed() })?.is_ready)
     }
 
-    /// Drops `value` once the event has fired: for memory that the plugin reads until then.
+    /// Drops `value` when the event fires: for memory that the plugin reads until then.
     pub(super) fn drop_when_ready<T: Send + 'static>(self, value: T) -> Result<()> {
         unsafe extern "C" fn release<T>(error: Ptr, value: Ptr) {
-            // The error, if any, was reported through the buffer; an event callback owns it, but destroying it here
-            // would need the table, and host-buffer events do not fail on any plugin tried.
+            // The error, if any, was reported through the buffer; an event callback owns it, but
+            // destroying it here would need the table, and host-buffer events do not fail on any
+            // plugin tried.
             let _ = error;
             // SAFETY: `value` is the box made below, handed over exactly once.
             drop(unsafe { Box::from_raw(value.cast::<T>()) });

@@ -1,4 +1,4 @@
-//! Programs loaded on devices: compiling or deserializing them, and running them.
+//! Programs loaded on devices: compiles or deserializes them, and runs them.
 
 use super::{
     abi::{
@@ -16,7 +16,11 @@ use super::{
 };
 
 impl Client {
-    /// Compiles and loads a program. The signature is what the program's author says of it (see [`Signature`]).
+    /// Compiles a program and loads it. The signature is the caller's description of it: see
+    /// [`Signature`].
+    ///
+    /// # Errors
+    /// The plugin refuses the program, or it has another number of outputs than the signature.
     pub fn compile(&self, program: &Program<'_>, options: &CompileOptions, signature: Signature) -> Result<Executable> {
         let (c_program, options) = (program.as_c(), options.encode());
         let out = self.api().call(ClientCompile {
@@ -29,7 +33,12 @@ impl Client {
         Executable::new(self, out.executable, signature)
     }
 
-    /// Loads what [`Executable::serialize`] wrote, with the same plugin version on the same kind of machine.
+    /// Loads a program that [`Executable::serialize`] wrote, by the same plugin version on the same
+    /// kind of machine.
+    ///
+    /// # Errors
+    /// The plugin refuses the bytes, or the program has another number of outputs than the
+    /// signature.
     pub fn deserialize(&self, bytes: &[u8], signature: Signature) -> Result<Executable> {
         let out = self.api().call(ExecutableDeserializeAndLoad {
             client: self.ptr(),
@@ -43,9 +52,9 @@ impl Client {
 
 /// An argument of an execution.
 pub enum Arg<'a> {
-    /// Read by the program and kept by the caller.
+    /// The program reads the buffer, and the caller keeps it.
     Keep(&'a Buffer),
-    /// Given to the program, which may reuse its memory for an output.
+    /// The program takes the buffer, and may reuse its memory for an output.
     Donate(Buffer),
 }
 
@@ -58,16 +67,20 @@ impl Arg<'_> {
     }
 }
 
-/// An execution under way: its outputs, and an event per device.
+/// A running execution: its outputs, and an event for each device.
 pub struct Execution {
     outputs: Vec<Vec<Buffer>>,
     done: Vec<Event>,
 }
 
 impl Execution {
-    /// Waits for all devices. Outputs are `[device][output]`.
+    /// Waits for all devices. Returns the outputs, `[device][output]`.
+    ///
+    /// # Errors
+    /// The execution failed on a device.
     pub fn wait(self) -> Result<Vec<Vec<Buffer>>> {
-        // Every event is awaited before an error is returned: arguments must outlive the work on all devices.
+        // All events are awaited before an error is returned, since arguments must outlive the work
+        // on all devices.
         let results: Vec<Result<()>> = self.done.into_iter().map(Event::wait).collect();
         results.into_iter().collect::<Result<()>>()?;
         Ok(self.outputs)
@@ -88,7 +101,8 @@ unsafe impl Send for Executable {}
 unsafe impl Sync for Executable {}
 
 impl Executable {
-    /// Takes ownership of a loaded executable and checks that it has the outputs that the signature tells.
+    /// Takes ownership of a loaded executable, and checks that it has as many outputs as its
+    /// signature.
     fn new(client: &Client, loaded: Ptr, signature: Signature) -> Result<Self> {
         let api = client.api();
         let description =
@@ -113,40 +127,53 @@ impl Executable {
         Ok(this)
     }
 
-    /// What it takes and gives.
+    /// Returns the parameters and outputs.
     pub fn signature(&self) -> &Signature {
         &self.signature
     }
 
-    /// The devices it runs on, in the order of the argument lists.
+    /// Returns the devices that the program runs on, in the order of the argument lists.
     pub fn devices(&self) -> &[Device] {
         &self.devices
     }
 
-    /// Memory needed on each device.
+    /// Returns the memory that the program needs on each device.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn memory_stats(&self) -> Result<CompiledMemoryStats> {
         self.description.memory_stats()
     }
 
-    /// The program after the plugin's optimisations: format (`"hlo_with_config"`, `"mlir"`...) and bytes.
+    /// Returns the program after the plugin's optimisations: format (`"hlo_with_config"`, `"mlir"`,
+    /// ...) and bytes.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn optimized_program(&self) -> Result<(String, Vec<u8>)> {
         self.description.optimized_program()
     }
 
-    /// The executable in the plugin's own format, for [`Client::deserialize`] with the same plugin version.
+    /// Returns the executable in the plugin's own format, for [`Client::deserialize`] by the same
+    /// plugin version.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn serialize(&self) -> Result<Vec<u8>> {
         self.description.serialize()
     }
 
-    /// Starts the program on all its devices. `args` is `[device][parameter]`, in the order of [`Self::devices`].
+    /// Starts the program on all its devices. `args` is `[device][parameter]`, in the order of
+    /// [`Self::devices`].
     ///
-    /// `launch_id` counts the executions of this process: 1, 2, 3, and so on. Where a program spans several
-    /// hosts, the plugin compares the ids, and so notices hosts that launch in different orders. 0 turns that off.
+    /// `launch_id` counts the executions of this process: 1, 2, 3, and so on. Where a program spans
+    /// several hosts, the plugin compares the ids, and so notices hosts that launch in different
+    /// orders. 0 turns that off.
     ///
     /// # Errors
-    /// Refuses, before the plugin sees them, a wrong number of devices or arguments, a wrong element type or dims, a
-    /// buffer that was donated before, and an argument that is donated on some devices only. Otherwise returns the
-    /// plugin's own error.
+    /// Refuses, before the plugin sees them, a wrong number of devices or arguments, a wrong
+    /// element type or dims, a buffer that was donated before, and an argument that is donated on
+    /// some devices only. Otherwise returns the plugin's own error.
     pub fn execute(&self, launch_id: i32, args: Vec<Vec<Arg<'_>>>) -> Result<Execution> {
         self.check_args(&args)?;
         let api = self.client.api();

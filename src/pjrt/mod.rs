@@ -1,8 +1,10 @@
-//! PJRT through its C API: plugins, clients, devices, buffers, programs. Takes program bytes, not graphs, and knows
-//! nothing else of this crate.
+//! PJRT through its C API: plugins, clients, devices, buffers, programs. It takes program bytes,
+//! not graphs, and uses nothing else of this crate.
 //!
-//! Reading order: `abi` is the C side as it is, `api` the one place where it is called; above them are the safe
-//! types. A handle keeps its parents alive, is destroyed on drop, and is `Send + Sync`, which PJRT allows for all of them.
+//! Reading order: `abi` declares the C API, and `api` is the only place that calls it. Then come
+//! the safe types: `client`, `device`, `buffer`, `transfer`, `program`, `executable`, `topology`.
+//! Each file adds to `Client` the functions that make its types. A handle keeps its parents alive,
+//! is destroyed on drop, and is `Send + Sync`, which PJRT allows for all of them.
 
 mod abi;
 mod api;

@@ -1,4 +1,5 @@
-//! A program: what it takes and gives, as the plugin takes it, and what the plugin tells of it once it is compiled.
+//! Programs: their code and signature before compilation, and the plugin's description of a
+//! compiled one.
 
 use super::{
     abi::{
@@ -10,18 +11,19 @@ use super::{
     tensor_type::TensorType,
 };
 
-/// What a program takes and gives on each device. The C API does not tell the parameters of a compiled program, so the
-/// one who emitted it does; every execution is checked against it.
+/// The parameters and outputs of a program on each device. The C API does not describe the
+/// parameters of a compiled program, so the caller who emitted it does. Every execution is checked
+/// against the signature.
 #[derive(Clone, Debug, Default)]
 pub struct Signature {
-    /// Name and type of each parameter; the names are for error messages.
+    /// The name and type of each parameter. The names are for error messages.
     pub parameters: Vec<(String, TensorType)>,
     pub outputs: Vec<TensorType>,
     /// Parameters whose memory an output reuses, if they are donated.
     pub aliased: Vec<usize>,
 }
 
-/// A program as the plugin takes it.
+/// The code of a program, in a format that the plugin compiles.
 #[derive(Clone, Debug)]
 pub struct Program<'a> {
     pub code: &'a [u8],
@@ -47,14 +49,14 @@ pub struct CompiledMemoryStats {
     pub generated_code: i64,
     pub arguments: i64,
     pub outputs: i64,
-    /// Part of `outputs` that lives in donated arguments.
+    /// The part of `outputs` that reuses donated arguments.
     pub alias: i64,
     pub temporaries: i64,
-    /// 0 where the plugin does not tell.
+    /// 0 where the plugin does not report it.
     pub peak: i64,
 }
 
-/// The handle of a `PJRT_Executable`, which describes a program, loaded or not.
+/// The handle of a `PJRT_Executable`: the description of a compiled program, loaded or not.
 pub(super) struct Description {
     api: Api,
     ptr: Ptr,
@@ -85,10 +87,10 @@ impl Description {
         })
     }
 
-    /// The program after the plugin's optimisations: (format, bytes).
+    /// Returns the program after the plugin's optimisations: format and bytes.
     pub(super) fn optimized_program(&self) -> Result<(String, Vec<u8>)> {
         let mut program = Padded::new(CProgram::zeroed());
-        // First call: the plugin tells the size; second call: it fills the memory.
+        // The first call returns the size, the second one fills the memory.
         let ask = |program: &mut Padded<CProgram>| {
             let args = ExecutableOptimizedProgram { executable: self.ptr, ..CStruct::zeroed() };
             self.api.call(ExecutableOptimizedProgram { program: &raw mut program.value, ..args })

@@ -1,10 +1,10 @@
-//! The type of an array: what its elements are, and how many there are in each dimension.
+//! The type of an array: element type and dimensions.
 
 use std::fmt;
 
 use super::element_type::ElementType;
 
-/// Element type and dimensions of an array.
+/// The element type and dimensions of an array.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorType {
     pub element_type: ElementType,
@@ -12,17 +12,17 @@ pub struct TensorType {
 }
 
 impl TensorType {
-    /// A type from its parts.
+    /// Returns the type of arrays of this element type and these dimensions.
     pub fn new(element_type: ElementType, dims: impl Into<Vec<i64>>) -> Self {
         Self { element_type, dims: dims.into() }
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         self.dims.iter().product::<i64>() as usize
     }
 
-    /// Size in host memory, row-major and dense.
+    /// Returns the size in host memory, row-major and dense, in bytes.
     pub fn host_bytes(&self) -> usize {
         self.elements() * self.element_type.host_bits() / 8
     }

@@ -1,4 +1,4 @@
-//! A machine that need not be here: its topology, and compiling for it ahead of time.
+//! Topologies of machines, also of absent ones, and compiling ahead of time for them.
 
 use super::{
     abi::{
@@ -14,7 +14,10 @@ use super::{
 };
 
 impl Client {
-    /// The topology that this client's devices form.
+    /// Returns the topology of this client's devices.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn topology(&self) -> Result<Topology> {
         let out = self.api().call(ClientTopologyDescription { client: self.ptr(), ..CStruct::zeroed() })?;
         Ok(Topology { api: self.api().clone(), ptr: out.topology, client: Some(self.clone()) })
@@ -25,7 +28,7 @@ impl Client {
 pub struct Topology {
     api: Api,
     ptr: Ptr,
-    /// The client whose topology this is, and who owns it then.
+    /// The client that owns the topology, if it is a client's.
     client: Option<Client>,
 }
 // SAFETY: topology descriptions are immutable.
@@ -34,8 +37,12 @@ unsafe impl Send for Topology {}
 unsafe impl Sync for Topology {}
 
 impl Topology {
-    /// The topology of this name. Names and options are the plugin's: libtpu takes `v5e:2x2` and
-    /// `chips_per_host_bounds=[2,2,1]`, CUDA takes `""` with `target_config` and `topology`.
+    /// Returns the topology of a name. Names and options depend on the plugin: libtpu takes
+    /// `v5e:2x2` and `chips_per_host_bounds=[2,2,1]`, CUDA takes `""` with `target_config` and
+    /// `topology`.
+    ///
+    /// # Errors
+    /// The plugin does not know the name or the options.
     pub fn new(api: &Api, name: &str, options: &Options) -> Result<Self> {
         let values = named_values(options);
         let out = api.call(TopologyDescriptionCreate {
@@ -48,25 +55,37 @@ impl Topology {
         Ok(Self { api: api.clone(), ptr: out.topology, client: None })
     }
 
-    /// `tpu`, `cuda` or `cpu`.
+    /// Returns the platform: `tpu`, `cuda` or `cpu`.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn platform_name(&self) -> Result<String> {
         let out = self.api.call(TopologyDescriptionPlatformName { topology: self.ptr, ..CStruct::zeroed() })?;
         Ok(string(out.platform_name, out.platform_name_size))
     }
 
-    /// The platform's version, as the plugin words it.
+    /// Returns the platform's version, in the plugin's own format.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn platform_version(&self) -> Result<String> {
         let out = self.api.call(TopologyDescriptionPlatformVersion { topology: self.ptr, ..CStruct::zeroed() })?;
         Ok(string(out.platform_version, out.platform_version_size))
     }
 
-    /// Attributes such as `device_memory_bytes_limit`.
+    /// Returns the attributes, such as `device_memory_bytes_limit`.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn attributes(&self) -> Result<Options> {
         let out = self.api.call(TopologyDescriptionAttributes { topology: self.ptr, ..CStruct::zeroed() })?;
         Ok(read_named_values(out.attributes, out.num_attributes))
     }
 
-    /// One line per device.
+    /// Returns a one-line description of each device.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn devices(&self) -> Result<Vec<String>> {
         let args = TopologyDescriptionGetDeviceDescriptions { topology: self.ptr, ..CStruct::zeroed() };
         let out = self.api.call(args)?;
@@ -77,7 +96,10 @@ impl Topology {
         handles(out.descriptions, out.num_descriptions).into_iter().map(describe).collect()
     }
 
-    /// Compiles for this topology, with no device needed.
+    /// Compiles a program for this topology, without a device.
+    ///
+    /// # Errors
+    /// The plugin refuses the program.
     pub fn compile(&self, program: &Program<'_>, options: &CompileOptions) -> Result<AotExecutable> {
         let (c_program, options) = (program.as_c(), options.encode());
         let out = self.api.call(CompileAot {
@@ -99,21 +121,30 @@ impl Drop for Topology {
     }
 }
 
-/// A program compiled ahead of time: it can be described and serialized, not run.
+/// A program compiled ahead of time. It can be described and serialized, but not run.
 pub struct AotExecutable(Description);
 
 impl AotExecutable {
-    /// Memory needed on each device.
+    /// Returns the memory that the program needs on each device.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn memory_stats(&self) -> Result<CompiledMemoryStats> {
         self.0.memory_stats()
     }
 
-    /// The program after the plugin's optimisations: format and bytes.
+    /// Returns the program after the plugin's optimisations: format and bytes.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn optimized_program(&self) -> Result<(String, Vec<u8>)> {
         self.0.optimized_program()
     }
 
-    /// The executable in the plugin's own format.
+    /// Returns the executable in the plugin's own format.
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn serialize(&self) -> Result<Vec<u8>> {
         self.0.serialize()
     }

@@ -1,4 +1,4 @@
-//! Moving arrays from the host to a device: copied, borrowed, or sent piece by piece.
+//! Transfers of arrays from the host to a device: copied, borrowed, or sent piece by piece.
 
 use std::ffi::c_int;
 
@@ -16,7 +16,7 @@ use super::{
     tensor_type::TensorType,
 };
 
-/// How long the plugin may read the host's memory in `BufferFromHostBuffer`.
+/// The time during which the plugin may read the host's memory, in `BufferFromHostBuffer`.
 #[derive(Clone, Copy)]
 enum HostBufferSemantics {
     OnlyDuringCall = 0,
@@ -26,6 +26,9 @@ enum HostBufferSemantics {
 
 impl Client {
     /// Copies a row-major array to `device`. `data` is not used after the call.
+    ///
+    /// # Errors
+    /// `data` has another size than the type, or the plugin refuses the call.
     pub fn upload(&self, data: &[u8], ty: &TensorType, device: &Device) -> Result<Buffer> {
         if data.len() != ty.host_bytes() {
             let message = format!("cannot upload {} bytes as {ty}, which has {}", data.len(), ty.host_bytes());
@@ -36,8 +39,11 @@ impl Client {
         Ok(buffer)
     }
 
-    /// Starts to copy an array to `device`. Of an array that is not row-major and dense, `strides` are the bytes from one
-    /// element to the next in each dimension.
+    /// Starts to copy an array to `device`. For an array that is not row-major and dense, `strides`
+    /// are the bytes from one element to the next in each dimension.
+    ///
+    /// # Errors
+    /// `data` has another size than type and strides need, or the plugin refuses the call.
     pub fn start_upload(
         &self,
         data: HostBytes,
@@ -59,13 +65,20 @@ impl Client {
         Ok(Upload { buffer: Some(buffer), done: Some(done), _memory: data })
     }
 
-    /// Like [`Self::upload`], for numbers.
+    /// Copies numbers to `device`, as [`Self::upload`] does.
+    ///
+    /// # Errors
+    /// `data` has another size than the type, or the plugin refuses the call.
     pub fn upload_slice<T: bytemuck::Pod>(&self, data: &[T], ty: &TensorType, device: &Device) -> Result<Buffer> {
         self.upload(bytemuck::cast_slice(data), ty, device)
     }
 
-    /// Makes a buffer that borrows host memory for its whole life, where the plugin can (the CPU plugin, if the address is
-    /// a multiple of 64; otherwise it copies). The memory is released when the plugin is done with it.
+    /// Makes a buffer that borrows host memory for its whole life, where the plugin can: the CPU
+    /// plugin does if the address is a multiple of 64, and copies otherwise. The memory is released
+    /// when the plugin no longer uses it.
+    ///
+    /// # Errors
+    /// `data` has another size than the type, or the plugin refuses the call.
     pub fn borrow(&self, data: HostBytes, ty: &TensorType, device: &Device) -> Result<Buffer> {
         if data.bytes().len() != ty.host_bytes() {
             let message = format!("cannot borrow {} bytes as {ty}, which has {}", data.bytes().len(), ty.host_bytes());
@@ -77,7 +90,8 @@ impl Client {
         Ok(buffer)
     }
 
-    /// The caller has checked that the array of these strides lies in `data`.
+    /// Calls `BufferFromHostBuffer`. The caller has checked that the array of these strides is in
+    /// `data`.
     fn buffer_from_host(
         &self,
         data: &[u8],
@@ -101,7 +115,10 @@ impl Client {
         Ok((Buffer::new(self, out.buffer, ty.clone()), Event::new(self.api(), out.done_with_host_buffer)))
     }
 
-    /// Makes arrays on `device` that are filled piece by piece, see [`TransferManager`].
+    /// Allocates arrays on `device` that are filled piece by piece: see [`TransferManager`].
+    ///
+    /// # Errors
+    /// The plugin refuses the call.
     pub fn transfer_manager(&self, types: &[TensorType], device: &Device) -> Result<TransferManager> {
         let spec = |ty: &TensorType| ShapeSpec {
             dims: ty.dims.as_ptr(),
@@ -127,7 +144,7 @@ impl Client {
     }
 }
 
-/// An array on its way to a device, with the memory that is read for it.
+/// A transfer of an array to a device, with the host memory that it reads.
 pub struct Upload {
     buffer: Option<Buffer>,
     done: Option<Event>,
@@ -135,12 +152,16 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Bytes of the array in host memory.
+    /// Returns the size of the array in host memory, in bytes.
     pub fn host_bytes(&self) -> usize {
         self.buffer.as_ref().map_or(0, |buffer| buffer.ty().host_bytes())
     }
 
-    /// Waits until the host's memory is no more needed. What is done with the buffer waits for the rest.
+    /// Waits until the host's memory is no longer read. Programs that use the buffer wait for the
+    /// transfer to finish.
+    ///
+    /// # Errors
+    /// The transfer failed.
     pub fn wait(mut self) -> Result<Buffer> {
         self.done.take().map_or(Ok(()), Event::wait)?;
         Ok(self.buffer.take().expect("it is taken here only"))
@@ -148,7 +169,7 @@ impl Upload {
 }
 
 impl Drop for Upload {
-    /// The memory must outlive the transfer.
+    /// Waits, since the memory must outlive the transfer.
     fn drop(&mut self) {
         let _ = self.done.take().map(Event::wait);
     }
@@ -161,14 +182,17 @@ pub struct TransferManager {
     types: Vec<TensorType>,
     /// Bytes sent so far of each array.
     sent: Vec<usize>,
-    /// Transfers under way, with the memory that they read.
+    /// Running transfers, with the memory that they read.
     pending: Vec<(Event, HostBytes)>,
 }
 // SAFETY: the handle is only used through `&mut self` or by value.
 unsafe impl Send for TransferManager {}
 
 impl TransferManager {
-    /// Starts the transfer of the next part of array `index`; parts follow each other without gaps.
+    /// Starts the transfer of the next part of array `index`. Parts follow each other without gaps.
+    ///
+    /// # Errors
+    /// The part is empty or leaves the array, or the plugin refuses the call.
     pub fn send(&mut self, index: usize, part: HostBytes) -> Result<()> {
         let total = self.types[index].host_bytes();
         let offset = self.sent[index];
@@ -191,7 +215,10 @@ impl TransferManager {
         Ok(())
     }
 
-    /// Waits for all transfers and returns the arrays. An array that was not sent whole is an error.
+    /// Waits for all transfers. Returns the arrays.
+    ///
+    /// # Errors
+    /// An array was not sent whole, or a transfer failed.
     pub fn finish(mut self) -> Result<Vec<Buffer>> {
         self.drain()?;
         for (ty, &sent) in self.types.iter().zip(&self.sent) {
@@ -215,7 +242,7 @@ impl TransferManager {
 
 impl Drop for TransferManager {
     fn drop(&mut self) {
-        let _ = self.drain(); // the memory of transfers under way must outlive them
+        let _ = self.drain(); // the memory of running transfers must outlive them
         self.client.api().destroy(TransferManagerDestroy { transfer_manager: self.ptr, ..CStruct::zeroed() });
     }
 }

@@ -1,16 +1,17 @@
-//! The Python package index, as pip is configured for it: settings, listings (PEP 503 and 691), downloads.
+//! A client of the Python package index that pip is configured for: settings, listings (PEP 503 and
+//! 691), downloads.
 
 use std::{collections::HashMap, env, fs, io::Read, path::PathBuf, time::Duration};
 
 use super::{PluginError, Result};
 
-/// pip's settings that matter here.
+/// The settings of pip that are used here.
 pub(super) struct PipConfig {
-    /// Indexes to ask, in order.
+    /// Addresses of the indexes, in the order of search.
     pub indexes: Vec<String>,
     /// File of certificates to trust instead of the system's.
     pub cert: Option<PathBuf>,
-    /// Whether pip was told not to use an index.
+    /// True if pip was told not to use an index.
     pub no_index: bool,
 }
 
@@ -53,12 +54,13 @@ impl PipConfig {
     }
 }
 
-/// pip's built-in default: the `simple` pages of the index that is named like this, in the org domain.
+/// Returns pip's built-in default index.
 fn default_index() -> String {
     format!("https://{}.org/simple", "PyPI".to_lowercase())
 }
 
-/// `key = value` lines of the sections that pip's install and download read. Continuation lines extend a value.
+/// Reads the `key = value` lines of the sections for pip's install and download. Continuation lines
+/// extend a value.
 fn parse_ini(text: &str, settings: &mut HashMap<String, String>) {
     let mut section = String::new();
     let mut last: Option<String> = None;
@@ -121,7 +123,7 @@ impl Index {
         Ok(Self { agent, indexes: config.indexes.clone() })
     }
 
-    /// Address of this wheel of this package on the first index that has it.
+    /// Returns the address of a package's wheel, on the first index that has it.
     pub(super) fn find(&self, package: &str, wheel: &str) -> Result<String> {
         let mut last = None;
         for index in &self.indexes {
@@ -139,7 +141,7 @@ impl Index {
         Err(last.expect("there is at least one index"))
     }
 
-    /// Names and addresses of a package's files.
+    /// Returns the names and addresses of a package's files.
     fn list(&self, index: &str, package: &str) -> Result<Vec<(String, String)>> {
         let failed = |problem: String| PluginError::Index { index: shown(index), problem };
         let page = format!("{}/{package}/", index.trim_end_matches('/'));
@@ -156,7 +158,7 @@ impl Index {
         Ok(files.into_iter().map(|(name, url)| (name, resolve(&page, &url))).collect())
     }
 
-    /// Opens a download: its length, if told, and its bytes.
+    /// Opens a download. Returns its length, if the server sends it, and a reader.
     pub(super) fn open(&self, url: &str) -> Result<(Option<u64>, impl Read + use<>)> {
         let failed = |problem: String| PluginError::Index { index: shown(url), problem };
         let response = self.agent.get(url).call().map_err(|e| failed(e.to_string()))?;
@@ -166,7 +168,7 @@ impl Index {
     }
 }
 
-/// An address without the password that it may hold.
+/// Removes user name and password from an address.
 fn shown(url: &str) -> String {
     match (url.find("://"), url.find('@')) {
         (Some(start), Some(at)) if start < at => format!("{}***{}", &url[..start + 3], &url[at..]),
@@ -174,7 +176,7 @@ fn shown(url: &str) -> String {
     }
 }
 
-/// PEP 691. Yanked files are left out.
+/// Reads a listing in JSON (PEP 691), without yanked files. `None` if it is not one.
 fn parse_json(body: &str) -> Option<Vec<(String, String)>> {
     let json: serde_json::Value = serde_json::from_str(body).ok()?;
     let yanked = |file: &serde_json::Value| file["yanked"].as_bool() == Some(true) || file["yanked"].is_string();
@@ -183,7 +185,7 @@ fn parse_json(body: &str) -> Option<Vec<(String, String)>> {
     Some(json["files"].as_array()?.iter().filter(|file| !yanked(file)).filter_map(entry).collect())
 }
 
-/// PEP 503: one `<a>` per file. Yanked files are left out.
+/// Reads a listing in HTML (PEP 503): one `<a>` per file, without yanked files.
 fn parse_html(body: &str) -> Vec<(String, String)> {
     let attribute = |tag: &str, name: &str| -> Option<String> {
         let start = tag.find(&format!("{name}=\""))? + name.len() + 2;
@@ -201,7 +203,7 @@ fn parse_html(body: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// `url` relative to the page that it stands on.
+/// Resolves `url` relative to the page that contains it.
 fn resolve(page: &str, url: &str) -> String {
     if url.contains("://") {
         return url.to_owned();

@@ -1,5 +1,5 @@
-//! Installing plugins into our cache: download, check, unpack, rename. `<cache>/plugins/<kind>/<version>-<sha256>/` holds the
-//! library and a manifest.
+//! Installs plugins into the cache: download, check, unpack, rename.
+//! `<cache>/plugins/<kind>/<version>-<sha256>/` holds the library and a manifest.
 
 use std::{
     fs::{self, File},
@@ -21,9 +21,9 @@ use crate::{
     download::{Progress, copy_hashed, hex},
 };
 
-/// What is known of an installed plugin.
+/// The manifest of an installed plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Manifest {
+struct PluginManifest {
     package: String,
     version: String,
     wheel_sha256: String,
@@ -45,7 +45,10 @@ fn plugins_dir(kind: Kind) -> Result<PathBuf> {
     Ok(cache_dir().ok_or(PluginError::NoCacheDir)?.join("plugins").join(kind.to_string()))
 }
 
-/// Plugins of this kind in the cache, those pinned first, in the order of the table.
+/// Returns the plugins of this kind in the cache, pinned ones first, in the order of [`PINNED`].
+///
+/// # Errors
+/// There is no cache directory.
 pub fn installed(kind: Kind) -> Result<Vec<InstalledPlugin>> {
     let dir = plugins_dir(kind)?;
     let Ok(entries) = fs::read_dir(&dir) else { return Ok(Vec::new()) };
@@ -60,7 +63,7 @@ pub fn installed(kind: Kind) -> Result<Vec<InstalledPlugin>> {
 }
 
 fn read_installed(kind: Kind, dir: &Path) -> Option<InstalledPlugin> {
-    let manifest: Manifest = serde_json::from_str(&fs::read_to_string(dir.join(MANIFEST)).ok()?).ok()?;
+    let manifest: PluginManifest = serde_json::from_str(&fs::read_to_string(dir.join(MANIFEST)).ok()?).ok()?;
     let library = dir.join(&manifest.library);
     library.is_file().then_some(InstalledPlugin {
         kind,
@@ -73,7 +76,10 @@ fn read_installed(kind: Kind, dir: &Path) -> Option<InstalledPlugin> {
 
 const MANIFEST: &str = "manifest.json";
 
-/// Reads the library again and compares its sha256 with the one taken when it was installed.
+/// Compares the library's sha256 with the one that was computed when it was installed.
+///
+/// # Errors
+/// It differs, or the library cannot be read.
 pub fn verify(plugin: &InstalledPlugin) -> Result<()> {
     let wheel = |problem: io::Error| PluginError::Wheel { path: plugin.library.clone(), problem: problem.to_string() };
     let mut file = File::open(&plugin.library).map_err(wheel)?;
@@ -88,10 +94,15 @@ pub struct Installer<'a> {
 }
 
 impl Installer<'_> {
-    /// Downloads and installs this wheel, unless it is installed already.
+    /// Downloads and installs a pinned plugin, unless it is installed already.
+    ///
+    /// # Errors
+    /// The installer is offline, the download fails or has another sha256, or the files cannot be
+    /// written.
     pub fn install(&mut self, pinned: &PinnedPlugin) -> Result<InstalledPlugin> {
         let dir = plugins_dir(pinned.kind)?;
-        // Two processes that need the same plugin: the second waits for the first, and finds it installed.
+        // Two processes that need the same plugin: the second waits for the first, and finds it
+        // installed.
         let _lock = lock(&dir)?;
         if let Some(plugin) = read_installed(pinned.kind, &target(&dir, pinned)) {
             return Ok(plugin);
@@ -111,7 +122,7 @@ impl Installer<'_> {
         put(pinned, staged, &dir)
     }
 
-    /// Downloads a wheel into `dir`, and checks it.
+    /// Downloads a wheel into `dir`, and checks its sha256.
     fn fetch(
         &mut self,
         index: &Index,
@@ -135,7 +146,11 @@ impl Installer<'_> {
         Ok(file)
     }
 
-    /// Installs from a wheel file that the user has. It must be one of the pinned ones of this kind.
+    /// Installs a plugin from a wheel on this machine, which must be one of the pinned ones of this
+    /// kind.
+    ///
+    /// # Errors
+    /// The wheel is not pinned, needs others, or cannot be read, or the files cannot be written.
     pub fn install_file(&mut self, kind: Kind, wheel: &Path) -> Result<InstalledPlugin> {
         let unusable = |problem: String| PluginError::Wheel { path: wheel.to_owned(), problem };
         let mut file = File::open(wheel).map_err(|e| unusable(e.to_string()))?;
@@ -143,15 +158,15 @@ impl Installer<'_> {
         let Some(pinned) = PINNED.iter().find(|p| p.kind == kind && p.sha256 == found) else {
             let known: Vec<&str> = PINNED.iter().filter(|p| p.kind == kind).map(|p| p.wheel).collect();
             return Err(unusable(format!(
-                "its sha256 is {found}, which is none of the {kind} wheels that this program knows ({}). To use another \
+                "its sha256 is {found}, which is none of the pinned {kind} wheels ({}). To use another \
                  plugin, unzip it and pass its .so with --plugin",
                 known.join(", ")
             )));
         };
         if !pinned.libraries.is_empty() {
             return Err(unusable(format!(
-                "it needs {} more wheels, which --from-file does not bring: install it with pip in a Python environment \
-                 (jax[cuda12] or jax[cuda13]) and activate that, it is searched",
+                "it needs {} more wheels, which --from-file does not install: install it with pip in a Python environment \
+                 (jax[cuda12] or jax[cuda13]) and activate that, where it is found",
                 pinned.libraries.len()
             )));
         }
@@ -165,7 +180,7 @@ fn target(dir: &Path, pinned: &PinnedPlugin) -> PathBuf {
     dir.join(format!("{}-{}", pinned.version, &pinned.sha256[..16]))
 }
 
-/// Held until the result is dropped, or the process ends.
+/// Takes the lock of a directory, which is held until the result is dropped or the process ends.
 fn lock(dir: &Path) -> Result<File> {
     let failed = |path: &Path, cause| PluginError::Write { path: path.to_owned(), cause };
     fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
@@ -175,7 +190,7 @@ fn lock(dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Unpacks the plugin into a directory beside its place.
+/// Unpacks the plugin into a temporary directory beside its final one.
 fn stage(pinned: &PinnedPlugin, wheel: &Path, dir: &Path) -> Result<tempfile::TempDir> {
     let unusable = |problem: String| PluginError::Wheel { path: wheel.to_owned(), problem };
     let written = |cause| PluginError::Write { path: dir.to_owned(), cause };
@@ -183,7 +198,7 @@ fn stage(pinned: &PinnedPlugin, wheel: &Path, dir: &Path) -> Result<tempfile::Te
     let mut member =
         archive.by_name(pinned.member).map_err(|e| unusable(format!("no {} in it ({e})", pinned.member)))?;
     let member_path = Path::new(pinned.member);
-    // Libraries are looked for by their path from the plugin's.
+    // The plugin finds its libraries by paths relative to its own.
     let library = if pinned.libraries.is_empty() {
         Path::new(member_path.file_name().expect("members are files"))
     } else {
@@ -194,7 +209,7 @@ fn stage(pinned: &PinnedPlugin, wheel: &Path, dir: &Path) -> Result<tempfile::Te
     fs::create_dir_all(path.parent().expect("it is in the staging directory")).map_err(written)?;
     let mut out = File::create(path).map_err(written)?;
     let library_sha256 = copy_with_sha256(&mut member, &mut out, |_| ()).map_err(written)?;
-    let manifest = Manifest {
+    let manifest = PluginManifest {
         package: pinned.package.to_owned(),
         version: pinned.version.to_owned(),
         wheel_sha256: pinned.sha256.to_owned(),
@@ -212,7 +227,7 @@ fn open_wheel(wheel: &Path) -> Result<zip::ZipArchive<File>> {
     zip::ZipArchive::new(file).map_err(|e| unusable(format!("it is not a wheel ({e})")))
 }
 
-/// Unpacks a wheel of libraries, without what only compilers read.
+/// Unpacks a wheel of libraries, without headers and static libraries.
 fn unpack_all(wheel: &Path, name: &str, to: &Path) -> Result<()> {
     let unusable = |problem: String| PluginError::Wheel { path: name.into(), problem };
     let written = |cause| PluginError::Write { path: to.to_owned(), cause };
@@ -236,20 +251,21 @@ fn unpack_all(wheel: &Path, name: &str, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Renames what was staged to its place: a reader sees all of it or nothing.
+/// Renames the staged directory to its final place, so that other processes see all of it or
+/// nothing.
 fn put(pinned: &PinnedPlugin, staged: tempfile::TempDir, dir: &Path) -> Result<InstalledPlugin> {
     let written = |cause| PluginError::Write { path: dir.to_owned(), cause };
     fs::set_permissions(staged.path(), fs::Permissions::from_mode(0o755)).map_err(written)?;
     let place = target(dir, pinned);
     if place.exists() {
-        fs::remove_dir_all(&place).map_err(written)?; // damaged, or from before: we hold the lock
+        fs::remove_dir_all(&place).map_err(written)?; // damaged, or incomplete; the lock is held
     }
     fs::rename(staged.keep(), &place).map_err(written)?;
     read_installed(pinned.kind, &place)
         .ok_or_else(|| PluginError::Wheel { path: place, problem: "it could not be read back".into() })
 }
 
-/// Copies everything and returns its sha256, in hex.
+/// Copies everything. Returns its sha256, in hex.
 fn copy_with_sha256(from: &mut impl Read, to: &mut impl Write, progress: impl FnMut(u64)) -> io::Result<String> {
     let mut hasher = Sha256::new();
     copy_hashed(from, to, &mut hasher, progress)?;

@@ -1,4 +1,4 @@
-//! Finding a plugin that is already on this machine.
+//! Finds a plugin that is on this machine.
 
 use std::{
     env, fmt, fs,
@@ -8,7 +8,7 @@ use std::{
 
 use super::{Kind, PluginError, Result, install::installed, pinned::PINNED};
 
-/// Where a plugin was found.
+/// The place where a plugin was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PluginSource {
     /// `--plugin`
@@ -39,7 +39,7 @@ pub struct LocatedPlugin {
     pub source: PluginSource,
 }
 
-/// The plugin that the user named, if any: by `--plugin`, else by `PJRT_PLUGIN`.
+/// Returns the plugin that the user chose by `--plugin` or else `PJRT_PLUGIN`, if any.
 pub fn named(flag: Option<&Path>) -> Option<LocatedPlugin> {
     let by_flag = flag.map(|path| LocatedPlugin { path: path.to_owned(), source: PluginSource::Flag });
     by_flag.or_else(|| by_variable("PJRT_PLUGIN"))
@@ -50,8 +50,12 @@ fn by_variable(name: &'static str) -> Option<LocatedPlugin> {
     Some(LocatedPlugin { path: path.into(), source: PluginSource::Variable(name) })
 }
 
-/// Looks for the plugin of this kind, in the documented order. A path that the user named is taken as it is, so that a
-/// mistake in it is reported when it is loaded, and not hidden by the next place.
+/// Finds the plugin of this kind, in the documented order. A path that the user chose is not
+/// checked here: a mistake in it must be reported when the plugin is loaded, not hidden by the next
+/// place.
+///
+/// # Errors
+/// There is no such plugin. The message lists the places that were searched.
 pub fn locate(kind: Kind, flag: Option<&Path>) -> Result<LocatedPlugin> {
     if let Some(found) = named(flag) {
         return Ok(found);
@@ -95,7 +99,8 @@ pub fn locate(kind: Kind, flag: Option<&Path>) -> Result<LocatedPlugin> {
     Err(PluginError::NotFound { kind, tried: tried.join("\n") })
 }
 
-/// The site-packages directories of the active virtual environment, conda environment, and `python3`.
+/// Returns the site-packages directories of the active virtual environment, the conda environment,
+/// and `python3`.
 fn site_packages() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = Vec::new();
     for root in ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os) {
@@ -104,7 +109,8 @@ fn site_packages() -> Vec<PathBuf> {
         let pythons = versions.filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("python3")));
         found.extend(pythons.map(|python| python.join("site-packages")));
     }
-    // Asking python3 costs tens of milliseconds, and only happens where no plugin was found in the places before.
+    // Asking python3 costs tens of milliseconds, and only happens where no plugin was found in the
+    // places before.
     let script = "import site, sys; print('\\n'.join(site.getsitepackages() + [site.getusersitepackages()]))";
     if let Ok(output) = Command::new("python3").args(["-I", "-c", script]).output() {
         found.extend(String::from_utf8_lossy(&output.stdout).lines().map(PathBuf::from));

@@ -1,9 +1,11 @@
-//! PJRT plugins as files: which ones we trust, where they lie, fetching and verifying them.
+//! PJRT plugins as files: which ones are pinned, where they are found, how they are installed and
+//! verified.
 //!
-//! A plugin is a shared library inside a Python wheel. It is found in this order: `--plugin`, `PJRT_PLUGIN`,
-//! `TPU_LIBRARY_PATH` (tpu), our own cache, the site-packages of an active Python environment, the loader's search path.
-//! The CPU plugin, which everybody can run, is installed on first use from the Python package index that pip is configured
-//! for; no Python is needed for that.
+//! A plugin is a shared library inside a Python wheel. It is searched in this order: `--plugin`,
+//! `PJRT_PLUGIN`, `TPU_LIBRARY_PATH` (tpu), our own cache, the site-packages of an active Python
+//! environment, the loader's search path. The CPU plugin, which everybody can run, is installed on
+//! first use from the Python package index that pip is configured for; no Python is needed for
+//! that.
 
 mod index;
 mod install;
@@ -18,7 +20,7 @@ pub use probe::{DeviceFile, System, tpu_chips};
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// A platform that a plugin drives.
+/// The platform that a plugin drives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     Cpu,
@@ -27,6 +29,7 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All platforms, the preferred one first.
     pub const ALL: [Self; 3] = [Self::Tpu, Self::Cuda, Self::Cpu];
 }
 
@@ -51,7 +54,7 @@ impl FromStr for Kind {
     }
 }
 
-/// What can go wrong with finding or installing a plugin.
+/// An error of finding or installing a plugin. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {
     #[error("no {kind} plugin was found. Tried:\n{tried}\nInstall one with: gemma-pjrt plugins install {kind}")]

@@ -1,8 +1,9 @@
-//! The plugins that we install: name, version and sha256 of each wheel, and which file in it is the plugin.
+//! The plugins that can be installed: name, version and sha256 of each wheel, and the plugin's path
+//! inside.
 
 use super::Kind;
 
-/// A wheel that was tried with this program.
+/// A plugin's wheel that this program was tested with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinnedPlugin {
     pub kind: Kind,
@@ -12,10 +13,10 @@ pub struct PinnedPlugin {
     /// File name of the wheel.
     pub wheel: &'static str,
     pub sha256: &'static str,
-    /// The plugin inside.
+    /// Path of the plugin inside the wheel.
     pub member: &'static str,
     pub note: &'static str,
-    /// Wheels that are unpacked beside it, where it looks for its libraries and tools.
+    /// Wheels that are unpacked beside it: the libraries and tools that it loads.
     pub libraries: &'static [LibraryWheel],
 }
 
@@ -27,7 +28,7 @@ pub struct LibraryWheel {
     pub sha256: &'static str,
 }
 
-/// What the CUDA 13 plugin loads, and ptxas, by which it compiles.
+/// The libraries that the CUDA 13 plugin loads, and ptxas, with which it compiles.
 const CUDA_13: &[LibraryWheel] = &[
     LibraryWheel {
         package: "nvidia-cublas",
@@ -219,7 +220,7 @@ pub const PINNED: &[PinnedPlugin] = &[
     },
 ];
 
-/// The pinned wheel of this kind: the default one, or the one of this package.
+/// Returns the pinned plugin of this kind: the default one, or the one in this package.
 pub fn pinned_for(kind: Kind, package: Option<&str>) -> Option<&'static PinnedPlugin> {
     PINNED.iter().find(|p| p.kind == kind && package.is_none_or(|name| p.package == name))
 }

@@ -1,4 +1,4 @@
-//! What accelerators this machine has, told from files alone: no plugin is loaded for it.
+//! Finds this machine's accelerators from files alone, without loading a plugin.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 const GOOGLE: &str = "0x1ae0";
 const CHIPS: [(&str, &str); 4] = [("0x005e", "v4"), ("0x0062", "v5p"), ("0x0063", "v5e"), ("0x006f", "v6e")];
 
-/// This computer, as its files show it.
+/// A computer, as the files below its root directory describe it.
 #[derive(Clone, Debug)]
 pub struct System {
     root: PathBuf,
@@ -25,19 +25,19 @@ impl Default for System {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceFile {
     pub path: PathBuf,
-    /// Why this user cannot open it for reading and writing, if so.
+    /// Why this user cannot open the file for reading and writing; `None` if they can.
     pub refused: Option<String>,
-    /// Other processes that have it open: number and name. Those of other users can only be seen by root.
+    /// Other processes that have it open: process id and name. Only root sees those of other users.
     pub holders: Vec<(u32, String)>,
 }
 
 impl System {
-    /// The computer whose files lie under this directory.
+    /// Returns the computer whose root directory is this one.
     pub fn under(root: &Path) -> Self {
         Self { root: root.to_owned() }
     }
 
-    /// Contents of a file, given by its absolute path; empty if it cannot be read.
+    /// Reads a file, given by its absolute path. Returns an empty text if it cannot be read.
     pub fn read(&self, path: &str) -> String {
         fs::read_to_string(self.path(path)).map(|text| text.trim().to_owned()).unwrap_or_default()
     }
@@ -46,8 +46,8 @@ impl System {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// Generations of the TPU chips on the PCI bus, one entry per chip. libtpu is only asked where there are some: elsewhere it
-    /// can spend minutes looking for Google's metadata server.
+    /// Returns the generation of each TPU chip on the PCI bus. libtpu is only loaded where there
+    /// are chips: elsewhere it can spend minutes looking for Google's metadata server.
     pub fn tpu_chips(&self) -> Vec<&'static str> {
         const PCI: &str = "/sys/bus/pci/devices";
         let Ok(entries) = fs::read_dir(self.path(PCI)) else { return Vec::new() };
@@ -61,12 +61,13 @@ impl System {
             .collect()
     }
 
-    /// Whether an NVIDIA driver is loaded.
+    /// Returns whether an NVIDIA driver is loaded.
     pub fn nvidia_driver(&self) -> bool {
         self.path("/dev/nvidiactl").exists() || self.path("/proc/driver/nvidia/version").exists()
     }
 
-    /// The TPU chips' device files: /dev/accel0 and so on, or with newer drivers /dev/vfio/0.
+    /// Returns the device files of the TPU chips: /dev/accel0 and so on, or /dev/vfio/0 with newer
+    /// drivers.
     pub fn tpu_device_files(&self) -> Vec<DeviceFile> {
         let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         let list = |dir: &str, prefix: &str| -> Vec<PathBuf> {
@@ -80,14 +81,14 @@ impl System {
         let holders = self.holders(&paths);
         let describe = |(path, holders): (PathBuf, Vec<(u32, String)>)| {
             let refused = fs::OpenOptions::new().read(true).write(true).open(&path).err();
-            // A chip that is in use can be busy for others: who it is says more.
+            // A chip in use may be busy for others. The process that uses it says more than that.
             let refused = refused.filter(|_| holders.is_empty()).map(|e| e.to_string());
             DeviceFile { path, refused, holders }
         };
         paths.into_iter().zip(holders).map(describe).collect()
     }
 
-    /// For each path, the other processes that have it open.
+    /// Returns for each path the other processes that have it open.
     fn holders(&self, paths: &[PathBuf]) -> Vec<Vec<(u32, String)>> {
         let mut holders = vec![Vec::new(); paths.len()];
         if paths.is_empty() {
@@ -107,7 +108,8 @@ impl System {
         holders
     }
 
-    /// Why the TPU cannot be used, and what to do, told without loading libtpu: it can hang or abort then.
+    /// Returns why the TPU cannot be used, and what to do; `None` if it can. Does not load libtpu,
+    /// which could hang or abort.
     pub fn tpu_problem(&self) -> Option<String> {
         if self.tpu_chips().is_empty() {
             return Some("no TPU chip on the PCI bus. Use --platform cpu, or run this on a machine with a TPU".into());
@@ -137,7 +139,7 @@ impl System {
     }
 }
 
-/// As [`System::tpu_chips`], of this computer.
+/// Returns the TPU chips of this computer, as [`System::tpu_chips`] does.
 pub fn tpu_chips() -> Vec<&'static str> {
     System::default().tpu_chips()
 }

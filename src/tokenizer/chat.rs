@@ -1,15 +1,15 @@
-//! The chat format: the template of `tokenizer_config.json`, or Gemma's own.
+//! The chat format: the template of the checkpoint, or Gemma's own.
 
 use serde::{Deserialize, Serialize};
 
 use super::TokenizerError;
 
-/// Who speaks. Gemma knows no system role.
+/// The author of a message. Gemma has no system role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     User,
-    /// The model; `assistant` in templates, which write `model`.
+    /// The model. Templates get `assistant`, and write `model`.
     Assistant,
 }
 
@@ -21,18 +21,18 @@ pub struct Message {
 }
 
 impl Message {
-    /// A turn of the user.
+    /// Returns a message of the user.
     pub fn user(content: impl Into<String>) -> Self {
         Self { role: Role::User, content: content.into() }
     }
 
-    /// A turn of the model.
+    /// Returns a message of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self { role: Role::Assistant, content: content.into() }
     }
 }
 
-/// Gemma's format, as in the model card: turns alternate, start with the user, and are trimmed.
+/// Gemma's template, as in the model card: turns alternate, start with the user, and are trimmed.
 const GEMMA: &str = "{{ bos_token }}{% for message in messages %}\
 {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
 {{ raise_exception('turns must alternate between user and model, starting with the user') }}{% endif %}\
@@ -46,8 +46,11 @@ pub struct ChatTemplate(minijinja::Environment<'static>);
 const NAME: &str = "chat";
 
 impl ChatTemplate {
-    /// The template that `tokenizer_config.json` holds, or Gemma's own if it has none. The first of several named ones is
-    /// called `default` by convention.
+    /// Compiles the template in `tokenizer_config.json`, or Gemma's own if it has none. Of several
+    /// named ones, it takes `default`.
+    ///
+    /// # Errors
+    /// The file is not JSON, or its template is not valid.
     pub fn of_config(json: &str) -> Result<Self, String> {
         let json: serde_json::Value = serde_json::from_str(json).map_err(|e| e.to_string())?;
         match json.get("chat_template") {
@@ -61,14 +64,14 @@ impl ChatTemplate {
         }
     }
 
-    /// Gemma's own template.
+    /// Returns Gemma's own template.
     pub fn gemma() -> Self {
         Self::compile(GEMMA.to_owned()).expect("our own template compiles")
     }
 
     pub(super) fn compile(source: String) -> Result<Self, String> {
         let mut environment = minijinja::Environment::new();
-        // As transformers sets jinja up.
+        // These are the settings of transformers.
         let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| e.to_string())?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -79,7 +82,7 @@ impl ChatTemplate {
         Ok(Self(environment))
     }
 
-    /// The conversation as text, with the opening of the model's answer at its end.
+    /// Returns the conversation as text, ending with the start of the model's answer.
     pub(super) fn render(&self, messages: &[Message]) -> Result<String, TokenizerError> {
         let context = minijinja::context! {
             messages => minijinja::value::Serde(messages),

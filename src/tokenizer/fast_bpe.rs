@@ -1,5 +1,6 @@
-//! Reading `tokenizer.json` quickly. The `tokenizers` crate makes generic JSON values of the whole file before it makes a
-//! tokenizer of them, which takes a second for Gemma's 256,000 tokens and 580,000 merges; a third of that is enough.
+//! Reads `tokenizer.json` quickly. The `tokenizers` crate parses the whole file into generic JSON
+//! values first, which takes a second for Gemma's 256,000 tokens and 580,000 merges. This takes a
+//! third of that.
 
 use std::collections::HashMap;
 
@@ -13,26 +14,29 @@ use tokenizers::{
     models::bpe::{BPE, Vocab},
 };
 
-/// A tokenizer from the contents of its `tokenizer.json`. The error says what is wrong with them.
+/// Makes a tokenizer from the contents of `tokenizer.json`.
+///
+/// # Errors
+/// They are not a tokenizer. The message says what is wrong.
 pub fn tokenizer(json: &[u8]) -> Result<Tokenizer, String> {
     let mut parts: HashMap<String, &RawValue> = serde_json::from_slice(json).map_err(|e| e.to_string())?;
     let model = parts.remove("model").ok_or("it has no model")?;
-    let Ok(model) = serde_json::from_str::<Model>(model.get()) else {
-        // Another kind of model than Gemma's, or a damaged one, of which the crate knows what is wrong.
+    let Ok(model) = serde_json::from_str::<BpeModel>(model.get()) else {
+        // Another kind of model than Gemma's, or a damaged one, whose error the crate explains.
         return Tokenizer::from_bytes(json).map_err(|e| e.to_string());
     };
-    let added: Vec<Added> = match parts.remove("added_tokens") {
+    let added: Vec<AddedEntry> = match parts.remove("added_tokens") {
         Some(added) => serde_json::from_str(added.get()).map_err(|e| format!("added_tokens: {e}"))?,
         None => Vec::new(),
     };
-    // All but the tokens goes the crate's own way.
+    // The crate reads everything but the tokens.
     let empty = serde_json::value::to_raw_value(&serde_json::json!({"type": "BPE", "vocab": {}, "merges": []}));
     let empty = empty.map_err(|e| e.to_string())?;
     parts.insert("model".into(), &empty);
     let rest = serde_json::to_string(&parts).map_err(|e| e.to_string())?;
     let mut tokenizer: Tokenizer = rest.parse().map_err(|e: tokenizers::Error| e.to_string())?;
     tokenizer.with_model(model.build()?);
-    for Added { id, token } in added {
+    for AddedEntry { id, token } in added {
         let content = token.content.clone();
         if token.special { tokenizer.add_special_tokens([token]) } else { tokenizer.add_tokens([token]) }
             .map_err(|e| e.to_string())?;
@@ -43,9 +47,9 @@ pub fn tokenizer(json: &[u8]) -> Result<Tokenizer, String> {
     Ok(tokenizer)
 }
 
-/// A BPE model, as `tokenizer.json` has it.
+/// The BPE model of `tokenizer.json`.
 #[derive(Deserialize)]
-struct Model {
+struct BpeModel {
     vocab: Vocab,
     merges: Vec<Merge>,
     unk_token: Option<String>,
@@ -59,7 +63,7 @@ struct Model {
     ignore_merges: bool,
 }
 
-impl Model {
+impl BpeModel {
     fn build(self) -> Result<BPE, String> {
         let merges = self.merges.into_iter().map(|Merge(pair)| pair).collect();
         let mut bpe = BPE::builder()
@@ -80,7 +84,7 @@ impl Model {
     }
 }
 
-/// Two tokens that become one: `"a b"` in older files, `["a", "b"]` in newer ones.
+/// A merge of two tokens: `"a b"` in older files, `["a", "b"]` in newer ones.
 struct Merge((String, String));
 
 impl<'de> Deserialize<'de> for Merge {
@@ -110,9 +114,9 @@ impl<'de> Deserialize<'de> for Merge {
     }
 }
 
-/// A token beside those of the model, or a special one among them.
+/// An entry of `added_tokens`: a token beside the model's vocabulary, or a special one in it.
 #[derive(Deserialize)]
-struct Added {
+struct AddedEntry {
     id: u32,
     #[serde(flatten)]
     token: AddedToken,

@@ -1,9 +1,10 @@
-//! The smallest tokenizer with Gemma's special tokens at Gemma's ids, for checkpoints that this project makes.
+//! The smallest tokenizer with Gemma's special tokens at Gemma's ids, for checkpoints with random
+//! weights.
 
 use serde_json::{Value, json};
 
-/// A `tokenizer.json` whose only text tokens are the 256 bytes, at Gemma's ids 217 to 472. `vocab_size` must be at least
-/// 473; the rest is filled with `<unusedN>`.
+/// Returns a `tokenizer.json` whose only text tokens are the 256 bytes, at Gemma's ids 217 to 472.
+/// `vocab_size` must be at least 473; other ids are `<unusedN>`.
 pub fn minimal_tokenizer_json(vocab_size: usize) -> Value {
     const FIRST_BYTE: usize = 217;
     let special = |id: usize| match id {

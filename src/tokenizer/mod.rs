@@ -1,7 +1,7 @@
 //! Text to token ids and back: `tokenizer.json`, the chat template, streaming detokenisation.
 //!
-//! Every prompt that leaves this room starts with exactly one `<bos>`: without it Gemma scores at chance, doubled its quality
-//! drops.
+//! Every tokenized prompt starts with exactly one `<bos>`. Without it Gemma scores at chance; with
+//! two its quality drops.
 
 mod chat;
 mod fast_bpe;
@@ -19,7 +19,7 @@ use std::{
     sync::Arc,
 };
 
-/// A tokenizer that cannot be loaded or used.
+/// An error of loading or using a tokenizer.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     #[error("there is no tokenizer {0}; copy tokenizer.json from the model's repository next to config.json")]
@@ -51,8 +51,12 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` of a model directory, and its chat template: that of `chat_template.jinja`, where newer exports
-    /// put it, or of `tokenizer_config.json`, or Gemma's own.
+    /// Loads `tokenizer.json` of a model directory, and its chat template: that of
+    /// `chat_template.jinja`, as in newer exports, else of `tokenizer_config.json`, else Gemma's
+    /// own.
+    ///
+    /// # Errors
+    /// A file is missing or damaged.
     pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
@@ -71,7 +75,10 @@ impl Tokenizer {
         Self::new(&json, template).map_err(|reason| damaged(&path, reason))
     }
 
-    /// A tokenizer from the contents of its `tokenizer.json`. The error says what is wrong with them.
+    /// Makes a tokenizer from the contents of `tokenizer.json`.
+    ///
+    /// # Errors
+    /// They are not a tokenizer with Gemma's special tokens. The message says what is wrong.
     pub fn new(json: &[u8], template: ChatTemplate) -> Result<Self, String> {
         let inner = fast_bpe::tokenizer(json)?;
         let id = |token: &str| inner.token_to_id(token);
@@ -81,40 +88,55 @@ impl Tokenizer {
         Ok(Self { inner, special, template })
     }
 
-    /// Ids of the special tokens.
+    /// Returns the ids of the special tokens.
     pub fn special(&self) -> SpecialTokens {
         self.special
     }
 
-    /// Ids that end a generation: `<eos>` and `<end_of_turn>`.
+    /// Returns the ids that end a generation: `<eos>` and `<end_of_turn>`.
     pub fn stop_ids(&self) -> Vec<u32> {
         [Some(self.special.eos), self.special.end_of_turn].into_iter().flatten().collect()
     }
 
-    /// Number of entries, special tokens included.
+    /// Returns the size of the vocabulary, special tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// Token ids of plain text, with exactly one `<bos>` in front. Special tokens written in the text are recognised.
+    /// Returns the token ids of plain text, with exactly one `<bos>` in front. Special tokens in
+    /// the text are recognised.
+    ///
+    /// # Errors
+    /// The text cannot be tokenized.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         Ok(self.with_one_bos(&self.encode_continuation(text)?))
     }
 
-    /// Token ids of text that follows other text, without a `<bos>`. They are those of the whole only where the text begins with
-    /// a special token.
+    /// Returns the token ids of text that follows other text, without a `<bos>`. They are the ids
+    /// of the concatenation only where the text begins with a special token.
+    ///
+    /// # Errors
+    /// The text cannot be tokenized.
     pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        // Without the tokenizer's own post-processing, which would add a <bos> to the one that a template writes.
+        // Without the tokenizer's own post-processing, which would add a <bos> to the one that a
+        // template writes.
         let encoding = self.inner.encode_fast(text, false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids of a conversation in the chat format, ready for the model's answer.
+    /// Returns the token ids of a conversation in the chat format, up to the start of the model's
+    /// answer.
+    ///
+    /// # Errors
+    /// The chat template refuses the conversation, or its text cannot be tokenized.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TokenizerError> {
         self.encode(&self.template.render(messages)?)
     }
 
-    /// The conversation as the template writes it, before tokenization.
+    /// Returns a conversation in the chat format, as text.
+    ///
+    /// # Errors
+    /// The chat template refuses the conversation.
     pub fn render_chat(&self, messages: &[Message]) -> Result<String, TokenizerError> {
         self.template.render(messages)
     }
@@ -125,18 +147,24 @@ impl Tokenizer {
         std::iter::once(bos).chain(text).collect()
     }
 
-    /// Text of token ids; special tokens are left out.
+    /// Returns the text of token ids, without special tokens.
+    ///
+    /// # Errors
+    /// The decoder of the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         self.inner.decode(ids, true).map_err(|e| TokenizerError::Encode(e.to_string()))
     }
 
-    /// A detokenizer for one stream of tokens.
+    /// Returns a detokenizer for one stream of tokens.
     pub fn stream(self: &Arc<Self>) -> Detokenizer {
         Detokenizer::new(self.clone())
     }
 }
 
-/// Refuses ids that the vocabulary does not have.
+/// Checks that all ids are in the vocabulary.
+///
+/// # Errors
+/// One is not.
 pub fn check_ids(ids: &[u32], vocab_size: usize) -> Result<(), TokenizerError> {
     match ids.iter().find(|&&id| id as usize >= vocab_size) {
         Some(&id) => Err(TokenizerError::UnknownId { id, size: vocab_size }),

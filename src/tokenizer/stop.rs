@@ -1,18 +1,20 @@
 //! Stop strings in a stream of text.
 
-/// Looks for stop strings across the pieces of a stream. Text that may be the beginning of one is held back.
+/// Finds stop strings across the pieces of a stream. Text that may be the beginning of one is held
+/// back.
 pub struct StopStrings {
     stops: Vec<String>,
+    /// Text that may be the beginning of a stop string.
     held: String,
 }
 
 impl StopStrings {
-    /// Empty strings never stop anything.
+    /// Returns a search for these strings. Empty ones are ignored.
     pub fn new(stops: Vec<String>) -> Self {
         Self { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new() }
     }
 
-    /// Adds a piece. Returns the text that can be shown, and whether a stop string was found right behind it.
+    /// Adds a piece. Returns the text that can be shown, and whether a stop string follows it.
     pub fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
@@ -25,13 +27,13 @@ impl StopStrings {
         (std::mem::replace(&mut self.held, held), false)
     }
 
-    /// What is held back when the stream ends without a stop string.
+    /// Returns the text that is held back, when the stream ends without a stop string.
     pub fn take_held(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }
 
-/// Length of the longest end of `text` that is a beginning of `stop`.
+/// Returns the length of the longest suffix of `text` that is a prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let mut ends = text.char_indices().map(|(i, _)| &text[i..]);
     ends.find(|end| stop.starts_with(end)).map_or(0, str::len)

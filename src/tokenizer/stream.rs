@@ -1,25 +1,28 @@
-//! Text as it comes, token by token.
+//! Streaming detokenisation.
 
 use std::sync::Arc;
 
 use super::{Tokenizer, TokenizerError};
 
-/// Turns a stream of tokens into text, piece by piece. A piece never ends inside a UTF-8 character: bytes of an unfinished
-/// one are held back until the rest arrives or the stream ends.
+/// Turns a stream of tokens into text, piece by piece. A piece never ends inside a UTF-8 character:
+/// bytes of an unfinished one are held back until the rest arrives or the stream ends.
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
-    /// Tokens decoded so far that later ones may depend on, and those not given out yet.
+    /// Tokens that later ones may depend on, followed by those that have not been returned as text.
     ids: Vec<u32>,
-    /// `ids[..given]` have been given out as text.
-    given: usize,
+    /// `ids[..returned]` have been returned as text.
+    returned: usize,
 }
 
 impl Detokenizer {
     pub(super) fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, ids: Vec::new(), given: 0 }
+        Self { tokenizer, ids: Vec::new(), returned: 0 }
     }
 
-    /// Adds a token and returns the text that is complete now, which may be empty.
+    /// Adds a token. Returns the text that is complete now, which may be empty.
+    ///
+    /// # Errors
+    /// The decoder of the tokenizer fails.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
         self.ids.push(id);
         let piece = self.pending()?;
@@ -31,28 +34,31 @@ impl Detokenizer {
         Ok(piece)
     }
 
-    /// What is left when the stream ends: an unfinished character becomes U+FFFD.
+    /// Returns the remaining text when the stream ends. An unfinished character becomes U+FFFD.
+    ///
+    /// # Errors
+    /// The decoder of the tokenizer fails.
     pub fn finish(&mut self) -> Result<String, TokenizerError> {
         let piece = self.pending()?;
         self.advance();
         Ok(piece)
     }
 
-    /// Text of the tokens not given out yet, decoded after those before them: a decoder may treat the first token of a
-    /// text differently (a leading space).
+    /// Returns the text of the tokens not returned yet. They are decoded together with those before
+    /// them, since a decoder may treat the first token of a text differently (a leading space).
     fn pending(&self) -> Result<String, TokenizerError> {
-        let before = self.tokenizer.decode(&self.ids[..self.given])?;
+        let before = self.tokenizer.decode(&self.ids[..self.returned])?;
         let all = self.tokenizer.decode(&self.ids)?;
         Ok(all.get(before.len()..).unwrap_or_default().to_owned())
     }
 
-    /// Everything is given out. A few tokens stay as context, if they are whole characters: a run of byte tokens that starts
-    /// inside one would decode to nothing but U+FFFD.
+    /// Marks all tokens as returned. Keeps a few as context, if they are whole characters: byte
+    /// tokens that start inside a character would decode to U+FFFD only.
     fn advance(&mut self) {
         const CONTEXT: usize = 4;
         let whole = |ids: &[u32]| self.tokenizer.decode(ids).is_ok_and(|text| !text.contains('\u{FFFD}'));
         let keep = (1..=CONTEXT.min(self.ids.len())).find(|&n| whole(&self.ids[self.ids.len() - n..])).unwrap_or(0);
         self.ids.drain(..self.ids.len() - keep);
-        self.given = self.ids.len();
+        self.returned = self.ids.len();
     }
 }

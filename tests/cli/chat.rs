@@ -67,7 +67,7 @@ fn a_conversation_at_a_terminal() {
     says(&mut chat, "answers     4");
     says(&mut chat, "memory");
     chat.send_line("/help").unwrap();
-    says(&mut chat, "go on from a saved conversation");
+    says(&mut chat, "continue a saved conversation");
     chat.send_line("/fly").unwrap();
     says(&mut chat, "error: there is no command /fly");
     chat.send_line("/exit").unwrap();
@@ -115,7 +115,8 @@ fn lines_are_edited_completed_and_remembered() {
     ends(&mut second, 0);
 }
 
-/// A random model of the demo model's vocabulary that talks without end, slowly enough to be stopped.
+/// A random model of the demo model's vocabulary that talks without end, slowly enough to be
+/// stopped.
 fn talker(home: &Home) -> String {
     let dir = home.path("talker");
     let mut config: Value = serde_json::from_str(include_str!("../../src/demo/config.json")).unwrap();
@@ -207,7 +208,8 @@ fn through_pipes_each_line_is_a_turn() {
     assert!(ran.stderr.contains("Gemma has no system role"), "{}", ran.stderr);
 }
 
-/// The conversation is longer than the context, so that its oldest turn goes: the last question has one answer all the same.
+/// The conversation is longer than the context, so that its oldest turn goes: the last question has
+/// one answer all the same.
 #[test]
 fn regenerate_may_drop_turns_too() {
     let home = Home::new();

@@ -1,4 +1,5 @@
-//! `eval`, as a user runs it: on one machine, split over several, interrupted, with what is wrong with data.
+//! `eval`, as a user runs it: on one machine, split over several, interrupted, with what is wrong
+//! with data.
 
 use std::{
     fs,
@@ -72,7 +73,7 @@ fn results_are_written_and_shards_join_to_the_same() {
     // What does not belong together is refused.
     merge(&[&shards[0], &shards[1]]).fails(1, &["shard 2/3 is missing"]);
     merge(&[&shards[0], &shards[0], &shards[1], &shards[2]]).fails(1, &["the same shard"]);
-    merge(&[&whole]).fails(1, &["no result of `eval --shard`"]);
+    merge(&[&whole]).fails(1, &["not a result of `eval --shard`"]);
     let other = path(&home, "other.json");
     let limit = ["eval", "--tasks", "piqa", "--data", &data, "--limit", "13", "--output", &other, "--shard", "0/3"];
     home.run(&limit).ok();
@@ -120,7 +121,7 @@ fn words_are_read_and_programs_run_if_that_is_allowed() {
     ] {
         assert!(ran.stdout.contains(words), "{words:?} is not in:\n{}", ran.stdout);
     }
-    assert!(ran.stderr.contains("18 programs were not run; --allow-code-execution does it"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("18 programs were not run; --allow-code-execution runs them"), "{}", ran.stderr);
     let samples = fs::read_to_string(home.path("out.json.samples.jsonl")).unwrap();
     assert_eq!(samples.lines().count(), 9 + 18 + 9 + 9, "one line for each document and way to read it");
     let of_short =

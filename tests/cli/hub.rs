@@ -39,7 +39,8 @@ struct Seen {
     token: bool,
 }
 
-/// A hub on localhost: the model's page, its files, and a second server (by another host name) that large files are on.
+/// A hub on localhost: the model's page, its files, and a second server (by another host name) that
+/// large files are on.
 struct TestHub {
     url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -208,7 +209,8 @@ fn a_model_is_downloaded_once_into_the_layout_of_hugging_face() {
         assert_eq!(seen.token, !storage, "the token is for the hub only: {seen:?}");
     }
 
-    // It is in the cache now: nothing is asked, with or without network, by name or with its commit.
+    // It is in the cache now: nothing is asked, with or without network, by name or with its
+    // commit.
     let before = hub.requests().len();
     generate(&home, "http://127.0.0.1:9", &[]).ok();
     generate(&home, "http://127.0.0.1:9", &[("HF_HUB_OFFLINE", "1")]).ok();
@@ -242,7 +244,8 @@ fn a_broken_download_goes_on_where_it_stopped() {
     let ranges: Vec<String> = hub.requests().into_iter().filter_map(|seen| seen.range).collect();
     assert_eq!(ranges, ["bytes=100000-", "bytes=200000-", "bytes=300000-"]);
 
-    // A connection that brings nothing any more: the run ends, what came stays, and the next run goes on from there.
+    // A connection that brings nothing any more: the run ends, what came stays, and the next run
+    // goes on from there.
     let home = Home::new();
     let incomplete = || {
         let blobs = fs::read_dir(repo_dir(&home).join("blobs")).unwrap().flatten();

@@ -108,7 +108,8 @@ impl Ran {
         serde_json::from_str(&self.ok().stdout).unwrap()
     }
 
-    /// An error that a user can act on: this exit code, these words, no panic, nothing of the plugin's own.
+    /// An error that a user can act on: this exit code, these words, no panic, nothing of the
+    /// plugin's own.
     #[track_caller]
     fn fails(self, code: i32, words: &[&str]) -> Self {
         let Self { stdout, stderr, .. } = &self;

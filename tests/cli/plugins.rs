@@ -105,7 +105,8 @@ fn wheels_that_are_not_pinned_are_refused() {
     let wheel = home.path("some.whl");
     fs::write(&wheel, "no wheel").unwrap();
     let path = wheel.to_str().unwrap();
-    install(&home, "http://127.0.0.1:9", &["--from-file", path]).fails(1, &["none of the cpu wheels", "--plugin"]);
+    install(&home, "http://127.0.0.1:9", &["--from-file", path])
+        .fails(1, &["none of the pinned cpu wheels", "--plugin"]);
     install(&home, "http://127.0.0.1:9", &["--from-file", "/no/such.whl"]).fails(1, &["/no/such.whl"]);
 }
 

@@ -41,7 +41,8 @@ fn each_command_is_one_of_gcloud() {
     }
 }
 
-/// The last argument is a command for the VM's shell: it is run here, with a stand-in for the program and for sudo.
+/// The last argument is a command for the VM's shell: it is run here, with a stand-in for the
+/// program and for sudo.
 #[test]
 fn arguments_arrive_as_they_were() {
     let home = tempfile::tempdir().unwrap();

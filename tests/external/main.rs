@@ -1,5 +1,5 @@
-//! Tests against things that are not in the repository: scripts/fetch-test-data.sh fetches them, ci/run runs both.
-//! `cargo test` alone leaves this binary out (test = false in Cargo.toml).
+//! Tests against things that are not in the repository: scripts/fetch-test-data.sh fetches them,
+//! ci/run runs both. `cargo test` alone leaves this binary out (test = false in Cargo.toml).
 
 mod abi_drift;
 mod real_tokenizer;

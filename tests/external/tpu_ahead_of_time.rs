@@ -1,4 +1,5 @@
-//! Programs for Cloud TPU v5e, compiled by libtpu on a machine without a TPU. Needs the tpu plugin: ci/run installs it.
+//! Programs for Cloud TPU v5e, compiled by libtpu on a machine without a TPU. Needs the tpu plugin:
+//! ci/run installs it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -57,7 +58,8 @@ fn compile(machine: &CompileTarget, spec: &ProgramSpec) -> Compiled {
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
-/// Memory of each chip, and what the compiler may not do: copy a cache, convert a weight, add collectives.
+/// Memory of each chip, and what the compiler may not do: copy a cache, convert a weight, add
+/// collectives.
 #[test]
 fn models_fit_v5e_with_nothing_copied() {
     const B7: &str = "gemma-1.1-7b";
@@ -140,7 +142,8 @@ fn no_copies(spec: &ProgramSpec, optimized: &proto::Module) {
 /// How many of each there are in the program's text.
 fn collectives(module: &proto::Module) -> BTreeMap<String, usize> {
     let mut found = BTreeMap::new();
-    // A large all-reduce is sometimes done in two halves, of which the first is in a computation of this name.
+    // A large all-reduce is sometimes done in two halves, of which the first is in a computation of
+    // this name.
     for computation in module.computations.iter().filter(|c| !c.name.starts_with("all-reduce-scatter")) {
         for instruction in &computation.instructions {
             let op = instruction.opcode.trim_end_matches("-start");

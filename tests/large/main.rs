@@ -1,5 +1,6 @@
-//! Loading 5 GB of weights as on accelerators: over four virtual devices of the CPU, all of it copied. `cargo test` alone leaves
-//! this binary out (test = false in Cargo.toml); ci/run runs it, after ci/large-model has made the checkpoint.
+//! Loading 5 GB of weights as on accelerators: over four virtual devices of the CPU, all of it
+//! copied. `cargo test` alone leaves this binary out (test = false in Cargo.toml); ci/run runs it,
+//! after ci/large-model has made the checkpoint.
 
 use std::{
     path::Path,

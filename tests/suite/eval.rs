@@ -1,5 +1,5 @@
-//! Evaluation: every likelihood, flag and figure as lm-evaluation-harness with transformers has them (`tests/golden/eval`, made by
-//! scripts/reference/lm_eval_goldens.py).
+//! Evaluation: every likelihood, flag and figure as lm-evaluation-harness with transformers has
+//! them (`tests/golden/eval`, made by scripts/reference/lm_eval_goldens.py).
 
 use std::{
     path::{Path, PathBuf},
@@ -222,8 +222,8 @@ fn meshes_and_targets_score_alike() {
     }
 }
 
-/// The demo model tells its own answers to questions that it was not taught from answers to others of the same kind, by a task of
-/// the user's own.
+/// The demo model tells its own answers to questions that it was not taught from answers to others
+/// of the same kind, by a task of the user's own.
 #[test]
 fn the_demo_model_knows_its_own_answers() {
     let mut by_skill: std::collections::BTreeMap<String, Vec<(String, String)>> = Default::default();

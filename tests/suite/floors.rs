@@ -1,9 +1,10 @@
-//! The house's floors. `src/lib.rs` lists the rooms from the bottom up. A room imports only rooms above it in that list,
-//! and the files of one room import each other in one direction.
+//! The house's floors. `src/lib.rs` lists the rooms from the bottom up. A room imports only rooms
+//! above it in that list, and the files of one room import each other in one direction.
 //!
-//! The sources are read as text: `use` declarations, and paths in code that begin with `crate`, `super` or `self`. In
-//! a `mod.rs`, also paths that begin with one of its modules. A name that a file imports or re-exports counts for the
-//! file that defines it, so `pub use` is no import itself. What a unit test takes from its own file is none either.
+//! The sources are read as text: `use` declarations, and paths in code that begin with `crate`,
+//! `super` or `self`. In a `mod.rs`, also paths that begin with one of its modules. A name that a
+//! file imports or re-exports counts for the file that defines it, so `pub use` is no import
+//! itself. What a unit test takes from its own file is none either.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,8 +12,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Rooms whose files still import each other in circles. A room whose circles are opened leaves this list: the test says
-/// when. No room joins it.
+/// Rooms whose files still import each other in circles. A room whose circles are opened leaves
+/// this list: the test says when. No room joins it.
 const ROOMS_WITH_CIRCLES: [&str; 4] = [
     "gemma",   // cache, layers, target, weights
     "hlo",     // graph, module
@@ -185,7 +186,8 @@ impl House {
         Some(self.walk(&start, rest))
     }
 
-    /// Follows a path from a module, through modules and re-exports, to the file that defines what it names.
+    /// Follows a path from a module, through modules and re-exports, to the file that defines what
+    /// it names.
     fn walk(&self, module: &str, path: &[String]) -> String {
         let Some((name, rest)) = path.split_first() else { return module.to_owned() };
         let file = &self.files[module];
@@ -312,7 +314,8 @@ fn paths_in(code: &str) -> Vec<(usize, Vec<String>)> {
     found
 }
 
-/// The code with spaces in the place of comments and of what is in strings, so that lines and places stay.
+/// The code with spaces in the place of comments and of what is in strings, so that lines and
+/// places stay.
 fn without_comments_and_strings(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

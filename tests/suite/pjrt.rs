@@ -1,4 +1,5 @@
-//! The PJRT room on a real plugin: moving arrays, running, donating, serializing, FFI, and refusing what would crash.
+//! The PJRT room on a real plugin: moving arrays, running, donating, serializing, FFI, and refusing
+//! what would crash.
 
 use std::sync::Arc;
 

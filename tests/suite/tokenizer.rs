@@ -1,4 +1,5 @@
-//! The tokenizer room on the byte tokenizer that the project makes. The real one is tested in tests/external.
+//! The tokenizer room on the byte tokenizer that the project makes. The real one is tested in
+//! tests/external.
 
 use std::{fs, sync::Arc};
 
@@ -60,7 +61,8 @@ fn damaged_tokenizers_are_explained() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
-    /// Streamed pieces are whole characters, and together the text. The byte tokenizer splits every character.
+    /// Streamed pieces are whole characters, and together the text. The byte tokenizer splits every
+    /// character.
     #[test]
     fn streams_never_split_a_character(text in "[a-zéß漢字🙂🏽\u{200d} ]{0,24}") {
         let t = Arc::new(tokenizer());

@@ -6,7 +6,7 @@ pub const COMMANDS: [(&str, &str, &str); 8] = [
     ("/undo", "", "take back the last turn"),
     ("/regenerate", "", "answer the last question again (when sampling, with another seed)"),
     ("/save", " FILE", "write the conversation as JSON"),
-    ("/load", " FILE", "go on from a saved conversation"),
+    ("/load", " FILE", "continue a saved conversation"),
     ("/stats", "", "tokens, speed, memory"),
     ("/help", "", "this list"),
     ("/exit", "", "leave; so does Ctrl-D"),

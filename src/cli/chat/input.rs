@@ -22,12 +22,12 @@ use super::commands::COMMANDS;
 use crate::cli::note;
 
 /// The source of the user's lines.
-pub enum Input {
+pub enum LineReader {
     Terminal { editor: Box<Editor<EditorHelper, DefaultHistory>>, history: Option<PathBuf> },
     Lines,
 }
 
-/// What ended the wait for a line.
+/// The end of a wait for a line.
 pub enum InputEvent {
     Line(String),
     /// Ctrl-C while no answer was being written.
@@ -35,7 +35,7 @@ pub enum InputEvent {
     End,
 }
 
-impl Input {
+impl LineReader {
     /// Opens an editor if stdin and stdout are a terminal, else plain lines.
     ///
     /// # Errors
@@ -56,7 +56,7 @@ impl Input {
         Ok(Self::Terminal { editor: Box::new(editor), history })
     }
 
-    /// Whether there is a user who can be asked.
+    /// Returns whether there is a user who can be asked.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Terminal { .. })
     }
@@ -103,7 +103,7 @@ fn history_file() -> Option<PathBuf> {
     Some(dir.join("history"))
 }
 
-/// Whether to write colours to this stream.
+/// Returns whether to write colours to this stream.
 pub fn colours(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

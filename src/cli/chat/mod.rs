@@ -14,7 +14,7 @@ use anyhow::{Result, anyhow};
 
 use self::{
     commands::{COMMANDS, UserInput},
-    input::{Input, InputEvent, colours},
+    input::{InputEvent, LineReader, colours},
     transcript::Transcript,
 };
 use super::{
@@ -56,10 +56,10 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
     let loaded = args.model.load(&opened, &platform)?;
     let system = args.system.clone().filter(|text| !text.is_empty());
     if system.is_some() {
-        note("note: Gemma has no system role; the text of --system stands at the beginning of your first message");
+        note("note: Gemma has no system role; the text of --system is put before your first message");
     }
     let conversation = Conversation::new(loaded.model.clone(), opened.tokenizer()?.clone(), opened.context, system)?;
-    let input = Input::open()?;
+    let input = LineReader::open()?;
     if input.is_terminal() {
         note(&format!(
             "{} is ready after {:.2} s. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves",
@@ -75,7 +75,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
 
 struct Chat<'a> {
     conversation: Conversation,
-    input: Input,
+    input: LineReader,
     params: Params,
     max_tokens: usize,
     model: &'a str,
@@ -235,7 +235,7 @@ impl Chat<'_> {
     /// terminal. Returns whether turns were dropped.
     fn drop_oldest(&mut self, question: &str) -> Result<bool> {
         if self.input.is_terminal() {
-            let answer = match self.input.line("Drop the oldest turns and go on? [Y/n] ")? {
+            let answer = match self.input.line("Drop the oldest turns and continue? [Y/n] ")? {
                 InputEvent::Line(line) => line.trim().to_lowercase(),
                 InputEvent::Interrupt | InputEvent::End => "n".into(),
             };

@@ -13,7 +13,7 @@ impl Shard {
     /// The only shard of a run on one machine.
     pub const WHOLE: Self = Self { index: 0, count: 1 };
 
-    /// Whether the shard contains the document of this number.
+    /// Returns whether the shard contains the document of this number.
     pub fn has(self, document: usize) -> bool {
         document % self.count == self.index
     }

@@ -39,7 +39,7 @@ struct RequestLine {
     messages: Option<Vec<Message>>,
     /// Token ids, used as they are.
     tokens: Option<Vec<u32>>,
-    /// Whether to continue the prompt as it is, without the chat format.
+    /// True if to continue the prompt as it is, without the chat format.
     raw: Option<bool>,
     max_tokens: Option<usize>,
     temperature: Option<f32>,

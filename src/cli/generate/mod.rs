@@ -54,7 +54,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
         writeln!(std::io::stdout())?;
     }
     let finish_reason = answer.finish_reason.unwrap_or(FinishReason::Interrupted);
-    let stats = Stats { prompt: prompt.len(), answer: &answer, finish_reason, loaded: &loaded };
+    let stats = AnswerStats { prompt: prompt.len(), answer: &answer, finish_reason, loaded: &loaded };
     if args.json {
         let object = json!({
             "prompt_tokens": prompt,
@@ -176,14 +176,14 @@ fn prompt_tokens(args: &Args, text: &str, opened: &OpenedModel) -> Result<Vec<u3
     })
 }
 
-struct Stats<'a> {
+struct AnswerStats<'a> {
     prompt: usize,
     answer: &'a StreamedAnswer,
     finish_reason: FinishReason,
     loaded: &'a LoadedModel,
 }
 
-impl Stats<'_> {
+impl AnswerStats<'_> {
     /// Returns the tokens per second after the first one, which prefill computes.
     fn decode_rate(&self) -> f64 {
         let decoded = self.answer.tokens.len().saturating_sub(1);

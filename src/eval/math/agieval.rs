@@ -8,7 +8,7 @@ use fancy_regex::Regex;
 use super::{in_box, last_boxed};
 use crate::eval::filter::expression;
 
-/// Whether both texts end with the same answer.
+/// Returns whether both texts end with the same answer.
 pub fn same_answer(answer: &str, target: &str) -> bool {
     let (a, b) = (last_part(answer), last_part(target));
     match (a.as_deref().and_then(plain), b.as_deref().and_then(plain)) {

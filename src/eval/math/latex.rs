@@ -19,18 +19,18 @@ pub enum Rules {
 /// The points at which formulas are compared.
 const POINTS: u32 = 6;
 
-/// Whether two formulas, or two texts that are no formulas, are equal.
+/// Returns whether two formulas, or two texts that are no formulas, are equal.
 pub fn are_equal(a: &str, b: &str) -> bool {
     if !a.is_empty() && a == b {
         return true;
     }
     let (Some(a), Some(b)) = (tokens(a, Rules::Sympy), tokens(b, Rules::Sympy)) else { return false };
-    let of = |tokens: &[Token], point| value(tokens, point, Rules::Sympy);
+    let of = |tokens: &[LatexToken], point| value(tokens, point, Rules::Sympy);
     values_are_equal(|point| Some((of(&a, point)?, of(&b, point)?)))
 }
 
-/// Whether two formulas have the same value at every point where both have one. `values` returns
-/// `None` if one of them is not a formula.
+/// Returns whether two formulas have the same value at every point where both have one. `values`
+/// returns `None` if one of them is not a formula.
 pub fn values_are_equal(values: impl Fn(u32) -> Option<(f64, f64)>) -> bool {
     let mut compared = 0;
     for point in 0..POINTS {
@@ -46,13 +46,13 @@ pub fn values_are_equal(values: impl Fn(u32) -> Option<(f64, f64)>) -> bool {
     compared > 0
 }
 
-/// Whether two numbers are equal up to rounding.
+/// Returns whether two numbers are equal up to rounding.
 pub fn are_close(x: f64, y: f64) -> bool {
     (x - y).abs() <= 1e-9 * x.abs().max(y.abs()).max(1.0)
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum Token {
+pub enum LatexToken {
     Number(f64),
     Name(String),
     /// `\frac` and the like, without the backslash.
@@ -73,7 +73,7 @@ pub enum Relation {
 }
 
 /// Splits a formula into tokens. `None` if some of it cannot be part of a formula.
-pub fn tokens(text: &str, rules: Rules) -> Option<Vec<Token>> {
+pub fn tokens(text: &str, rules: Rules) -> Option<Vec<LatexToken>> {
     let chars: Vec<char> = text.chars().collect();
     let mut found = Vec::new();
     let mut i = 0;
@@ -84,10 +84,10 @@ pub fn tokens(text: &str, rules: Rules) -> Option<Vec<Token>> {
             '0'..='9' => i = number(&chars, i - 1, rules, &mut found),
             // A differential is one name.
             'd' if chars.get(i).is_some_and(char::is_ascii_alphabetic) => {
-                found.push(Token::Name(format!("d{}", chars[i])));
+                found.push(LatexToken::Name(format!("d{}", chars[i])));
                 i += 1;
             }
-            c if c.is_ascii_alphabetic() => found.push(Token::Name(c.into())),
+            c if c.is_ascii_alphabetic() => found.push(LatexToken::Name(c.into())),
             '\\' => {
                 let name: String = chars[i..].iter().take_while(|c| c.is_ascii_alphabetic()).collect();
                 i += name.len();
@@ -96,29 +96,29 @@ pub fn tokens(text: &str, rules: Rules) -> Option<Vec<Token>> {
                     i += 1;
                     match sign {
                         '!' | ',' | ':' | ';' | ' ' => {}
-                        '{' | '}' => found.push(Token::Command(sign.into())),
+                        '{' | '}' => found.push(LatexToken::Command(sign.into())),
                         _ => return None,
                     }
                     continue;
                 }
                 match name.as_str() {
                     "left" | "right" | "quad" | "qquad" | "displaystyle" | "limits" => {}
-                    "cdot" | "times" => found.push(Token::Sign('*')),
-                    "div" => found.push(Token::Sign('/')),
-                    "ne" | "neq" => found.push(Token::Relation(Relation::NotEqual)),
-                    "lt" => found.push(Token::Relation(Relation::Less)),
-                    "le" | "leq" | "leqslant" => found.push(Token::Relation(Relation::LessOrEqual)),
-                    "gt" => found.push(Token::Relation(Relation::Greater)),
-                    "ge" | "geq" | "geqslant" => found.push(Token::Relation(Relation::GreaterOrEqual)),
-                    _ => found.push(Token::Command(name)),
+                    "cdot" | "times" => found.push(LatexToken::Sign('*')),
+                    "div" => found.push(LatexToken::Sign('/')),
+                    "ne" | "neq" => found.push(LatexToken::Relation(Relation::NotEqual)),
+                    "lt" => found.push(LatexToken::Relation(Relation::Less)),
+                    "le" | "leq" | "leqslant" => found.push(LatexToken::Relation(Relation::LessOrEqual)),
+                    "gt" => found.push(LatexToken::Relation(Relation::Greater)),
+                    "ge" | "geq" | "geqslant" => found.push(LatexToken::Relation(Relation::GreaterOrEqual)),
+                    _ => found.push(LatexToken::Command(name)),
                 }
             }
-            '=' => found.push(Token::Relation(Relation::Equal)),
-            '<' => found.push(Token::Relation(Relation::Less)),
-            '>' => found.push(Token::Relation(Relation::Greater)),
-            ':' => found.push(Token::Sign('/')),
+            '=' => found.push(LatexToken::Relation(Relation::Equal)),
+            '<' => found.push(LatexToken::Relation(Relation::Less)),
+            '>' => found.push(LatexToken::Relation(Relation::Greater)),
+            ':' => found.push(LatexToken::Sign('/')),
             '+' | '-' | '*' | '/' | '^' | '_' | '(' | ')' | '[' | ']' | '{' | '}' | '|' | '!' | '\'' | ',' => {
-                found.push(Token::Sign(c))
+                found.push(LatexToken::Sign(c))
             }
             _ => return None,
         }
@@ -128,7 +128,7 @@ pub fn tokens(text: &str, rules: Rules) -> Option<Vec<Token>> {
 
 /// Reads digits, with commas between thousands if the rules allow them, and decimals. Returns the
 /// position of the end.
-fn number(chars: &[char], from: usize, rules: Rules, found: &mut Vec<Token>) -> usize {
+fn number(chars: &[char], from: usize, rules: Rules, found: &mut Vec<LatexToken>) -> usize {
     let digits = |from: usize| chars[from..].iter().take_while(|c| c.is_ascii_digit()).count();
     let mut end = from + digits(from);
     while rules == Rules::Sympy && chars.get(end) == Some(&',') && digits(end + 1) == 3 {
@@ -138,36 +138,36 @@ fn number(chars: &[char], from: usize, rules: Rules, found: &mut Vec<Token>) -> 
         end += 1 + digits(end + 1);
     }
     let text: String = chars[from..end].iter().filter(|c| **c != ',').collect();
-    found.push(Token::Number(text.parse().unwrap_or(f64::NAN)));
+    found.push(LatexToken::Number(text.parse().unwrap_or(f64::NAN)));
     end
 }
 
 /// Evaluates a formula at a point, on which the values of names depend. `None` if it is not a
 /// formula, or an equation.
-pub fn value(tokens: &[Token], point: u32, rules: Rules) -> Option<f64> {
+pub fn value(tokens: &[LatexToken], point: u32, rules: Rules) -> Option<f64> {
     let mut parser = Parser { tokens, at: 0, point, rules };
     let value = parser.sum()?;
     let is_whole = match rules {
-        Rules::Sympy => !matches!(parser.peek(), Some(Token::Relation(_))),
+        Rules::Sympy => !matches!(parser.peek(), Some(LatexToken::Relation(_))),
         Rules::MathVerify => parser.peek().is_none(),
     };
     is_whole.then_some(value)
 }
 
 struct Parser<'t> {
-    tokens: &'t [Token],
+    tokens: &'t [LatexToken],
     at: usize,
     point: u32,
     rules: Rules,
 }
 
 impl Parser<'_> {
-    fn peek(&self) -> Option<&Token> {
+    fn peek(&self) -> Option<&LatexToken> {
         self.tokens.get(self.at)
     }
 
     fn eat(&mut self, sign: char) -> bool {
-        let found = self.peek() == Some(&Token::Sign(sign));
+        let found = self.peek() == Some(&LatexToken::Sign(sign));
         self.at += usize::from(found);
         found
     }
@@ -217,9 +217,9 @@ impl Parser<'_> {
         if self.eat('+') {
             return self.signed(functions);
         }
-        let is_number = matches!(self.peek(), Some(Token::Number(_)));
+        let is_number = matches!(self.peek(), Some(LatexToken::Number(_)));
         let mut product = self.power()?;
-        let is_fraction = matches!(self.peek(), Some(Token::Command(name)) if name == "frac");
+        let is_fraction = matches!(self.peek(), Some(LatexToken::Command(name)) if name == "frac");
         if self.rules == Rules::MathVerify && is_number && is_fraction {
             return Some(product + self.power()?);
         }
@@ -231,9 +231,9 @@ impl Parser<'_> {
 
     fn begins_factor(&self, functions: bool) -> bool {
         match self.peek() {
-            Some(Token::Number(_) | Token::Name(_)) => true,
-            Some(Token::Command(name)) => functions || function(name).is_none(),
-            Some(Token::Sign(sign)) => matches!(sign, '(' | '[' | '{'),
+            Some(LatexToken::Number(_) | LatexToken::Name(_)) => true,
+            Some(LatexToken::Command(name)) => functions || function(name).is_none(),
+            Some(LatexToken::Sign(sign)) => matches!(sign, '(' | '[' | '{'),
             _ => false,
         }
     }
@@ -269,21 +269,21 @@ impl Parser<'_> {
 
     /// Evaluates the numerator or denominator of a fraction: a group, or one digit of a number.
     fn part(&mut self) -> Option<f64> {
-        if self.peek() == Some(&Token::Sign('{')) { self.group() } else { None }
+        if self.peek() == Some(&LatexToken::Sign('{')) { self.group() } else { None }
     }
 
     fn atom(&mut self) -> Option<f64> {
         let token = self.peek()?.clone();
         self.at += 1;
         match token {
-            Token::Number(value) => Some(value),
-            Token::Name(name) => self.name(name),
-            Token::Sign('(') => self.until(')'),
-            Token::Sign('[') => self.until(']'),
-            Token::Sign('{') => self.until('}'),
-            Token::Sign('|') => self.until('|').map(f64::abs),
-            Token::Sign(_) | Token::Relation(_) => None,
-            Token::Command(name) => self.command(name),
+            LatexToken::Number(value) => Some(value),
+            LatexToken::Name(name) => self.name(name),
+            LatexToken::Sign('(') => self.until(')'),
+            LatexToken::Sign('[') => self.until(']'),
+            LatexToken::Sign('{') => self.until('}'),
+            LatexToken::Sign('|') => self.until('|').map(f64::abs),
+            LatexToken::Sign(_) | LatexToken::Relation(_) => None,
+            LatexToken::Command(name) => self.command(name),
         }
     }
 
@@ -326,12 +326,13 @@ impl Parser<'_> {
     /// Applies a function without an argument to the last digit of its index, as sympy does:
     /// `\log_28` is `\log_2 8`.
     fn applied_to_last_digit(&mut self, name: &str, index: f64, after: usize) -> Option<f64> {
-        let is_number = matches!(self.tokens[after - 1], Token::Number(_)) && index >= 10.0 && index.fract() == 0.0;
+        let is_number =
+            matches!(self.tokens[after - 1], LatexToken::Number(_)) && index >= 10.0 && index.fract() == 0.0;
         if self.rules != Rules::Sympy || !is_number {
             return None;
         }
-        let digit = std::iter::once(Token::Number(index % 10.0));
-        let tokens: Vec<Token> = digit.chain(self.tokens[after..].iter().cloned()).collect();
+        let digit = std::iter::once(LatexToken::Number(index % 10.0));
+        let tokens: Vec<LatexToken> = digit.chain(self.tokens[after..].iter().cloned()).collect();
         let mut rest = Parser { tokens: &tokens, at: 0, ..*self };
         let value = rest.applied(name, Some((index / 10.0).floor()))?;
         self.at = after + rest.at - 1;
@@ -340,7 +341,7 @@ impl Parser<'_> {
 
     fn closed_by(&mut self, name: &str) -> Option<f64> {
         let value = self.sum()?;
-        let found = self.peek() == Some(&Token::Command(name.into()));
+        let found = self.peek() == Some(&LatexToken::Command(name.into()));
         self.at += 1;
         found.then_some(value)
     }

@@ -8,7 +8,7 @@ use fancy_regex::Regex;
 use super::{in_box, last_boxed, latex};
 use crate::eval::{filter::expression as regex, template::strip};
 
-/// Whether the final answers of an answer and of a solution are the same.
+/// Returns whether the final answers of an answer and of a solution are the same.
 ///
 /// # Errors
 /// The solution has no final answer in a box.

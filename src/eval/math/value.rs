@@ -1,10 +1,10 @@
 //! The kinds of answers that Math-Verify distinguishes: numbers, names, formulas, sets, intervals,
 //! relations, matrices.
 
-use super::latex::{Relation, Rules, Token, tokens, value};
+use super::latex::{LatexToken, Relation, Rules, tokens, value};
 
 #[derive(Clone, Debug)]
-pub enum Value {
+pub enum MathValue {
     Number {
         value: f64,
         is_decimal: bool,
@@ -14,29 +14,29 @@ pub enum Value {
     Name(String),
     /// A formula. Holds its letters, if it is a product of names only.
     Formula {
-        tokens: Vec<Token>,
+        tokens: Vec<LatexToken>,
         letters: Option<String>,
         is_percent: bool,
     },
     /// A set, or a tuple.
     List {
         is_ordered: bool,
-        items: Vec<Value>,
+        items: Vec<MathValue>,
     },
     Interval {
-        ends: Box<[Value; 2]>,
+        ends: Box<[MathValue; 2]>,
         is_open: [bool; 2],
     },
-    Union(Vec<Value>),
+    Union(Vec<MathValue>),
     /// Two sides or more.
     Relations {
         names: Vec<Relation>,
-        sides: Vec<Value>,
+        sides: Vec<MathValue>,
     },
-    Matrix(Vec<Vec<Value>>),
+    Matrix(Vec<Vec<MathValue>>),
 }
 
-impl Value {
+impl MathValue {
     pub fn number(text: &str, is_percent: bool) -> Option<Self> {
         Some(Self::Number { value: text.parse().ok()?, is_decimal: text.contains('.'), is_percent })
     }
@@ -60,9 +60,10 @@ impl Value {
         if let Some(value) = matrix(latex) {
             return Some(value);
         }
-        let tokens: Vec<Token> = tokens(&latex.replace("^{\\circ}", "").replace("^\\circ", ""), Rules::MathVerify)?;
+        let tokens: Vec<LatexToken> =
+            tokens(&latex.replace("^{\\circ}", "").replace("^\\circ", ""), Rules::MathVerify)?;
         let lower = |token| match token {
-            Token::Name(name) => Token::Name(name.to_lowercase()),
+            LatexToken::Name(name) => LatexToken::Name(name.to_lowercase()),
             other => other,
         };
         let is_decimal = latex.contains('.');
@@ -76,7 +77,7 @@ impl Value {
             Self::Formula { tokens, is_percent, .. } => {
                 value(tokens, point, Rules::MathVerify).map(|value| percent(value, *is_percent))
             }
-            Self::Name(name) => value(&[Token::Name(name.clone())], point, Rules::MathVerify),
+            Self::Name(name) => value(&[LatexToken::Name(name.clone())], point, Rules::MathVerify),
             _ => None,
         }
     }
@@ -97,7 +98,8 @@ impl Value {
     }
 }
 
-/// Whether a text is a number with commas between thousands, such as `1,234,567` or `-1,234.5`.
+/// Returns whether a text is a number with commas between thousands, such as `1,234,567` or
+/// `-1,234.5`.
 fn is_with_thousands(text: &str) -> bool {
     let text = text.strip_prefix('-').unwrap_or(text);
     let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
@@ -107,19 +109,19 @@ fn is_with_thousands(text: &str) -> bool {
     first && text.contains(',') && groups.all(|group| group.len() == 3 && digits(group)) && digits(decimals)
 }
 
-fn is_sign(token: &Token, signs: &str) -> bool {
-    matches!(token, Token::Sign(sign) if signs.contains(*sign))
+fn is_sign(token: &LatexToken, signs: &str) -> bool {
+    matches!(token, LatexToken::Sign(sign) if signs.contains(*sign))
 }
 
 /// Returns the positions of these tokens outside of all brackets.
-fn outside(tokens: &[Token], wanted: impl Fn(&Token) -> bool) -> Vec<usize> {
+fn outside(tokens: &[LatexToken], wanted: impl Fn(&LatexToken) -> bool) -> Vec<usize> {
     let (mut depth, mut found) = (0, Vec::new());
     for (i, token) in tokens.iter().enumerate() {
         match token {
-            Token::Sign('(' | '[' | '{') => depth += 1,
-            Token::Sign(')' | ']' | '}') => depth -= 1,
-            Token::Command(name) if name == "{" => depth += 1,
-            Token::Command(name) if name == "}" => depth -= 1,
+            LatexToken::Sign('(' | '[' | '{') => depth += 1,
+            LatexToken::Sign(')' | ']' | '}') => depth -= 1,
+            LatexToken::Command(name) if name == "{" => depth += 1,
+            LatexToken::Command(name) if name == "}" => depth -= 1,
             _ if depth == 0 && wanted(token) => found.push(i),
             _ => {}
         }
@@ -128,80 +130,80 @@ fn outside(tokens: &[Token], wanted: impl Fn(&Token) -> bool) -> Vec<usize> {
 }
 
 /// Splits the tokens at these positions.
-fn between<'t>(tokens: &'t [Token], places: &[usize]) -> Vec<&'t [Token]> {
+fn between<'t>(tokens: &'t [LatexToken], places: &[usize]) -> Vec<&'t [LatexToken]> {
     let starts = std::iter::once(0).chain(places.iter().map(|place| place + 1));
     let ends = places.iter().copied().chain([tokens.len()]);
     starts.zip(ends).map(|(start, end)| &tokens[start..end]).collect()
 }
 
-fn command(name: &str) -> impl Fn(&Token) -> bool {
-    move |token| matches!(token, Token::Command(found) if found == name)
+fn command(name: &str) -> impl Fn(&LatexToken) -> bool {
+    move |token| matches!(token, LatexToken::Command(found) if found == name)
 }
 
-fn parse(tokens: &[Token], is_decimal: bool) -> Option<Value> {
-    let each = |places: &[usize]| -> Option<Vec<Value>> {
+fn parse(tokens: &[LatexToken], is_decimal: bool) -> Option<MathValue> {
+    let each = |places: &[usize]| -> Option<Vec<MathValue>> {
         between(tokens, places).into_iter().map(|part| parse(part, is_decimal)).collect()
     };
     let commas = outside(tokens, |token| is_sign(token, ","));
-    let is_relation = |token: &Token| matches!(token, Token::Relation(_)) || command("in")(token);
-    let relates = |part: &[Token]| !outside(part, is_relation).is_empty();
+    let is_relation = |token: &LatexToken| matches!(token, LatexToken::Relation(_)) || command("in")(token);
+    let relates = |part: &[LatexToken]| !outside(part, is_relation).is_empty();
     // x = 1, 2 is one equation; x = 1, y = 2 are two.
     let relating = between(tokens, &commas).into_iter().filter(|part| relates(part)).count();
     if !commas.is_empty() && (relating == 0 || relating == commas.len() + 1) {
-        return Some(Value::List { is_ordered: false, items: each(&commas)? });
+        return Some(MathValue::List { is_ordered: false, items: each(&commas)? });
     }
     let relations = outside(tokens, is_relation);
     if !relations.is_empty() {
         let name = |&place: &usize| match tokens[place] {
-            Token::Relation(name) => name,
+            LatexToken::Relation(name) => name,
             _ => Relation::Equal, // x is in
         };
-        return Some(Value::Relations { names: relations.iter().map(name).collect(), sides: each(&relations)? });
+        return Some(MathValue::Relations { names: relations.iter().map(name).collect(), sides: each(&relations)? });
     }
     let unions = outside(tokens, command("cup"));
     if !unions.is_empty() {
-        return Some(Value::Union(each(&unions)?));
+        return Some(MathValue::Union(each(&unions)?));
     }
     if let Some(&place) = outside(tokens, command("pm")).first() {
         let with = |sign: char| {
-            let both = [&tokens[..place], &[Token::Sign(sign)], &tokens[place + 1..]].concat();
+            let both = [&tokens[..place], &[LatexToken::Sign(sign)], &tokens[place + 1..]].concat();
             parse(if place == 0 && sign == '+' { &both[1..] } else { &both }, is_decimal)
         };
-        return Some(Value::List { is_ordered: false, items: vec![with('+')?, with('-')?] });
+        return Some(MathValue::List { is_ordered: false, items: vec![with('+')?, with('-')?] });
     }
     if let Some(value) = bracketed(tokens, is_decimal) {
         return Some(value);
     }
     match tokens {
-        [Token::Number(value)] => Some(Value::Number { value: *value, is_decimal, is_percent: false }),
-        [Token::Sign('-'), Token::Number(value)] => {
-            Some(Value::Number { value: -value, is_decimal, is_percent: false })
+        [LatexToken::Number(value)] => Some(MathValue::Number { value: *value, is_decimal, is_percent: false }),
+        [LatexToken::Sign('-'), LatexToken::Number(value)] => {
+            Some(MathValue::Number { value: -value, is_decimal, is_percent: false })
         }
-        [Token::Command(name)] if name == "emptyset" => Some(Value::List { is_ordered: false, items: vec![] }),
-        _ => text(tokens).map(Value::Name).or_else(|| formula(tokens)),
+        [LatexToken::Command(name)] if name == "emptyset" => Some(MathValue::List { is_ordered: false, items: vec![] }),
+        _ => text(tokens).map(MathValue::Name).or_else(|| formula(tokens)),
     }
 }
 
 /// Returns the contents of `\text{...}`, or a letter with an index, or a letter in brackets.
-fn text(tokens: &[Token]) -> Option<String> {
+fn text(tokens: &[LatexToken]) -> Option<String> {
     match tokens {
-        [Token::Sign('('), inner @ .., Token::Sign(')')] => text(inner),
-        [Token::Command(name), Token::Sign('{'), inner @ .., Token::Sign('}')]
+        [LatexToken::Sign('('), inner @ .., LatexToken::Sign(')')] => text(inner),
+        [LatexToken::Command(name), LatexToken::Sign('{'), inner @ .., LatexToken::Sign('}')]
             if ["text", "mbox"].contains(&name.as_str()) =>
         {
             let inner = match inner {
-                [Token::Sign('('), inner @ .., Token::Sign(')')] => inner,
+                [LatexToken::Sign('('), inner @ .., LatexToken::Sign(')')] => inner,
                 inner => inner,
             };
             inner.iter().map(written).collect()
         }
-        [Token::Name(name)] if name != "e" => Some(name.clone()),
-        [Token::Name(name), Token::Sign('_'), index @ ..] => {
-            let braces = |token: &&Token| !is_sign(token, "{}");
+        [LatexToken::Name(name)] if name != "e" => Some(name.clone()),
+        [LatexToken::Name(name), LatexToken::Sign('_'), index @ ..] => {
+            let braces = |token: &&LatexToken| !is_sign(token, "{}");
             let index: Option<String> = index.iter().filter(braces).map(written).collect();
             Some(format!("{name}_{}", index?))
         }
-        [Token::Command(name)]
+        [LatexToken::Command(name)]
             if name.chars().all(char::is_alphabetic) && !["pi", "infty"].contains(&name.as_str()) =>
         {
             Some(name.clone())
@@ -210,61 +212,61 @@ fn text(tokens: &[Token]) -> Option<String> {
     }
 }
 
-fn written(token: &Token) -> Option<String> {
+fn written(token: &LatexToken) -> Option<String> {
     match token {
-        Token::Name(name) => Some(name.clone()),
-        Token::Number(number) => Some(number.to_string()),
-        Token::Sign(sign) => Some(sign.to_string()),
+        LatexToken::Name(name) => Some(name.clone()),
+        LatexToken::Number(number) => Some(number.to_string()),
+        LatexToken::Sign(sign) => Some(sign.to_string()),
         _ => None,
     }
 }
 
-fn formula(tokens: &[Token]) -> Option<Value> {
+fn formula(tokens: &[LatexToken]) -> Option<MathValue> {
     value(tokens, 0, Rules::MathVerify)?;
     let letters = tokens.iter().map(|token| match token {
-        Token::Name(name) => Some(name.as_str()),
+        LatexToken::Name(name) => Some(name.as_str()),
         _ => None,
     });
-    Some(Value::Formula { tokens: tokens.to_vec(), letters: letters.collect(), is_percent: false })
+    Some(MathValue::Formula { tokens: tokens.to_vec(), letters: letters.collect(), is_percent: false })
 }
 
 /// Parses a set, a tuple or an interval.
-fn bracketed(tokens: &[Token], is_decimal: bool) -> Option<Value> {
+fn bracketed(tokens: &[LatexToken], is_decimal: bool) -> Option<MathValue> {
     let [open, inner @ .., close] = tokens else { return None };
     let is_set = command("{")(open) && command("}")(close);
     if !(is_set || is_sign(open, "([") && is_sign(close, ")]")) {
         return None;
     }
     let commas = outside(inner, |token| is_sign(token, ","));
-    let items: Vec<Value> =
+    let items: Vec<MathValue> =
         between(inner, &commas).into_iter().map(|part| parse(part, is_decimal)).collect::<Option<_>>()?;
     if is_set {
-        return Some(Value::List { is_ordered: false, items });
+        return Some(MathValue::List { is_ordered: false, items });
     }
-    match <[Value; 2]>::try_from(items) {
+    match <[MathValue; 2]>::try_from(items) {
         Ok(ends) => {
-            let [from, to] = ends.each_ref().map(Value::constant);
+            let [from, to] = ends.each_ref().map(MathValue::constant);
             let is_empty = from.zip(to).is_some_and(|(from, to)| from >= to);
             let is_open = [is_sign(open, "("), is_sign(close, ")")];
             Some(if is_empty {
-                Value::List { is_ordered: true, items: ends.into() }
+                MathValue::List { is_ordered: true, items: ends.into() }
             } else {
-                Value::Interval { ends: Box::new(ends), is_open }
+                MathValue::Interval { ends: Box::new(ends), is_open }
             })
         }
         Err(items) if items.len() > 2 && is_sign(open, "(") == is_sign(close, ")") => {
-            Some(Value::List { is_ordered: true, items })
+            Some(MathValue::List { is_ordered: true, items })
         }
         Err(_) => None, // brackets around a formula
     }
 }
 
-fn matrix(latex: &str) -> Option<Value> {
+fn matrix(latex: &str) -> Option<MathValue> {
     let (_, rest) = latex.strip_prefix("\\begin{")?.split_once("matrix}")?;
     let (inner, end) = rest.rsplit_once("\\end{")?;
     if !end.ends_with("matrix}") {
         return None;
     }
-    let row = |row: &str| row.split('&').map(Value::parse).collect::<Option<Vec<_>>>();
-    inner.split("\\\\").filter(|part| !part.trim().is_empty()).map(row).collect::<Option<_>>().map(Value::Matrix)
+    let row = |row: &str| row.split('&').map(MathValue::parse).collect::<Option<Vec<_>>>();
+    inner.split("\\\\").filter(|part| !part.trim().is_empty()).map(row).collect::<Option<_>>().map(MathValue::Matrix)
 }

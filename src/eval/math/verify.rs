@@ -5,10 +5,10 @@
 use super::{
     equality::equal,
     extract::{Found, candidates},
-    value::Value,
+    value::MathValue,
 };
 
-/// Whether an answer and a solution have the same value.
+/// Returns whether an answer and a solution have the same value.
 pub fn verified(answer: &str, solution: &str) -> bool {
     let (gold, found) = (Extracted::of(solution), Extracted::of(answer));
     let same_value = gold.value.zip(found.value).is_some_and(|(gold, found)| equal(gold, found));
@@ -18,7 +18,7 @@ pub fn verified(answer: &str, solution: &str) -> bool {
 
 /// The answer in a text: the first candidate that can be parsed, and the first candidate's text.
 struct Extracted {
-    value: Option<Value>,
+    value: Option<MathValue>,
     text: Option<String>,
 }
 
@@ -38,9 +38,9 @@ impl Extracted {
     }
 }
 
-fn read(found: Found) -> (Option<Value>, String) {
+fn read(found: Found) -> (Option<MathValue>, String) {
     match found {
-        Found::Number(text, is_percent) => (Value::number(&text, is_percent), text),
+        Found::Number(text, is_percent) => (MathValue::number(&text, is_percent), text),
         Found::Arithmetic(text) => {
             // "3/4." is a number with a point.
             let is_digit = |c: char| c.is_ascii_digit();
@@ -48,23 +48,23 @@ fn read(found: Found) -> (Option<Value>, String) {
                 *c != '.' || text[i + 1..].starts_with(is_digit) || !text[..*i].ends_with(is_digit)
             };
             let read = text.char_indices().filter(is_point).map(|(_, c)| c).collect::<String>();
-            (Value::parse(&read), text)
+            (MathValue::parse(&read), text)
         }
         Found::Latex(formulas) => {
             let read = |(text, is_percent): &(String, bool)| {
-                let value = Value::parse(text)?;
+                let value = MathValue::parse(text)?;
                 Some(if *is_percent { value.percent() } else { value })
             };
-            let values: Vec<Option<Value>> = formulas.iter().map(read).collect();
-            let all: Option<Vec<Value>> = values.iter().cloned().collect();
+            let values: Vec<Option<MathValue>> = formulas.iter().map(read).collect();
+            let all: Option<Vec<MathValue>> = values.iter().cloned().collect();
             let texts: Vec<&str> = formulas.iter().map(|(text, _)| text.as_str()).collect();
             match all {
                 Some(all) if all.len() > 1 => {
                     let items = all.into_iter().flat_map(|value| match value {
-                        Value::List { is_ordered: false, items } => items,
+                        MathValue::List { is_ordered: false, items } => items,
                         other => vec![other],
                     });
-                    (Some(Value::List { is_ordered: false, items: items.collect() }), texts.join(" and "))
+                    (Some(MathValue::List { is_ordered: false, items: items.collect() }), texts.join(" and "))
                 }
                 _ => (
                     values.into_iter().next().flatten(),
