@@ -143,17 +143,22 @@ impl Handler for LinearTop {
 ///
 /// Operands:
 /// 1. queries `f32|bf16[rows, heads, head_dim]`;
-/// 2. new keys and 3. new values `[rows, kv_heads, head_dim]`, in the cache's type: f32, bf16, f16,
-///   s8, or u16 for bits of bf16;
-/// 4. cached keys and 5. cached values `[slots, kv_heads, cache_len, head_dim]`;
+/// 2. new keys `[rows, kv_heads, head_dim]`, in the cache's type: f32, bf16, f16, s8, or u16 for bits
+///    of bf16;
+/// 3. new values, like new keys;
+/// 4. cached keys `[slots, kv_heads, cache_len, head_dim]`;
+/// 5. cached values, like cached keys;
 /// 6. segments `s32[n, 4]`, see [`Segments::parse`];
 ///
 /// and, if the cache is s8 and only then, scales:
-/// 7. of new keys and 8. of new values `f32[rows, kv_heads, 1]`;
-/// 9. of cached keys and 10. of cached values `f32[slots, kv_heads, cache_len, 1]`.
 ///
-/// Results: attention `[rows, heads, head_dim]` in the queries' type, then the updated operands 4
-/// and 5, and 9 and 10 if there are scales. The program must alias these results to their operands
+/// 7. of new keys, `f32[rows, kv_heads, 1]`;
+/// 8. of new values, alike;
+/// 9. of cached keys, `f32[slots, kv_heads, cache_len, 1]`;
+/// 10. of cached values, alike.
+///
+/// Results: attention `[rows, heads, head_dim]` in the queries' type, then the updated operands 4 and
+/// 5, and 9 and 10 if there are scales. The program must alias these results to their operands
 /// (`output_operand_aliasing`).
 struct Attention;
 
