@@ -223,7 +223,7 @@ impl PartStates {
     }
 }
 
-/// What all tasks of a call read.
+/// The operands, which all tasks of a call read.
 struct Problem<'a> {
     isa: Isa,
     shape: AttentionShape,

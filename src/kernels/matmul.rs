@@ -201,13 +201,13 @@ impl PackedActivations<'_> {
             (Self::Bf16(x), WeightData::Bf16(weights)) => {
                 multiply_part::<Bf16Pairs>(isa, x, weights, 0..weight.width, weight, out);
             }
-            (Self::Bf16(x), elements) => multiply_upcast::<Bf16Pairs>(x, weight, out, isa, |part, values| {
-                upcast_to_bf16(isa, elements, weight.width, part.clone(), part.len(), values);
+            (Self::Bf16(x), weights) => multiply_upcast::<Bf16Pairs>(x, weight, out, isa, |part, values| {
+                upcast_to_bf16(isa, weights, weight.width, part.clone(), part.len(), values);
             }),
             (Self::Tiles(x), _) => amx::multiply(isa, x, weight, out),
             (Self::Integers(x), WeightData::I8(weights)) => integer::multiply(isa, x, weights, weight.scales, out),
             (Self::Integers(x), WeightData::I4(weights)) => integer::multiply(isa, x, weights, weight.scales, out),
-            (Self::Integers(_), elements) => unreachable!("{elements:?} are no integers"),
+            (Self::Integers(_), weights) => unreachable!("{weights:?} are no integers"),
         }
     }
 }
@@ -235,11 +235,11 @@ pub(super) fn pack(
     isa: Isa,
     x: Activations<'_>,
     row_starts: impl Fn(usize) -> usize,
-    elements: &WeightData<'_>,
+    weights: &WeightData<'_>,
     width: usize,
     packed: &mut [f32],
 ) {
-    let (order, tile_rows) = (LaneOrder::of(isa, elements, width), tile_rows::<F32>(packed.len() / width));
+    let (order, tile_rows) = (LaneOrder::of(isa, weights, width), tile_rows::<F32>(packed.len() / width));
     for (tile, packed) in packed.chunks_mut(tile_rows * width).enumerate() {
         let start = |row: usize| row_starts(tile * tile_rows + row);
         pack_tile(packed, width, 2 * order.lanes, |row, at| x.get(start(row) + order.element(at)));
@@ -460,7 +460,7 @@ struct Bf16Pairs;
 impl DotProduct for Bf16Pairs {
     type Weight = u16;
     type Activation = u16;
-    // Without instructions for bf16, products of f32 are faster.
+    // Without instructions for bf16, `MatmulPath` chooses f32.
     const SLOWEST: Isa = Isa::Avx512Bf16;
     const FASTEST: Isa = Isa::Avx512Bf16;
     const EIGHTS: usize = 8;
