@@ -535,18 +535,28 @@ impl<P: DotProduct> BlockKernel<'_, P> {
         // SAFETY: the caller's promise; the rows exist.
         unsafe {
             // As many accumulators as there are registers, or as it takes to hide the latency of an
-            // addition.
-            match (tile_rows::<P>(rows).min(rows - row), S::LANES) {
-                (1, _) => self.row_of_tiles::<S, 4, 1>(row, depth),
-                (2, _) => self.row_of_tiles::<S, 4, 2>(row, depth),
-                (3, _) => self.row_of_tiles::<S, 3, 3>(row, depth),
-                (4, 16) => self.row_of_tiles::<S, 6, 4>(row, depth),
-                (4, _) => self.row_of_tiles::<S, 3, 4>(row, depth),
-                (5, _) => self.row_of_tiles::<S, 2, 5>(row, depth),
-                (6, _) => self.row_of_tiles::<S, 2, 6>(row, depth),
-                (7, _) => self.row_of_tiles::<S, 1, 7>(row, depth),
-                (_, 16) => self.row_of_tiles::<S, 3, 8>(row, depth),
-                _ => self.row_of_tiles::<S, 1, 8>(row, depth),
+            // addition. The conditions are constants, so that only one of two tiles is compiled.
+            match tile_rows::<P>(rows).min(rows - row) {
+                1 => self.row_of_tiles::<S, 4, 1>(row, depth),
+                2 => self.row_of_tiles::<S, 4, 2>(row, depth),
+                3 => self.row_of_tiles::<S, 3, 3>(row, depth),
+                4 => {
+                    if const { S::LANES == 16 } {
+                        self.row_of_tiles::<S, 6, 4>(row, depth);
+                    } else {
+                        self.row_of_tiles::<S, 3, 4>(row, depth);
+                    }
+                }
+                5 => self.row_of_tiles::<S, 2, 5>(row, depth),
+                6 => self.row_of_tiles::<S, 2, 6>(row, depth),
+                7 => self.row_of_tiles::<S, 1, 7>(row, depth),
+                _ => {
+                    if const { S::LANES == 16 } {
+                        self.row_of_tiles::<S, 3, 8>(row, depth);
+                    } else {
+                        self.row_of_tiles::<S, 1, 8>(row, depth);
+                    }
+                }
             }
         }
     }
