@@ -1,7 +1,8 @@
-//! CPU kernels on the shapes of the 2B, beside what the machine can do at that moment: `cargo bench --bench kernels [FILTER]`.
+//! CPU kernels on the shapes of the 2B, beside what the machine can do at that moment: `cargo bench
+//! --bench kernels [FILTER]`.
 //!
-//! A share of 1 is the time of reading the operands once, or of the arithmetic, whichever is longer, at rates measured just
-//! before. Shares of a noisy machine are steadier than its rates.
+//! A share of 1 is the time of reading the operands once, or of the arithmetic, whichever is
+//! longer, at rates measured just before. Shares of a noisy machine are steadier than its rates.
 
 use std::time::Instant;
 
@@ -127,15 +128,17 @@ impl Work for Linear {
         let data = match self.kind {
             Kind::Bf16 => WeightData::Bf16(&self.weight),
             Kind::I8 => WeightData::I8(bytemuck::cast_slice(&self.weight)),
-            Kind::I4 => WeightData::I4(QuantBlocks { nibbles: bytemuck::cast_slice(&self.weight), scales: &self.group_scales }),
+            Kind::I4 => {
+                WeightData::I4(QuantBlocks { nibbles: bytemuck::cast_slice(&self.weight), scales: &self.group_scales })
+            }
         };
         let weight = WeightMatrix::new(data, self.out, self.width);
         linear(context, Activations::Bf16(&self.x), weight, OutputRows::Bf16(&mut self.results));
     }
 }
 
-/// MQA of the 2B: 8 query heads of 256, one key/value head. Each segment has a slot, and all rows are
-/// appended to the cache again in every run.
+/// MQA of the 2B: 8 query heads of 256, one key/value head. Each segment has a slot, and all rows
+/// are appended to the cache again in every run.
 struct Attending {
     segments: Segments,
     queries: Vec<u16>,

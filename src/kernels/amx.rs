@@ -1,7 +1,9 @@
-//! Products of bf16 in AMX tiles: 16 rows of 16 sums, 32 products each, in one instruction (Intel SDM, volume 1, chapter 18).
+//! Products of bf16 in AMX tiles: one instruction multiplies 16 rows by 16 rows, 32 elements each
+//! (Intel SDM, volume 1, chapter 18).
 //!
-//! An instruction takes the rows of one operand as they lie in memory, and of the other one pairs of elements of 16 rows side
-//! by side. Weights are the first operand, so that they are read where the checkpoint has them; the few activations are packed.
+//! The instruction takes the rows of one operand as they lie in memory, and those of the other
+//! packed: pairs of elements of 16 rows side by side. Weights are the first operand, so that they
+//! are read where they lie in the checkpoint. The few activations are packed.
 
 use std::ops::Range;
 
@@ -14,11 +16,12 @@ use super::{
     upcast::upcast_to_bf16,
 };
 
-/// Elements that are summed over in one go: 128 rows of activations of this length stay in the level-2 cache.
+/// Elements that are summed over in one go: 128 rows of activations of this length stay in the
+/// level-2 cache.
 const DEPTH: usize = 4096;
 
-/// Activation rows as tiles take them: blocks of [`BLOCK`] rows, each `[step, tile, pair, row of the tile, element of the
-/// pair]`, filled up with zeros.
+/// Activation rows packed for tiles: blocks of [`BLOCK`] rows, each `[step, tile, pair, row of the
+/// tile, element of the pair]`, padded with zeros.
 #[derive(Clone, Copy)]
 pub struct TiledActivations<'a> {
     rows: usize,
@@ -27,12 +30,12 @@ pub struct TiledActivations<'a> {
 }
 
 impl<'a> TiledActivations<'a> {
-    /// Number of elements that `rows` rows take.
+    /// Returns the number of packed elements of `rows` rows.
     pub fn elements(rows: usize, width: usize) -> usize {
         rows.next_multiple_of(BLOCK) * width.next_multiple_of(STEP)
     }
 
-    /// Packs rows of bf16 activations.
+    /// Packs rows of bf16 activations, `[rows, width]`.
     pub fn new(pool: &Pool, x: &[u16], width: usize, packed: &'a mut [u16]) -> Self {
         pool.run_chunks(packed, Self::elements(BLOCK, width), &|block, packed| {
             let from = x.len().min(block * BLOCK * width);
@@ -52,7 +55,7 @@ impl<'a> TiledActivations<'a> {
         Self { rows: x.len() / width, width, elements: packed }
     }
 
-    /// A part of the width of block number `block`, which begins with a whole step.
+    /// Returns a part of block number `block`. The part begins with a whole step of the width.
     fn part(&self, block: usize, part: Range<usize>) -> &'a [u16] {
         let steps = part.start / STEP..part.end.div_ceil(STEP);
         let first = block * Self::elements(BLOCK, self.width);
@@ -60,10 +63,11 @@ impl<'a> TiledActivations<'a> {
     }
 }
 
-/// `out` `[rows, columns]`: the rows with a block of weights.
+/// Sets `out` `[rows, columns]` to the products of activations with a block of weight rows.
 ///
 /// # Panics
-/// If weights are of a type that does not become bf16.
+/// If `isa` is not [`Isa::Amx`], shapes do not fit each other, or weights are f32 or f16, which
+/// would lose bits in bf16.
 pub fn multiply(isa: Isa, x: TiledActivations<'_>, weight: &WeightMatrix<'_>, out: &mut [f32]) {
     assert_eq!(isa, Isa::Amx, "tiles are made for it alone");
     let (columns, width) = (weight.rows(), x.width);

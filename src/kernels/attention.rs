@@ -4,9 +4,9 @@
 //! scores never leave a core's cache, and a token's work grows with its own position, not with the
 //! cache's length.
 //!
-//! A task is a block of a segment's tokens, with all query heads that share a key/value head, so that
-//! a key is read once for all of them. Where there are too few blocks for all threads, as in a decode
-//! step, the positions that a block sees are split as well, and the parts are merged.
+//! A task is a block of a segment's tokens, with all query heads that share a key/value head, so
+//! that a key is read once for all of them. Where there are too few blocks for all threads, as in a
+//! decode step, the positions that a block sees are split as well, and the parts are merged.
 
 use std::{
     ops::Range,
@@ -35,15 +35,15 @@ const MIN_PART: usize = 256;
 /// Fewer query vectors take about as long as so many, because keys are loaded and converted anyway.
 const MIN_COST: usize = 4;
 
-/// Writes `softmax(q kᵀ / sqrt(head_dim)) v` for each token of each segment, over its slot's positions
-/// up to its own.
+/// Writes `softmax(q kᵀ / sqrt(head_dim)) v` for each token of each segment, over its slot's
+/// positions up to its own.
 ///
-/// Queries and `out` are `[rows, heads, head_dim]`. Rows of `out` that are in no segment become zeros.
-/// The softmax and all sums are f32.
+/// Queries and `out` are `[rows, heads, head_dim]`. Rows of `out` that are in no segment become
+/// zeros. The softmax and all sums are f32.
 ///
 /// # Panics
-/// If an array does not have the segments' shape, `heads` is no multiple of `kv_heads`, or the cache has
-/// four-bit elements.
+/// If an array does not have the segments' shape, `heads` is no multiple of `kv_heads`, or the
+/// cache has four-bit elements.
 pub fn attention(
     context: ExecContext<'_>,
     queries: Activations<'_>,
@@ -77,15 +77,16 @@ pub fn attention(
             if block.parts == 1 {
                 with_scratch(size, |state| {
                     problem.attend(block, 0, state);
-                    // SAFETY: no other block has these tokens and heads, and this block has one part.
+                    // SAFETY: no other block has these tokens and heads, and this block has one
+                    // part.
                     unsafe { problem.write(block, state, &out) };
                 });
                 return;
             }
             // SAFETY: each part has a state of its own, and runs once.
             problem.attend(block, part, unsafe { states.get(block.first_state + part * size, size) });
-            // The last part to finish merges all of them, in their order. The counter makes what the
-            // other threads wrote visible to it.
+            // The last part to finish merges all of them, in their order. The counter makes what
+            // the other threads wrote visible to it.
             if block.unfinished.fetch_sub(1, Ordering::AcqRel) > 1 {
                 return;
             }
@@ -110,8 +111,8 @@ fn token_blocks(shape: AttentionShape, segments: &Segments) -> Vec<TokenBlock> {
     let mut blocks = Vec::with_capacity(count * shape.kv_heads);
     for &segment in segments.as_slice() {
         for kv_head in 0..shape.kv_heads {
-            // The last tokens see most positions. The longest tasks come first, so that no thread is
-            // left with one at the end.
+            // The last tokens see most positions. The longest tasks come first, so that no thread
+            // is left with one at the end.
             for first in (0..segment.len).step_by(tokens).rev() {
                 let tokens = first..segment.len.min(first + tokens);
                 let unfinished = AtomicUsize::new(1);
@@ -148,9 +149,9 @@ struct BlockPart {
 
 /// Some tokens of a segment, with the query heads of one key/value head.
 ///
-/// A block's queries are ordered by token, then by head. The state of one of its parts has, for each
-/// query, the weighted sum of values `[head_dim]` in the order in which values are loaded; then each
-/// query's largest score; then each query's sum of weights.
+/// A block's queries are ordered by token, then by head. The state of one of its parts has, for
+/// each query, the weighted sum of values `[head_dim]` in the order in which values are loaded;
+/// then each query's largest score; then each query's sum of weights.
 struct TokenBlock {
     segment: Segment,
     kv_head: usize,
@@ -222,7 +223,7 @@ impl PartStates {
     }
 }
 
-/// What all tasks of a call read.
+/// The operands, which all tasks of a call read.
 struct Problem<'a> {
     isa: Isa,
     shape: AttentionShape,
@@ -315,8 +316,8 @@ fn merge(rows: usize, head_dim: usize, state: &mut [f32], other: &[f32]) {
     }
 }
 
-/// Turns a query's scores into weights, relative to the largest score so far. Returns the factor of the
-/// earlier weights.
+/// Turns a query's scores into weights, relative to the largest score so far. Returns the factor of
+/// the earlier weights.
 struct Softmax<'a> {
     scores: &'a mut [f32],
     /// Number of scores of positions that the query sees. The weights of all others become 0.
@@ -327,6 +328,7 @@ struct Softmax<'a> {
 
 impl Kernel for Softmax<'_> {
     type Output = f32;
+    const FASTEST: Isa = Isa::Avx512;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> f32 {
@@ -357,8 +359,8 @@ impl Kernel for Softmax<'_> {
     }
 }
 
-/// Sets `sums` `[rows, head_dim]` to `rescale · sums + weights values`, with weights `[rows, n]` and values
-/// `[n, head_dim]`.
+/// Sets `sums` `[rows, head_dim]` to `rescale · sums + weights values`, with weights `[rows, n]`
+/// and values `[n, head_dim]`.
 fn accumulate(isa: Isa, values: WeightData<'_>, head_dim: usize, weights: &[f32], rescale: &[f32], sums: &mut [f32]) {
     match values {
         WeightData::F32(values) => isa::run(isa, Accumulate::<F32> { values, head_dim, weights, rescale, sums }),
@@ -379,6 +381,7 @@ struct Accumulate<'a, F: ElementFormat> {
 
 impl<F: ElementFormat> Kernel for Accumulate<'_, F> {
     type Output = ();
+    const FASTEST: Isa = Isa::Avx512;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
@@ -409,7 +412,8 @@ impl<F: ElementFormat> Accumulate<'_, F> {
         let rescale = &self.rescale[row..row + M];
         let mut at = 0;
         while at + 2 * S::LANES <= head_dim {
-            // SAFETY: `at` and two vectors fit each row of values and sums; the instruction set is the caller's promise.
+            // SAFETY: `at` and two vectors fit each row of values and sums; the instruction set is
+            // the caller's promise.
             unsafe {
                 let mut acc = [[S::splat(0.0); 2]; M];
                 for m in 0..M {

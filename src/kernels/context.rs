@@ -12,7 +12,8 @@ pub struct ExecContext<'a> {
 }
 
 impl ExecContext<'static> {
-    /// Returns all threads of the process's pool, with the fastest instruction set of the processor.
+    /// Returns all threads of the process's pool, with the fastest instruction set of the
+    /// processor.
     pub fn whole() -> Self {
         Self { pool: pool(), isa: Isa::best() }
     }
@@ -27,13 +28,14 @@ pub fn are_fast() -> bool {
     Isa::best() > Isa::Portable
 }
 
-/// Sets the number of threads that all kernels share, and returns whether it took effect: it does only
-/// once, before the first kernel runs.
+/// Sets the number of threads that all kernels share, and returns whether it took effect: it does
+/// only once, before the first kernel runs.
 pub fn set_threads(threads: usize) -> bool {
     POOL.get().is_none() && THREADS.set(threads.max(1)).is_ok()
 }
 
-/// Returns the pool that all kernels share. It has as many threads as were set, or as the processor has.
+/// Returns the pool that all kernels share. It has as many threads as were set, or as the processor
+/// has.
 fn pool() -> &'static Pool {
     POOL.get_or_init(|| {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);

@@ -1,12 +1,16 @@
-//! How elements of each type become vectors of f32.
+//! Element formats: loading the elements of each type as vectors of f32.
 
 use super::simd::Simd;
 
-/// How elements are loaded, two vectors at a time.
+/// A type that elements are stored in.
 pub(super) trait ElementFormat {
     type Element: Copy;
-    /// One half of two vectors of elements: of bf16 those of even or of odd number, of all others the first or the second
-    /// vector (see [`super::matmul::LaneOrder`]).
+    /// Loads one half of the elements of two vectors. Of bf16 these are the elements of even or odd
+    /// number, of all other formats the first or second vector (see `matmul::LaneOrder`).
+    ///
+    /// # Safety
+    /// Called inside a function compiled for S's instructions, on a processor that has them; two
+    /// vectors' elements lie at `p`.
     unsafe fn load<S: Simd>(p: *const Self::Element, half: usize) -> S::VecF32;
     fn to_f32(element: Self::Element) -> f32;
 }

@@ -46,14 +46,16 @@ pub fn register(api: &Api) -> crate::pjrt::Result<()> {
 
 type Result<T> = std::result::Result<T, String>;
 
+const CACHE_TYPES: &str = "they must be F32, BF16, U16 (bits of bf16), F16 or S8";
+
 /// Multiplies activations with a weight.
 ///
-/// Operands: activations `f32|bf16[rows, in]`; the number of real rows `s32[]`; then the weight, in one
-/// of these forms:
+/// Operands: activations `f32|bf16[rows, in]`; the number of real rows `s32[]`; then the weight, in
+/// one of these forms:
 /// - `f32|bf16|f16|s8[out, in]`, which may be followed by scales `f32[out]`;
 /// - four-bit elements `u8[out, in / 2]`, followed by their blocks' scales `f16[out, in / 32]`;
-/// - an unaligned weight, as `f32|bf16|f16|s8[out * in + spare]` with 64 spare bytes, followed by its
-///   element offset in that array, `s32[]`.
+/// - an unaligned weight, as `f32|bf16|f16|s8[out * in + spare]` with 64 spare bytes, followed by
+///   its element offset in that array, `s32[]`.
 ///
 /// Result: `f32|bf16[rows, out]`.
 struct Linear;
@@ -72,8 +74,8 @@ impl Handler for Linear {
 
 /// Multiplies activations with a gate and an up projection: `gelu_tanh(x gateᵀ) · (x upᵀ)`.
 ///
-/// Operands: as [`Linear`], with gate and up in the place of the weight. They have one form and type;
-/// their scales or offsets follow both. Result: `f32|bf16[rows, out]`.
+/// Operands: as [`Linear`], with gate and up in the place of the weight. They have one form and
+/// type; their scales or offsets follow both. Result: `f32|bf16[rows, out]`.
 struct GateUp;
 
 impl Handler for GateUp {
@@ -141,17 +143,22 @@ impl Handler for LinearTop {
 ///
 /// Operands:
 /// 1. queries `f32|bf16[rows, heads, head_dim]`;
-/// 2. new keys and 3. new values `[rows, kv_heads, head_dim]`, in the cache's type: f32, bf16, f16, s8,
-///    or u16 for bits of bf16;
-/// 4. cached keys and 5. cached values `[slots, kv_heads, cache_len, head_dim]`;
+/// 2. new keys `[rows, kv_heads, head_dim]`, in the cache's type: f32, bf16, f16, s8, or u16 for bits
+///    of bf16;
+/// 3. new values, like new keys;
+/// 4. cached keys `[slots, kv_heads, cache_len, head_dim]`;
+/// 5. cached values, like cached keys;
 /// 6. segments `s32[n, 4]`, see [`Segments::parse`];
 ///
 /// and, if the cache is s8 and only then, scales:
-/// 7. of new keys and 8. of new values `f32[rows, kv_heads, 1]`;
-/// 9. of cached keys and 10. of cached values `f32[slots, kv_heads, cache_len, 1]`.
 ///
-/// Results: attention `[rows, heads, head_dim]` in the queries' type, then the updated operands 4 and 5,
-/// and 9 and 10 if there are scales. The program must alias these results to their operands
+/// 7. of new keys, `f32[rows, kv_heads, 1]`;
+/// 8. of new values, alike;
+/// 9. of cached keys, `f32[slots, kv_heads, cache_len, 1]`;
+/// 10. of cached values, alike.
+///
+/// Results: attention `[rows, heads, head_dim]` in the queries' type, then the updated operands 4 and
+/// 5, and 9 and 10 if there are scales. The program must alias these results to their operands
 /// (`output_operand_aliasing`).
 struct Attention;
 
@@ -181,7 +188,11 @@ impl Handler for Attention {
             if found != expected {
                 return Err(format!("new {what} of type {found:?} for a cache of type {expected:?}"));
             }
-            if (expected == Some(ElementType::S8)) != scales.is_some() {
+            use ElementType::{BF16, F16, F32, S8, U16};
+            if !matches!(expected, Some(F32 | BF16 | U16 | F16 | S8)) {
+                return Err(format!("cached {what} of type {expected:?}; {CACHE_TYPES}"));
+            }
+            if (expected == Some(S8)) != scales.is_some() {
                 return Err(format!("cached {what} of type {expected:?}; scales belong to S8, and to S8 alone"));
             }
         }
@@ -235,7 +246,8 @@ impl Handler for Attention {
     }
 }
 
-/// Returns the result that is an updated operand, after checking that it lies in the operand's memory.
+/// Returns the result that is an updated operand, after checking that it lies in the operand's
+/// memory.
 fn updated<'a>(what: &str, operand: &Operand<'_>, result: Output<'a>) -> Result<Output<'a>> {
     if (operand.element_type(), operand.dims()) != (result.element_type(), result.dims()) {
         return Err(format!(
@@ -289,7 +301,7 @@ fn cache_data(x: Output<'_>) -> Result<CacheData<'_>> {
         Some(ElementType::BF16 | ElementType::U16) => Ok(CacheData::Bf16(x.as_mut_slice()?)),
         Some(ElementType::F16) => Ok(CacheData::F16(x.as_mut_slice()?)),
         Some(ElementType::S8) => Ok(CacheData::I8(x.as_mut_slice()?)),
-        other => Err(format!("a cache of type {other:?}; it must be F32, BF16, U16 (bits of bf16), F16 or S8")),
+        other => Err(format!("a cache of type {other:?}; {CACHE_TYPES}")),
     }
 }
 
@@ -304,8 +316,8 @@ struct ProductOperands<'a, const N: usize> {
     weights: [WeightMatrix<'a>; N],
 }
 
-/// Reads activations, the number of real rows, the weights, and the weights' scales or element offsets,
-/// as [`Linear`] documents them.
+/// Reads activations, the number of real rows, the weights, and the weights' scales or element
+/// offsets, as [`Linear`] documents them.
 fn product_operands<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<ProductOperands<'a, N>> {
     let [x, count, rest @ ..] = operands else {
         return Err(format!("takes activations, a row count and {N} weights, not {} operands", operands.len()));
@@ -358,8 +370,8 @@ fn product_operands<'a, const N: usize>(operands: &[Operand<'a>]) -> Result<Prod
     Ok(ProductOperands { x: activations(x)?.slice(0..count * width), rows, count, weights })
 }
 
-/// Reads an unaligned weight: a matrix that begins `offset` elements into an array of `len` elements, which
-/// has [`ALIGNMENT`] bytes more than the matrix.
+/// Reads an unaligned weight: a matrix that begins `offset` elements into an array of `len`
+/// elements, which has [`ALIGNMENT`] bytes more than the matrix.
 fn unaligned_weight<'a>(
     weight: &Operand<'a>,
     len: usize,

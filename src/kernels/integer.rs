@@ -1,8 +1,9 @@
-//! Products of few activation rows with weights of eight or four bits, in integers.
+//! Products of few activation rows with eight-bit or four-bit weights, in integers.
 //!
-//! Converting each weight to f32 takes longer than reading it from memory. So the activations are rounded to eight bits as
-//! well, in groups of [`GROUP`] elements with a scale of their own (as llama.cpp's Q8_0 does), and the products of a group are
-//! summed exactly, in 32 bits. With many rows, a conversion is paid once for all of them, and f32 is nearly as fast.
+//! Converting each weight to f32 takes longer than reading it from memory. So activations are
+//! quantised to eight bits as well, in groups of [`GROUP`] elements with a scale each (as in
+//! llama.cpp's Q8_0), and the products in a group are summed exactly, in 32 bits. With many rows, a
+//! conversion is paid once for all of them, and f32 is nearly as fast.
 
 use super::{
     isa::{self, Isa, Kernel},
@@ -14,44 +15,49 @@ use crate::kernel_abi::GROUP;
 /// Activation rows that are packed together.
 const TILE_ROWS: usize = 4;
 
-/// The most activation rows that are multiplied in integers. With more the gain is small (a tenth with AVX2), and the rounding of
-/// activations adds a fifth to what eight-bit weights are off. Where bf16 has instructions of its own, eight-bit weights are faster as
-/// bf16 from nine rows on.
-pub fn most_rows(isa: Isa, elements: &WeightData<'_>) -> usize {
-    match elements {
+/// Returns the most activation rows that are multiplied in integers.
+///
+/// With more rows the gain is small (a tenth with AVX2), and quantising activations adds a fifth to
+/// the error of eight-bit weights. Where bf16 has instructions of its own, eight-bit weights are
+/// faster as bf16 from nine rows on.
+pub fn most_rows(isa: Isa, weights: &WeightData<'_>) -> usize {
+    match weights {
         WeightData::I8(_) if isa == Isa::Avx512Bf16 => 8,
         WeightData::I8(_) | WeightData::I4(_) => 16,
         _ => 0,
     }
 }
 
-/// Activation rows in eight bits. What is left of a row after its last whole group stays f32.
+/// Activation rows quantised to eight bits. The elements after a row's last whole group stay f32.
 #[derive(Clone, Copy)]
 pub(super) struct QuantActivations<'a> {
     rows: usize,
     width: usize,
-    /// In tiles of [`TILE_ROWS`] rows, `[group, row, GROUP]`. For four-bit weights pairs of groups, `[pair, row, 2 * GROUP]`, in
-    /// which the first halves of both stand before their second halves, as in [`Simd::load_nibbles`].
-    elements: &'a [i8],
-    /// `[row, group]`
+    /// Quantised values, in tiles of [`TILE_ROWS`] rows: `[group, row, GROUP]`. For four-bit
+    /// weights they are `[pair of groups, row, 2 * GROUP]`: the first halves of both groups come
+    /// before their second halves, as in [`Simd::load_nibbles`].
+    quantised: &'a [i8],
+    /// Scales, `[row, group]`.
     scales: &'a [f32],
-    /// `[row, group]`: -8 times the sum of each group's elements, which four-bit weights that are stored plus 8 have too much.
-    eights: &'a [f32],
-    /// `[row, width % GROUP]`
-    rests: &'a [f32],
+    /// -8 times the sum of each group's quantised values, `[row, group]`: corrects for four-bit
+    /// weights being stored plus 8.
+    corrections: &'a [f32],
+    /// Elements after the last whole group, `[row, width % GROUP]`.
+    remainders: &'a [f32],
 }
 
-/// A multiple of all vectors' lanes: rows are filled up with groups of zeros to such a number of groups.
+/// A multiple of all vectors' lanes. Rows are padded with groups of zeros to a multiple of so many.
 const LANES: usize = 16;
 
 impl<'a> QuantActivations<'a> {
-    /// Numbers of scratch memory that `rows` rows take.
+    /// Returns the f32 elements of scratch memory that `rows` rows take.
     pub fn scratch(rows: usize, width: usize) -> usize {
         let groups = (width / GROUP).next_multiple_of(LANES);
         rows * (groups * GROUP / size_of::<f32>() + 2 * groups + width % GROUP)
     }
 
-    /// Rounds `rows` rows of activations, from element `first` on, to be multiplied with weights such as these.
+    /// Quantises `rows` rows of activations, from element `first` on, to be multiplied with weights
+    /// like these.
     pub fn new(
         isa: Isa,
         x: Activations<'_>,
@@ -62,31 +68,31 @@ impl<'a> QuantActivations<'a> {
         scratch: &'a mut [f32],
     ) -> Self {
         let stride = (width / GROUP).next_multiple_of(LANES);
-        let (elements, scratch) = scratch.split_at_mut(rows * stride * GROUP / size_of::<f32>());
+        let (quantised, scratch) = scratch.split_at_mut(rows * stride * GROUP / size_of::<f32>());
         let (scales, scratch) = scratch.split_at_mut(rows * stride);
-        let (eights, rests) = scratch.split_at_mut(rows * stride);
-        let elements: &mut [i8] = bytemuck::cast_slice_mut(elements);
+        let (corrections, remainders) = scratch.split_at_mut(rows * stride);
+        let quantised: &mut [i8] = bytemuck::cast_slice_mut(quantised);
         let paired = matches!(weights, WeightData::I4(_));
-        isa::run(isa, QuantizeRows { x, first, rows, width, paired, elements, scales, eights });
+        isa::run(isa, QuantizeRows { x, first, rows, width, paired, quantised, scales, corrections });
         let whole = width - width % GROUP;
-        for (i, to) in rests[..rows * (width - whole)].iter_mut().enumerate() {
+        for (i, to) in remainders[..rows * (width - whole)].iter_mut().enumerate() {
             let (row, at) = (i / (width - whole), i % (width - whole));
             *to = x.get(first + row * width + whole + at);
         }
-        Self { rows, width, elements, scales, eights, rests }
+        Self { rows, width, quantised, scales, corrections, remainders }
     }
 
-    /// The tile of rows from `first` on.
+    /// Returns the tile of rows from `first` on.
     fn tile(self, first: usize) -> Self {
-        let Self { rows, width, elements, scales, eights, rests } = self;
+        let Self { rows, width, quantised, scales, corrections, remainders } = self;
         let stride = self.stride();
         Self {
             rows: TILE_ROWS.min(rows - first),
             width,
-            elements: &elements[first * stride * GROUP..],
+            quantised: &quantised[first * stride * GROUP..],
             scales: &scales[first * stride..],
-            eights: &eights[first * stride..],
-            rests: &rests[first * (width % GROUP)..],
+            corrections: &corrections[first * stride..],
+            remainders: &remainders[first * (width % GROUP)..],
         }
     }
 
@@ -102,9 +108,9 @@ struct QuantizeRows<'a> {
     rows: usize,
     width: usize,
     paired: bool,
-    elements: &'a mut [i8],
+    quantised: &'a mut [i8],
     scales: &'a mut [f32],
-    eights: &'a mut [f32],
+    corrections: &'a mut [f32],
 }
 
 impl Kernel for QuantizeRows<'_> {
@@ -112,63 +118,74 @@ impl Kernel for QuantizeRows<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { x, first, rows, width, paired, elements, scales, eights } = self;
+        let Self { x, first, rows, width, paired, quantised, scales, corrections } = self;
         let stride = (width / GROUP).next_multiple_of(LANES);
         for row in 0..rows {
             let (tile, of_tile) = (row - row % TILE_ROWS, row % TILE_ROWS);
             let tile_rows = TILE_ROWS.min(rows - tile);
             for group in 0..stride {
-                let mut steps = [0; GROUP];
+                let mut group_values = [0; GROUP];
                 let mut scale = 0.0;
                 if group < width / GROUP {
-                    scale = quantize_group(&x.group(first + row * width + group * GROUP), &mut steps);
+                    scale = quantize_group(&x.group(first + row * width + group * GROUP), &mut group_values);
                 }
                 scales[row * stride + group] = scale;
-                eights[row * stride + group] = -8.0 * steps.iter().map(|&x| i32::from(x)).sum::<i32>() as f32;
-                let tile = &mut elements[tile * stride * GROUP..];
+                corrections[row * stride + group] =
+                    -8.0 * group_values.iter().map(|&x| i32::from(x)).sum::<i32>() as f32;
+                let tile = &mut quantised[tile * stride * GROUP..];
                 if paired {
                     let pair = &mut tile[(group / 2 * tile_rows + of_tile) * 2 * GROUP..][..2 * GROUP];
                     let at = group % 2 * GROUP / 2;
-                    pair[at..][..GROUP / 2].copy_from_slice(&steps[..GROUP / 2]);
-                    pair[GROUP + at..][..GROUP / 2].copy_from_slice(&steps[GROUP / 2..]);
+                    pair[at..][..GROUP / 2].copy_from_slice(&group_values[..GROUP / 2]);
+                    pair[GROUP + at..][..GROUP / 2].copy_from_slice(&group_values[GROUP / 2..]);
                 } else {
-                    tile[(group * tile_rows + of_tile) * GROUP..][..GROUP].copy_from_slice(&steps);
+                    tile[(group * tile_rows + of_tile) * GROUP..][..GROUP].copy_from_slice(&group_values);
                 }
             }
         }
     }
 }
 
-/// Rounds a group to 127 steps of its largest magnitude; returns the step. If there is a NaN or an infinity the step becomes
-/// one, and every product of the group NaN.
+/// Quantises a group to 127 steps of its largest magnitude, and returns the scale. If the group has
+/// a NaN or an infinity the scale is one too, and every product of the group becomes NaN.
 #[inline(always)]
 pub fn quantize_group(values: &[f32; GROUP], out: &mut [i8; GROUP]) -> f32 {
-    // Of numbers without a sign, the bits are in the same order, and those of NaN are the largest.
+    // Without their signs, the bits of numbers are ordered as the numbers are, and NaN is the
+    // largest.
     let largest = values.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
     let scale = f32::from_bits(largest) / 127.0;
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     for (out, x) in out.iter_mut().zip(values) {
-        // Rounded by the addition, to even; the sum's last bits are the integer's.
+        // The addition rounds, to even. The last bits of the sum are the integer's.
         const ROUND: f32 = 1.5 * (1 << 23) as f32;
         *out = (x * inverse + ROUND).to_bits() as i8;
     }
     scale
 }
 
-/// `out` `[rows, columns]`: the rows with `columns` weight rows, each multiplied by its scale if there are scales.
-pub(super) fn multiply<W: IntegerWeights>(isa: Isa, x: QuantActivations<'_>, weights: W, scales: Option<&[f32]>, out: &mut [f32]) {
+/// Sets `out` `[rows, columns]` to the products with `columns` weight rows, each multiplied by its
+/// scale, if there are scales.
+pub(super) fn multiply<W: IntegerWeights>(
+    isa: Isa,
+    x: QuantActivations<'_>,
+    weights: W,
+    scales: Option<&[f32]>,
+    out: &mut [f32],
+) {
     let columns = out.len() / x.rows;
     for (tile, out) in out.chunks_mut(TILE_ROWS * columns).enumerate() {
         isa::run(isa, IntegerBlock { x: x.tile(tile * TILE_ROWS), weights, scales, columns, out });
     }
 }
 
-/// Weights of few bits, in rows as long as those of the activations.
+/// Eight-bit or four-bit weights, in rows as long as those of the activations.
 pub(super) trait IntegerWeights: Copy {
-    /// Products of `M` activation rows with `N` weight rows: `column`, `column + step`, ...
+    /// Returns the products of `M` activation rows with `N` weight rows: `column`, `column + step`,
+    /// ...
     ///
     /// # Safety
-    /// Called inside a function compiled for S's instructions, on a processor that has them; the rows exist.
+    /// Called inside a function compiled for S's instructions, on a processor that has them; the
+    /// rows exist.
     unsafe fn products<S: Simd, const N: usize, const M: usize>(
         self,
         x: QuantActivations<'_>,
@@ -187,6 +204,7 @@ struct IntegerBlock<'a, W> {
 
 impl<W: IntegerWeights> Kernel for IntegerBlock<'_, W> {
     type Output = ();
+    const FASTEST: Isa = Isa::Avx512Vnni;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
@@ -204,8 +222,9 @@ impl<W: IntegerWeights> Kernel for IntegerBlock<'_, W> {
 }
 
 impl<W: IntegerWeights> IntegerBlock<'_, W> {
-    /// All weight rows with all `M` activation rows. `N` rows at a time that are far from each other, so that memory is read in
-    /// `N` long streams: the processor foresees them, and reads several faster than one.
+    /// Multiplies all weight rows with all `M` activation rows. It reads `N` weight rows at a time
+    /// that are far from each other, so that memory is read in `N` long streams: the hardware
+    /// prefetcher predicts them, and several are faster than one.
     #[inline(always)]
     unsafe fn tiles<S: Simd, const N: usize, const M: usize>(&mut self) {
         let step = self.columns / N;
@@ -242,15 +261,16 @@ impl IntegerWeights for &[i8] {
         column: usize,
         step: usize,
     ) -> [[f32; M]; N] {
-        let QuantActivations { width, elements, scales, rests, .. } = x;
+        let QuantActivations { width, quantised, scales, remainders, .. } = x;
         let (groups, stride) = (width / GROUP, x.stride());
-        debug_assert!(elements.len() >= groups * M * GROUP && scales.len() >= stride * M);
+        debug_assert!(quantised.len() >= groups * M * GROUP && scales.len() >= stride * M);
         debug_assert!((column + (N - 1) * step + 1) * width <= self.len());
         let mut products = [[0.0; M]; N];
-        // SAFETY: what is read lies in the arrays, as asserted; the instruction set is the caller's promise.
+        // SAFETY: what is read lies in the arrays, as asserted; the instruction set is the caller's
+        // promise.
         unsafe {
             let w = self.as_ptr().add(column * width);
-            let (x, s) = (elements.as_ptr(), scales.as_ptr());
+            let (x, s) = (quantised.as_ptr(), scales.as_ptr());
             let mut sums = [[S::splat(0.0); M]; N];
             for group in 0..groups {
                 unrolled!(n < N, {
@@ -266,7 +286,7 @@ impl IntegerWeights for &[i8] {
                     let mut sum = S::sum(sums[n][m]);
                     for i in 0..width % GROUP {
                         let weight = f32::from(*w.add(n * step * width + groups * GROUP + i));
-                        sum += weight * rests.get_unchecked(m * (width % GROUP) + i);
+                        sum += weight * remainders.get_unchecked(m * (width % GROUP) + i);
                     }
                     products[n][m] = sum;
                 });
@@ -288,7 +308,8 @@ impl IntegerWeights for QuantBlocks<'_> {
         debug_assert!((column + (N - 1) * step + 1) * groups <= self.scales.len());
         debug_assert!(self.scales.len() * GROUP / 2 <= self.nibbles.len());
         let mut products = [[0.0; M]; N];
-        // SAFETY: what is read lies in the arrays, as asserted; the instruction set is the caller's promise.
+        // SAFETY: what is read lies in the arrays, as asserted; the instruction set is the caller's
+        // promise.
         unsafe {
             let mut sums = [[S::splat(0.0); M]; N];
             let row = |n: usize, first: usize| {
@@ -297,18 +318,18 @@ impl IntegerWeights for QuantBlocks<'_> {
             };
             let whole = groups - groups % S::LANES;
             for first in (0..whole).step_by(S::LANES) {
-                vector_of_groups::<S, N, M>(x, first, std::array::from_fn(|n| row(n, first)), &mut sums);
+                vector_of_blocks::<S, N, M>(x, first, std::array::from_fn(|n| row(n, first)), &mut sums);
             }
             if whole < groups {
-                // The last groups, in arrays that are as long as a vector.
+                // The last blocks, copied to arrays that are as long as a vector.
                 let mut last = [([0; LANES * GROUP / 2], [0; LANES]); N];
-                for (n, (pairs, scales)) in last.iter_mut().enumerate() {
-                    let (from_pairs, from_scales) = row(n, whole);
-                    std::ptr::copy_nonoverlapping(from_pairs, pairs.as_mut_ptr(), (groups - whole) * GROUP / 2);
+                for (n, (nibbles, scales)) in last.iter_mut().enumerate() {
+                    let (from_nibbles, from_scales) = row(n, whole);
+                    std::ptr::copy_nonoverlapping(from_nibbles, nibbles.as_mut_ptr(), (groups - whole) * GROUP / 2);
                     std::ptr::copy_nonoverlapping(from_scales, scales.as_mut_ptr(), groups - whole);
                 }
                 let rows = std::array::from_fn(|n| (last[n].0.as_ptr(), last[n].1.as_ptr()));
-                vector_of_groups::<S, N, M>(x, whole, rows, &mut sums);
+                vector_of_blocks::<S, N, M>(x, whole, rows, &mut sums);
             }
             unrolled!(n < N, {
                 unrolled!(m < M, {
@@ -320,40 +341,42 @@ impl IntegerWeights for QuantBlocks<'_> {
     }
 }
 
-/// Adds the products of as many groups as a vector has lanes, from group `first` of each row on: their scales are multiplied
-/// together, and what the weights have too much is taken away together.
+/// Adds the products of as many blocks as a vector has lanes, from block `first` of each row on.
+/// Their scales are multiplied in one vector, and so is the correction for weights being stored
+/// plus 8.
 ///
 /// # Safety
-/// As for [`IntegerWeights::products`]; each of `rows` points to the pairs and scales of so many groups.
+/// As for [`IntegerWeights::products`]; each of `rows` points to the nibbles and scales of so many
+/// blocks.
 #[inline(always)]
-unsafe fn vector_of_groups<S: Simd, const N: usize, const M: usize>(
+unsafe fn vector_of_blocks<S: Simd, const N: usize, const M: usize>(
     x: QuantActivations<'_>,
     first: usize,
     rows: [(*const u8, *const u16); N],
     sums: &mut [[S::VecF32; M]; N],
 ) {
     let stride = x.stride();
-    debug_assert!(first + S::LANES <= stride && x.elements.len() >= stride * M * GROUP);
-    debug_assert!(x.scales.len() >= stride * M && x.eights.len() >= stride * M);
-    // SAFETY: rows of x are filled up to a vector of groups; of the weights the caller promises it.
+    debug_assert!(first + S::LANES <= stride && x.quantised.len() >= stride * M * GROUP);
+    debug_assert!(x.scales.len() >= stride * M && x.corrections.len() >= stride * M);
+    // SAFETY: rows of x are padded to a vector of groups; the caller promises it for the weights.
     unsafe {
-        let mut steps = [[S::splat(0.0); M]; N];
+        let mut factors = [[S::splat(0.0); M]; N];
         unrolled!(n < N, {
             let scales = S::load_f16(rows[n].1);
             unrolled!(m < M, {
                 let at = m * stride + first;
-                let step = S::mul(scales, S::load(x.scales.as_ptr().add(at)));
-                sums[n][m] = S::fma(step, S::load(x.eights.as_ptr().add(at)), sums[n][m]);
-                steps[n][m] = step;
+                let factor = S::mul(scales, S::load(x.scales.as_ptr().add(at)));
+                sums[n][m] = S::fma(factor, S::load(x.corrections.as_ptr().add(at)), sums[n][m]);
+                factors[n][m] = factor;
             });
         });
-        let x = x.elements.as_ptr().add(first * M * GROUP);
+        let x = x.quantised.as_ptr().add(first * M * GROUP);
         for pair in 0..S::LANES / 2 {
             unrolled!(n < N, {
                 let weights = S::load_nibbles(rows[n].0.add(pair * GROUP));
                 unrolled!(m < M, {
                     let products = S::dot_nibbles(weights, x.add((pair * M + m) * 2 * GROUP));
-                    sums[n][m] = S::fma(products, S::broadcast_pair(steps[n][m], pair), sums[n][m]);
+                    sums[n][m] = S::fma(products, S::broadcast_pair(factors[n][m], pair), sums[n][m]);
                 });
             });
         }

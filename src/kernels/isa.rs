@@ -1,4 +1,4 @@
-//! Which instructions the processor has, and running a kernel compiled for them.
+//! The instruction sets, and running a kernel compiled for one of them.
 
 use std::sync::OnceLock;
 
@@ -6,10 +6,10 @@ use super::simd::{Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
 
-/// An instruction set that kernels are compiled for, from slow to fast.
+/// An instruction set that kernels are compiled for. They are ordered from slow to fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// Whatever the compiler was told: SSE2 on x86-64, NEON on AArch64.
+    /// The target's baseline: SSE2 on x86-64, NEON on AArch64.
     Portable,
     /// AVX2, FMA and F16C: x86-64 processors since 2013.
     Avx2,
@@ -24,11 +24,11 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All of them, from slow to fast.
+    /// All instruction sets, from slow to fast.
     pub const ALL: [Self; 6] =
         [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16, Self::Amx];
 
-    /// Name in reports.
+    /// Returns the name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -40,7 +40,7 @@ impl Isa {
         }
     }
 
-    /// Whether this processor has it.
+    /// Returns whether this processor has it.
     #[cfg(target_arch = "x86_64")]
     pub fn is_available(self) -> bool {
         match self {
@@ -62,22 +62,32 @@ impl Isa {
         }
     }
 
-    /// Whether this processor has it.
+    /// Returns whether this processor has it.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn is_available(self) -> bool {
         self == Self::Portable
     }
 
-    /// The fastest one that this processor has.
+    /// Returns the fastest one that this processor has.
     pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| *Self::ALL.iter().rfind(|isa| isa.is_available()).expect("portable is"))
     }
 }
 
-/// A computation over vectors of any instruction set. Its `run` is to be `#[inline(always)]`.
+/// A computation over vectors of any instruction set. Implementations of `run` are
+/// `#[inline(always)]`.
+///
+/// Each is compiled for every instruction set from `SLOWEST` to `FASTEST`, which bounds what the
+/// compiler has to do.
 pub(super) trait Kernel {
     type Output;
+
+    /// The slowest instruction set that the kernel is run on.
+    const SLOWEST: Isa = Isa::Portable;
+    /// The fastest instruction set that the kernel gains from. It runs as compiled for this one on
+    /// processors that have a faster one.
+    const FASTEST: Isa = Isa::Avx512Bf16;
 
     /// Does the work.
     ///
@@ -86,36 +96,63 @@ pub(super) trait Kernel {
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
-/// Runs the kernel as compiled for `isa`.
+/// Returns whether a kernel is compiled for an instruction set.
+const fn is_compiled<K: Kernel>(isa: Isa) -> bool {
+    K::SLOWEST as u8 <= isa as u8 && isa as u8 <= K::FASTEST as u8
+}
+
+/// Runs the kernel as compiled for `isa`, or for [`Kernel::FASTEST`] if that is slower.
 ///
 /// # Panics
-/// If this processor does not have it.
+/// If this processor does not have `isa`, or it is slower than [`Kernel::SLOWEST`].
 pub(super) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     assert!(isa.is_available(), "this processor has no {}", isa.name());
-    match isa {
-        // SAFETY: it needs nothing that the whole program does not need.
-        Isa::Portable => unsafe { kernel.run::<Portable>() },
+    // The conditions are constants, so that the compiler does not see the code behind false ones.
+    match isa.min(K::FASTEST) {
+        Isa::Portable => {
+            if const { is_compiled::<K>(Isa::Portable) } {
+                // SAFETY: it needs nothing that the whole program does not need.
+                return unsafe { kernel.run::<Portable>() };
+            }
+        }
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has it, as just checked.
-        Isa::Avx2 => unsafe { x86::avx2(kernel) },
+        Isa::Avx2 => {
+            if const { is_compiled::<K>(Isa::Avx2) } {
+                // SAFETY: the processor has `isa`, as just checked, which includes this one.
+                return unsafe { x86::avx2(kernel) };
+            }
+        }
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has it, as just checked.
-        Isa::Avx512 => unsafe { x86::avx512(kernel) },
+        Isa::Avx512 => {
+            if const { is_compiled::<K>(Isa::Avx512) } {
+                // SAFETY: as above.
+                return unsafe { x86::avx512(kernel) };
+            }
+        }
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has it, as just checked.
-        Isa::Avx512Vnni => unsafe { x86::avx512_vnni(kernel) },
+        Isa::Avx512Vnni => {
+            if const { is_compiled::<K>(Isa::Avx512Vnni) } {
+                // SAFETY: as above.
+                return unsafe { x86::avx512_vnni(kernel) };
+            }
+        }
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has it, as just checked.
-        Isa::Avx512Bf16 | Isa::Amx => unsafe { x86::avx512_bf16(kernel) },
+        Isa::Avx512Bf16 | Isa::Amx => {
+            if const { is_compiled::<K>(Isa::Avx512Bf16) } {
+                // SAFETY: as above.
+                return unsafe { x86::avx512_bf16(kernel) };
+            }
+        }
         #[cfg(not(target_arch = "x86_64"))]
-        _ => unreachable!("not available, as just checked"),
+        _ => {}
     }
+    panic!("this kernel is not compiled for {}", isa.name())
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Kernel;
     use super::super::simd::{Avx2, Avx512};
+    use super::Kernel;
 
     #[target_feature(enable = "avx2,fma,f16c")]
     pub unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {

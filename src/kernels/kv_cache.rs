@@ -92,11 +92,12 @@ impl KvCacheMut<'_> {
         KvCache { keys: self.keys.view(), values: self.values.view(), scales }
     }
 
-    /// Copies each segment's keys and values to its positions in its slot. Padding rows are not read, and
-    /// all other positions stay as they are.
+    /// Copies each segment's keys and values to its positions in its slot. Padding rows are not
+    /// read, and all other positions stay as they are.
     ///
     /// # Panics
-    /// If arrays do not have the segments' shape, or the types or scales of new and cached ones differ.
+    /// If arrays do not have the segments' shape, or the types or scales of new and cached ones
+    /// differ.
     pub fn append(&mut self, context: ExecContext<'_>, new: NewKv<'_>, segments: &Segments) {
         self.view().assert_shape(segments.shape());
         self.keys.append(context, new.keys, segments);

@@ -1,4 +1,4 @@
-//! What becomes of products: stored as they are, put through GELU, or searched for the largest one or the largest few.
+//! Epilogues: store, GELU, max, top-k.
 
 use std::sync::{
     Mutex,
@@ -7,14 +7,17 @@ use std::sync::{
 
 use super::{
     context::ExecContext,
-    isa::{self, Kernel},
+    isa::{self, Isa, Kernel},
     matmul::products,
     operands::{Activations, WeightMatrix},
     output::{OutputRows, SharedOutput},
     simd::Simd,
 };
 
-/// `x wᵀ`: `[rows, in]` by `[out, in]` to `[rows, out]`.
+/// Computes `x wᵀ`: `[rows, in]` by `[out, in]` to `[rows, out]`.
+///
+/// # Panics
+/// If shapes do not fit each other.
 pub fn linear(context: ExecContext<'_>, x: Activations<'_>, weight: WeightMatrix<'_>, results: OutputRows<'_>) {
     let results = SharedOutput::new(results, weight.rows());
     products(context, x, &[weight], &|block| {
@@ -25,8 +28,18 @@ pub fn linear(context: ExecContext<'_>, x: Activations<'_>, weight: WeightMatrix
     });
 }
 
-/// `gelu_tanh(x gateᵀ) · (x upᵀ)`: `[rows, in]` by two of `[out, in]` to `[rows, out]`.
-pub fn gate_up(context: ExecContext<'_>, x: Activations<'_>, gate: WeightMatrix<'_>, up: WeightMatrix<'_>, results: OutputRows<'_>) {
+/// Computes `gelu_tanh(x gateᵀ) · (x upᵀ)`: `[rows, in]` by two weights `[out, in]` to `[rows,
+/// out]`.
+///
+/// # Panics
+/// If shapes do not fit each other, or gate and up have different types.
+pub fn gate_up(
+    context: ExecContext<'_>,
+    x: Activations<'_>,
+    gate: WeightMatrix<'_>,
+    up: WeightMatrix<'_>,
+    results: OutputRows<'_>,
+) {
     let results = SharedOutput::new(results, gate.rows());
     products(context, x, &[gate, up], &|block| {
         let (gate, up) = block.values.split_at_mut(block.rows * block.columns);
@@ -38,7 +51,8 @@ pub fn gate_up(context: ExecContext<'_>, x: Activations<'_>, gate: WeightMatrix<
     });
 }
 
-/// `gate = gelu_tanh(gate) · up`, with `gelu_tanh(x) = x / (1 + exp(-2 sqrt(2/π) (x + 0.044715 x³)))`, which is the tanh form.
+/// Computes `gate = gelu_tanh(gate) · up`, with `gelu_tanh(x) = x / (1 + exp(-2 sqrt(2/π) (x +
+/// 0.044715 x³)))`, which is the tanh form.
 struct GeluTimes<'a> {
     gate: &'a mut [f32],
     up: &'a [f32],
@@ -46,6 +60,7 @@ struct GeluTimes<'a> {
 
 impl Kernel for GeluTimes<'_> {
     type Output = ();
+    const FASTEST: Isa = Isa::Avx512;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -56,7 +71,7 @@ impl Kernel for GeluTimes<'_> {
             // SAFETY: both are a vector long; the instruction set is the caller's promise.
             unsafe { gelu_times::<S>(gate.as_mut_ptr(), up.as_ptr()) };
         }
-        // The rest, in vectors of their own.
+        // The remaining elements, in a vector of their own.
         let (mut gate, mut up) = ([0.0; 16], [0.0; 16]);
         gate[..gate_rest.len()].copy_from_slice(gate_rest);
         up[..up_rest.len()].copy_from_slice(up_rest);
@@ -79,10 +94,12 @@ unsafe fn gelu_times<S: Simd>(gate: *mut f32, up: *const f32) {
     }
 }
 
-/// The largest product of each row and its column, the first one where several are equal. A NaN is larger than all.
+/// Finds each row's largest product and its column: the first one, where several are equal. A NaN
+/// is larger than all numbers.
 ///
 /// # Panics
-/// If `values` and `columns` have other lengths than x has rows.
+/// If shapes do not fit each other, or `values` and `columns` do not have an element for each row
+/// of `x`.
 pub fn linear_max(
     context: ExecContext<'_>,
     x: Activations<'_>,
@@ -116,28 +133,29 @@ pub fn linear_max(
     });
 }
 
-/// The largest products of each row and their columns, from large to small, the first columns first where several are equal:
-/// as many as `values` and `columns` `[rows, most]` have place for. A NaN is larger than all.
+/// Finds each row's `k` largest products and their columns, from large to small. Where products are
+/// equal, the first columns come first. A NaN is larger than all numbers. `values` and `columns`
+/// are `[rows, k]`.
 ///
 /// # Panics
-/// If `values` and `columns` have other lengths, or there are fewer weight rows than places.
+/// If shapes do not fit each other, or `k` is 0 or larger than the number of weight rows.
 pub fn linear_top(
     context: ExecContext<'_>,
     x: Activations<'_>,
     weight: WeightMatrix<'_>,
-    most: usize,
+    k: usize,
     values: &mut [f32],
     columns: &mut [i32],
 ) {
-    assert!(values.len() == columns.len() && values.len().is_multiple_of(most), "rows of {most}");
-    assert!(0 < most && most <= weight.rows(), "{most} of {} products", weight.rows());
-    let rows: Vec<Largest> = (0..values.len() / most).map(|_| Largest::new(most)).collect();
+    assert!(values.len() == columns.len() && values.len().is_multiple_of(k), "rows of {k}");
+    assert!(0 < k && k <= weight.rows(), "{k} of {} products", weight.rows());
+    let rows: Vec<Largest> = (0..values.len() / k).map(|_| Largest::new(k)).collect();
     products(context, x, &[weight], &|block| {
         for (row, products) in rows[block.first_row..].iter().zip(block.values.chunks_exact(block.columns)) {
             row.add(products, block.first_column);
         }
     });
-    let results = values.chunks_exact_mut(most).zip(columns.chunks_exact_mut(most));
+    let results = values.chunks_exact_mut(k).zip(columns.chunks_exact_mut(k));
     for (row, (values, columns)) in rows.into_iter().zip(results) {
         for (place, (value, column)) in row.finish().enumerate() {
             (values[place], columns[place]) = (value, column);
@@ -145,20 +163,21 @@ pub fn linear_top(
     }
 }
 
-/// The largest of numbers that several threads find.
+/// The `k` largest products of a row, which several threads collect.
 struct Largest {
-    most: usize,
-    /// What has no chance any more is below this.
-    least: AtomicU64,
+    k: usize,
+    /// A rank that `k` products exceed: smaller ones need not be collected.
+    threshold: AtomicU64,
     found: Mutex<Vec<u64>>,
 }
 
 impl Largest {
-    fn new(most: usize) -> Self {
-        Self { most, least: AtomicU64::new(0), found: Mutex::new(Vec::new()) }
+    fn new(k: usize) -> Self {
+        Self { k, threshold: AtomicU64::new(0), found: Mutex::new(Vec::new()) }
     }
 
-    /// A number that is larger for larger products, and for smaller columns where those are equal.
+    /// Returns a number that is larger for larger products, and for smaller columns where products
+    /// are equal.
     fn rank(value: f32, column: usize) -> u64 {
         let bits = value.to_bits();
         let key = match bits {
@@ -172,27 +191,27 @@ impl Largest {
     }
 
     fn add(&self, products: &[f32], first_column: usize) {
-        let least = self.least.load(Ordering::Relaxed);
+        let threshold = self.threshold.load(Ordering::Relaxed);
         let ranks = products.iter().enumerate().map(|(i, &value)| Self::rank(value, first_column + i));
-        let candidates: Vec<u64> = ranks.filter(|&rank| rank > least).collect();
+        let candidates: Vec<u64> = ranks.filter(|&rank| rank > threshold).collect();
         if candidates.is_empty() {
             return;
         }
         let mut found = self.found.lock().expect("nothing panics while it is held");
         found.extend(candidates);
-        if found.len() >= 2 * self.most {
-            let last = self.most - 1;
-            let (_, &mut least, _) = found.select_nth_unstable_by(last, |a, b| b.cmp(a));
-            found.truncate(self.most);
-            self.least.store(least, Ordering::Relaxed);
+        if found.len() >= 2 * self.k {
+            let last = self.k - 1;
+            let (_, &mut threshold, _) = found.select_nth_unstable_by(last, |a, b| b.cmp(a));
+            found.truncate(self.k);
+            self.threshold.store(threshold, Ordering::Relaxed);
         }
     }
 
-    /// From large to small.
+    /// Returns the products and their columns, from large to small.
     fn finish(self) -> impl Iterator<Item = (f32, i32)> {
         let mut found = self.found.into_inner().expect("nothing panics while it is held");
         found.sort_unstable_by(|a, b| b.cmp(a));
-        found.truncate(self.most);
+        found.truncate(self.k);
         found.into_iter().map(|rank| {
             let (key, column) = ((rank >> 32) as u32, !(rank as u32));
             let value = match key {

@@ -1,10 +1,11 @@
-//! Products of activations with weights as stored: `x wᵀ`, both contiguous along the dimension that is summed over, so that
-//! nothing has to be transposed or packed but the few activations.
+//! Products of activations with weights as stored: `x wᵀ`. Both are contiguous along the dimension
+//! that is summed over, so only the few activations are packed, and nothing is transposed.
 //!
-//! The product is cut into blocks of weight rows, one task of the thread pool each; what becomes of a block (rounding,
-//! GELU, a maximum) is up to the caller, which gets it while it is in the cache. Few activation rows: each weight is read
-//! once, converted in registers and used for all of them, at the speed of memory. Many rows: a block of weights stays in the
-//! level-2 cache while all activations pass by, a tile of rows at a time, at the speed of the multipliers.
+//! The product is cut into blocks of weight rows, one task of the thread pool each. An epilogue
+//! gets each block while it is in the cache. With few activation rows, each weight is read once,
+//! converted in registers and used for all of them, at the speed of memory. With many rows, a block
+//! of weights stays in the level-2 cache while all activations are multiplied with it, a tile of
+//! rows at a time, at the speed of the multipliers.
 
 use std::ops::Range;
 
@@ -18,34 +19,38 @@ use super::{
     scratch::with_scratch,
     simd::Simd,
     tiles::BLOCK,
-    upcast::{Upcast, DequantizeBlocks, upcast_to_bf16},
+    upcast::{DequantizeBlocks, Upcast, upcast_to_bf16},
 };
 
-/// Activation rows that pass by a block of weights: more need more memory for their f32 copy, and no less time.
+/// Activation rows that are multiplied with a block of weights in one go: more rows need more
+/// memory for their f32 copy, and are not faster.
 const MAX_ROWS: usize = 128;
-/// Activation rows up to which a single tile takes them all in its stride, with several weight rows each.
+/// The most activation rows that form a single tile, with several weight rows each.
 const FEW_ROWS: usize = 4;
-/// Weight rows of a block are a multiple of all tiles' weight rows.
+/// Weight rows of a block are a multiple of this, which is a multiple of all tiles' weight rows.
 const BLOCK_UNIT: usize = 12;
-/// Weight rows from the one that is used to the one that is fetched, where slices of them are read: the processor foresees
-/// those not.
+/// Weight rows to prefetch ahead where slices of rows are read: the hardware prefetcher does not
+/// predict them.
 const AHEAD: usize = 2;
-/// Elements from the one that is used to the one that is fetched, where eight activation rows take so long with each that the processor
-/// does not look far enough ahead by itself.
+/// Elements to prefetch ahead in a row where each is used for eight activation rows, which takes so
+/// long that the hardware prefetcher does not look far enough ahead.
 const AHEAD_IN_ROW: usize = 2048;
-/// Bytes of a task's weights with few activation rows: enough to pay for taking it, little enough to share evenly.
+/// Bytes of a task's weights with few activation rows: enough to pay for the task's overhead,
+/// little enough to balance the threads.
 const STREAM_BYTES: usize = 256 << 10;
 
-/// Activation rows up to which each weight is converted as it is used: converting a block first pays off with more.
+/// The most activation rows for which weights are converted as they are used. With more it pays to
+/// convert a block first.
 const STREAM_ROWS: usize = 32;
 
-/// Activation rows of one tile. A weight that is converted, or read from far away, as it is used is used for eight; others are loaded
-/// for three or more rows of weights at a time, which takes fewer loads.
+/// Returns the activation rows in a tile. A weight that is converted or fetched from memory as it
+/// is used is used for eight rows. Otherwise weights of three or more rows are loaded at a time,
+/// which takes fewer loads.
 fn tile_rows<P: DotProduct>(rows: usize) -> usize {
     if rows > FEW_ROWS && rows <= P::EIGHTS { 8 } else { 4 }
 }
 
-/// A block of products, as its consumer gets it.
+/// A block of products, as an epilogue gets it.
 pub struct ProductBlock<'a> {
     /// The first activation row, and the number of rows.
     pub first_row: usize,
@@ -53,15 +58,15 @@ pub struct ProductBlock<'a> {
     /// The first weight row, and the number of columns of each product.
     pub first_column: usize,
     pub columns: usize,
-    /// For each weight `[rows, columns]`, row-major.
+    /// Products with each weight, `[rows, columns]`, row-major.
     pub values: &'a mut [f32],
 }
 
-/// Multiplies `x` `[rows, width]` with weights of one shape and type, and gives `consume` each block of the products, on
-/// whichever thread has computed it. Sums are f32.
+/// Multiplies `x` `[rows, width]` with weights of one shape and type, and calls `consume` with each
+/// block of the products, on the thread that has computed it. Sums are f32.
 ///
 /// # Panics
-/// If shapes do not fit each other.
+/// If there is no weight, or shapes do not fit each other.
 pub fn products(
     context: ExecContext<'_>,
     x: Activations<'_>,
@@ -97,7 +102,7 @@ pub fn products(
     }
 }
 
-/// How activations are multiplied with weights.
+/// A way to multiply activations with weights.
 #[derive(Clone, Copy, PartialEq)]
 enum MatmulPath {
     F32,
@@ -122,7 +127,7 @@ impl MatmulPath {
         }
     }
 
-    /// Numbers of scratch memory that packed activations take.
+    /// Returns the f32 elements of scratch memory that packed activations take.
     fn scratch(self, rows: usize, width: usize) -> usize {
         match self {
             Self::F32 => rows * width,
@@ -132,7 +137,7 @@ impl MatmulPath {
         }
     }
 
-    /// Packs activations `[rows, width]`, to be multiplied with weights such as these.
+    /// Packs activations `[rows, width]`, to be multiplied with weights like these.
     fn pack<'a>(
         self,
         context: ExecContext<'_>,
@@ -143,9 +148,15 @@ impl MatmulPath {
     ) -> PackedActivations<'a> {
         let rows = x.len() / width;
         match (self, x) {
-            (Self::Integers, _) => {
-                PackedActivations::Integers(integer::QuantActivations::new(context.isa, x, 0, rows, width, weights, scratch))
-            }
+            (Self::Integers, _) => PackedActivations::Integers(integer::QuantActivations::new(
+                context.isa,
+                x,
+                0,
+                rows,
+                width,
+                weights,
+                scratch,
+            )),
             (Self::Bf16, Activations::Bf16(x)) => {
                 let packed: &mut [u16] = &mut bytemuck::cast_slice_mut(scratch)[..rows * width];
                 let (tile_rows, pair) = (tile_rows::<Bf16Pairs>(rows), 2 * lanes(context.isa));
@@ -154,9 +165,12 @@ impl MatmulPath {
                 });
                 PackedActivations::Bf16(packed)
             }
-            (Self::Tiles, Activations::Bf16(x)) => {
-                PackedActivations::Tiles(amx::TiledActivations::new(context.pool, x, width, bytemuck::cast_slice_mut(scratch)))
-            }
+            (Self::Tiles, Activations::Bf16(x)) => PackedActivations::Tiles(amx::TiledActivations::new(
+                context.pool,
+                x,
+                width,
+                bytemuck::cast_slice_mut(scratch),
+            )),
             _ => {
                 let (tile_rows, order) = (tile_rows::<F32>(rows), LaneOrder::of(context.isa, weights, width));
                 context.pool.run_chunks(scratch, tile_rows * width, &|tile, packed| {
@@ -170,7 +184,7 @@ impl MatmulPath {
     }
 }
 
-/// Activations as the products take them.
+/// Activations packed for one of the ways to multiply them.
 #[derive(Clone, Copy)]
 enum PackedActivations<'a> {
     F32(&'a [f32]),
@@ -180,25 +194,25 @@ enum PackedActivations<'a> {
 }
 
 impl PackedActivations<'_> {
-    /// `out` `[rows, columns]` with a block of weights.
+    /// Sets `out` `[rows, columns]` to the products with a block of weights.
     fn multiply(self, isa: Isa, weight: &WeightMatrix<'_>, out: &mut [f32]) {
         match (self, weight.data) {
             (Self::F32(x), _) => multiply(isa, x, weight, out),
             (Self::Bf16(x), WeightData::Bf16(weights)) => {
                 multiply_part::<Bf16Pairs>(isa, x, weights, 0..weight.width, weight, out);
             }
-            (Self::Bf16(x), elements) => multiply_upcast::<Bf16Pairs>(x, weight, out, isa, |part, values| {
-                upcast_to_bf16(isa, elements, weight.width, part.clone(), part.len(), values);
+            (Self::Bf16(x), weights) => multiply_upcast::<Bf16Pairs>(x, weight, out, isa, |part, values| {
+                upcast_to_bf16(isa, weights, weight.width, part.clone(), part.len(), values);
             }),
             (Self::Tiles(x), _) => amx::multiply(isa, x, weight, out),
             (Self::Integers(x), WeightData::I8(weights)) => integer::multiply(isa, x, weights, weight.scales, out),
             (Self::Integers(x), WeightData::I4(weights)) => integer::multiply(isa, x, weights, weight.scales, out),
-            (Self::Integers(_), elements) => unreachable!("{elements:?} are no integers"),
+            (Self::Integers(_), weights) => unreachable!("{weights:?} are no integers"),
         }
     }
 }
 
-/// Weight rows of one task.
+/// Returns the weight rows of one task.
 fn block_rows(path: MatmulPath, rows: usize, columns: usize, weights: &[WeightMatrix<'_>], threads: usize) -> usize {
     let unit = if path == MatmulPath::Tiles { BLOCK } else { BLOCK_UNIT };
     let streamed = if path == MatmulPath::Bf16 { Bf16Pairs::STREAMED } else { FEW_ROWS };
@@ -212,27 +226,29 @@ fn block_rows(path: MatmulPath, rows: usize, columns: usize, weights: &[WeightMa
     wanted.min(most).next_multiple_of(unit)
 }
 
-/// Rows of activations as f32, ready to be multiplied with rows of `elements` that are `width` long.
+/// Packs rows of activations as f32, to be multiplied with rows of `weights` that are `width` long.
 ///
-/// Tiles of [`tile_rows`] follow each other (the last one may have fewer), each as [`pack_tile`] makes it. Within a pair
-/// of vectors, elements have the order in which those of the weight are loaded.
+/// Tiles of [`tile_rows`] rows follow each other, packed as by [`pack_tile`]; the last one may have
+/// fewer rows. In a pair of vectors, elements have the order in which those of the weight are
+/// loaded.
 pub(super) fn pack(
     isa: Isa,
     x: Activations<'_>,
     row_starts: impl Fn(usize) -> usize,
-    elements: &WeightData<'_>,
+    weights: &WeightData<'_>,
     width: usize,
     packed: &mut [f32],
 ) {
-    let (order, tile_rows) = (LaneOrder::of(isa, elements, width), tile_rows::<F32>(packed.len() / width));
+    let (order, tile_rows) = (LaneOrder::of(isa, weights, width), tile_rows::<F32>(packed.len() / width));
     for (tile, packed) in packed.chunks_mut(tile_rows * width).enumerate() {
         let start = |row: usize| row_starts(tile * tile_rows + row);
         pack_tile(packed, width, 2 * order.lanes, |row, at| x.get(start(row) + order.element(at)));
     }
 }
 
-/// A tile of rows: their first pairs of vectors stand side by side, then their second ones, and so on, so that the tile is read
-/// from its beginning to its end. `element` gives what stands at a place of a row.
+/// Packs a tile of rows: the first pair of vectors of each row, then the second pair of each, and
+/// so on, so that the tile is read from its beginning to its end. `element` returns the element of
+/// a row that is stored at some place of it.
 fn pack_tile<T>(packed: &mut [T], width: usize, pair: usize, element: impl Fn(usize, usize) -> T) {
     let rows = packed.len() / width;
     let pairs = width - width % pair;
@@ -246,7 +262,7 @@ fn pack_tile<T>(packed: &mut [T], width: usize, pair: usize, element: impl Fn(us
     }
 }
 
-/// Elements of a vector.
+/// Returns the number of elements in a vector.
 fn lanes(isa: Isa) -> usize {
     struct Lanes;
     impl Kernel for Lanes {
@@ -259,11 +275,12 @@ fn lanes(isa: Isa) -> usize {
     isa::run(isa, Lanes)
 }
 
-/// Where the elements of a packed row stand in the row.
+/// The order of the elements in a packed row.
 #[derive(Clone, Copy)]
 pub(super) struct LaneOrder {
     lanes: usize,
-    /// Elements of even number come before those of odd number, in pairs of vectors, up to this element.
+    /// Up to this element, in each pair of vectors the elements of even number come before those of
+    /// odd number.
     interleaved: usize,
 }
 
@@ -274,7 +291,7 @@ impl LaneOrder {
         Self { lanes, interleaved: if matches!(elements, WeightData::Bf16(_)) { pairs } else { 0 } }
     }
 
-    /// The element that stands at `at`.
+    /// Returns which element is stored at `at`.
     #[inline]
     pub(super) fn element(self, at: usize) -> usize {
         if at >= self.interleaved {
@@ -286,7 +303,7 @@ impl LaneOrder {
     }
 }
 
-/// `out` `[rows, columns]` from packed activations and a block of weights.
+/// Sets `out` `[rows, columns]` to the products of packed activations with a block of weights.
 pub(super) fn multiply(isa: Isa, x: &[f32], weight: &WeightMatrix<'_>, out: &mut [f32]) {
     match weight.data {
         WeightData::F32(weights) => multiply_part::<F32>(isa, x, weights, 0..weight.width, weight, out),
@@ -299,8 +316,15 @@ pub(super) fn multiply(isa: Isa, x: &[f32], weight: &WeightMatrix<'_>, out: &mut
     }
 }
 
-/// Of few rows each weight is converted as it is used; of many all are converted once, for all tiles that they pass.
-fn multiply_as<F: ElementFormat>(isa: Isa, x: &[f32], weights: &[F::Element], weight: &WeightMatrix<'_>, out: &mut [f32]) {
+/// Multiplies with weights that are converted as they are used for few rows, and converted once for
+/// many.
+fn multiply_as<F: ElementFormat>(
+    isa: Isa,
+    x: &[f32],
+    weights: &[F::Element],
+    weight: &WeightMatrix<'_>,
+    out: &mut [f32],
+) {
     if x.len() <= STREAM_ROWS * weight.width {
         return multiply_part::<F>(isa, x, weights, 0..weight.width, weight, out);
     }
@@ -309,7 +333,8 @@ fn multiply_as<F: ElementFormat>(isa: Isa, x: &[f32], weights: &[F::Element], we
     });
 }
 
-/// As [`multiply`], where `upcast` gives a part of each row as the products take it, in the order of the activations.
+/// Multiplies as [`multiply`] does. `upcast` converts a part of each weight row, in the order of
+/// the activations' elements.
 fn multiply_upcast<P: DotProduct<Weight: bytemuck::Pod>>(
     x: &[P::Activation],
     weight: &WeightMatrix<'_>,
@@ -330,7 +355,8 @@ fn multiply_upcast<P: DotProduct<Weight: bytemuck::Pod>>(
     });
 }
 
-/// Adds the products with these elements, which are `part` of each of the weight's rows, to `out`; the first part sets it.
+/// Adds products to `out`. `weights` has only `part` of each row of the matrix `of`. The first part
+/// sets `out`.
 fn multiply_part<P: DotProduct>(
     isa: Isa,
     x: &[P::Activation],
@@ -345,26 +371,43 @@ fn multiply_part<P: DotProduct>(
     with_scratch(vectors * lanes(isa), |partial| {
         isa::run(
             isa,
-            BlockKernel::<P> { x, weights, part, depth, scales: of.scales, width: of.width, columns: of.rows, partial, out },
+            BlockKernel::<P> {
+                x,
+                weights,
+                part,
+                depth,
+                scales: of.scales,
+                width: of.width,
+                columns: of.rows,
+                partial,
+                out,
+            },
         );
     });
 }
 
-/// What a block multiplies, and how.
+/// The types that are multiplied, and how.
 trait DotProduct {
     type Weight: Copy;
     type Activation: Copy;
-    /// Activation rows up to which tiles have eight of them.
+    /// The instruction sets that this is compiled for, see [`Kernel`].
+    const SLOWEST: Isa;
+    const FASTEST: Isa;
+    /// The most activation rows for which tiles have eight rows.
     const EIGHTS: usize = STREAM_ROWS;
-    /// Activation rows up to which rows of weights are read from end to end, which memory likes best.
+    /// The most activation rows for which rows of weights are read from end to end, which is
+    /// fastest for memory.
     const STREAMED: usize = FEW_ROWS;
-    /// Elements that are summed over in one go with more rows: a tile's activations of this length stay in the level-1 cache.
+    /// Elements that are summed over in one go with more rows: a tile's activations of this length
+    /// stay in the level-1 cache.
     const DEPTH: usize = 512;
-    /// Adds the products of `2 * LANES` elements of the width, for `N` weight rows, whose elements `weights` points to, and `M`
-    /// activation rows, whose elements follow each other.
+    /// Adds the products of `2 * LANES` elements, for `N` weight rows and `M` activation rows.
+    /// `weights` returns the address of a weight row's elements; those of the activation rows
+    /// follow each other.
     ///
     /// # Safety
-    /// Called inside a function compiled for S's instructions, on a processor that has them; so many elements exist.
+    /// Called inside a function compiled for S's instructions, on a processor that has them; so
+    /// many elements exist.
     unsafe fn add<S: Simd, const N: usize, const M: usize>(
         weights: impl Fn(usize) -> *const Self::Weight,
         activations: *const Self::Activation,
@@ -373,10 +416,12 @@ trait DotProduct {
     fn product(weight: Self::Weight, activation: Self::Activation) -> f32;
 }
 
-/// Weights of any type become f32, which activations are.
+/// Weights of any format are converted to f32, which activations are.
 impl<F: ElementFormat> DotProduct for F {
     type Weight = F::Element;
     type Activation = f32;
+    const SLOWEST: Isa = Isa::Portable;
+    const FASTEST: Isa = Isa::Avx512;
 
     #[inline(always)]
     unsafe fn add<S: Simd, const N: usize, const M: usize>(
@@ -384,7 +429,7 @@ impl<F: ElementFormat> DotProduct for F {
         activations: *const f32,
         sums: &mut [[[S::VecF32; 2]; M]; N],
     ) {
-        // Small tiles hide the latency of an addition with a second accumulator.
+        // Small tiles have a second accumulator, to hide the latency of an addition.
         let second = usize::from(N * M <= 4);
         // SAFETY: the caller's promise.
         unsafe {
@@ -409,12 +454,15 @@ impl<F: ElementFormat> DotProduct for F {
     }
 }
 
-/// Both in bf16.
+/// Weights and activations are both bf16.
 struct Bf16Pairs;
 
 impl DotProduct for Bf16Pairs {
     type Weight = u16;
     type Activation = u16;
+    // Without instructions for bf16, `MatmulPath` chooses f32.
+    const SLOWEST: Isa = Isa::Avx512Bf16;
+    const FASTEST: Isa = Isa::Avx512Bf16;
     const EIGHTS: usize = 8;
     const STREAMED: usize = 8;
     const DEPTH: usize = 2048;
@@ -447,21 +495,24 @@ impl DotProduct for Bf16Pairs {
 
 struct BlockKernel<'a, P: DotProduct> {
     x: &'a [P::Activation],
-    /// `part` of each row.
+    /// Elements `part` of each row.
     weights: &'a [P::Weight],
     part: Range<usize>,
-    /// Elements of the part that are summed over before the next tile of activations.
+    /// Elements of the part that are summed over before the next tile of activations is loaded.
     depth: usize,
     scales: Option<&'a [f32]>,
     width: usize,
     columns: usize,
-    /// Where the part is longer than `depth`: sums so far, a vector for each product, `[tile, column, row of the tile]`.
+    /// Sums so far where the part is longer than `depth`: a vector for each product, `[tile,
+    /// column, row of the tile]`.
     partial: &'a mut [f32],
     out: &'a mut [f32],
 }
 
 impl<P: DotProduct> Kernel for BlockKernel<'_, P> {
     type Output = ();
+    const SLOWEST: Isa = P::SLOWEST;
+    const FASTEST: Isa = P::FASTEST;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
@@ -477,29 +528,42 @@ impl<P: DotProduct> Kernel for BlockKernel<'_, P> {
 }
 
 impl<P: DotProduct> BlockKernel<'_, P> {
-    /// Up to [`tile_rows`] activation rows with all weight rows, summed over a part of the width.
+    /// Multiplies up to [`tile_rows`] activation rows with all weight rows, over a part of the
+    /// width.
     #[inline(always)]
     unsafe fn tile_of_rows<S: Simd>(&mut self, row: usize, rows: usize, depth: Range<usize>) {
         // SAFETY: the caller's promise; the rows exist.
         unsafe {
-            // As many accumulators as there are registers, or as hide the latency of an addition.
-            match (tile_rows::<P>(rows).min(rows - row), S::LANES) {
-                (1, _) => self.row_of_tiles::<S, 4, 1>(row, depth),
-                (2, _) => self.row_of_tiles::<S, 4, 2>(row, depth),
-                (3, _) => self.row_of_tiles::<S, 3, 3>(row, depth),
-                (4, 16) => self.row_of_tiles::<S, 6, 4>(row, depth),
-                (4, _) => self.row_of_tiles::<S, 3, 4>(row, depth),
-                (5, _) => self.row_of_tiles::<S, 2, 5>(row, depth),
-                (6, _) => self.row_of_tiles::<S, 2, 6>(row, depth),
-                (7, _) => self.row_of_tiles::<S, 1, 7>(row, depth),
-                (_, 16) => self.row_of_tiles::<S, 3, 8>(row, depth),
-                _ => self.row_of_tiles::<S, 1, 8>(row, depth),
+            // As many accumulators as there are registers, or as it takes to hide the latency of an
+            // addition. The conditions are constants, so that only one of two tiles is compiled.
+            match tile_rows::<P>(rows).min(rows - row) {
+                1 => self.row_of_tiles::<S, 4, 1>(row, depth),
+                2 => self.row_of_tiles::<S, 4, 2>(row, depth),
+                3 => self.row_of_tiles::<S, 3, 3>(row, depth),
+                4 => {
+                    if const { S::LANES == 16 } {
+                        self.row_of_tiles::<S, 6, 4>(row, depth);
+                    } else {
+                        self.row_of_tiles::<S, 3, 4>(row, depth);
+                    }
+                }
+                5 => self.row_of_tiles::<S, 2, 5>(row, depth),
+                6 => self.row_of_tiles::<S, 2, 6>(row, depth),
+                7 => self.row_of_tiles::<S, 1, 7>(row, depth),
+                _ => {
+                    if const { S::LANES == 16 } {
+                        self.row_of_tiles::<S, 3, 8>(row, depth);
+                    } else {
+                        self.row_of_tiles::<S, 1, 8>(row, depth);
+                    }
+                }
             }
         }
     }
 
-    /// `M` activation rows with all weight rows. `N` rows at a time that are far from each other, so that memory is read in `N`
-    /// long streams: the processor foresees them, and reads several faster than one.
+    /// Multiplies `M` activation rows with all weight rows. It reads `N` weight rows at a time that
+    /// are far from each other, so that memory is read in `N` long streams: the hardware prefetcher
+    /// predicts them, and several are faster than one.
     #[inline(always)]
     unsafe fn row_of_tiles<S: Simd, const N: usize, const M: usize>(&mut self, row: usize, depth: Range<usize>) {
         let step = self.columns / N;
@@ -514,7 +578,8 @@ impl<P: DotProduct> BlockKernel<'_, P> {
         }
     }
 
-    /// Sums over a part of the width, for `M` activation rows and `N` weight rows: `column`, `column + step`, ...
+    /// Sums over a part of the width, for `M` activation rows and `N` weight rows: `column`,
+    /// `column + step`, ...
     #[inline(always)]
     unsafe fn tile<S: Simd, const N: usize, const M: usize>(
         &mut self,
@@ -530,7 +595,8 @@ impl<P: DotProduct> BlockKernel<'_, P> {
         debug_assert!(self.part.start <= depth.start && depth.end <= self.part.end && self.part.end <= width);
         debug_assert!((row + M) * columns <= self.out.len());
         debug_assert!(!is_sliced || (row + M) * columns * S::LANES <= self.partial.len());
-        // SAFETY: the rows lie in the arrays, as asserted; the instruction set is the caller's promise.
+        // SAFETY: the rows lie in the arrays, as asserted; the instruction set is the caller's
+        // promise.
         unsafe {
             let x = self.x.as_ptr().add(row * width);
             let w = self.weights.as_ptr().add(column * stride);

@@ -1,8 +1,8 @@
 //! CPU kernels, which compiled programs call through XLA's typed FFI.
 //!
-//! A decode step reads every weight once, so it can be as fast as memory is, if nothing else gets in
-//! the way. XLA:CPU's own products get in the way: they convert bf16 weights in memory, or read them
-//! slowly. These kernels read weights where they lie in the mapped checkpoint, convert them in
+//! A decode step reads every weight once, so it can be as fast as memory is, if nothing else gets
+//! in the way. XLA:CPU's own products get in the way: they convert bf16 weights in memory, or read
+//! them slowly. These kernels read weights where they lie in the mapped checkpoint, convert them in
 //! registers, and share the work among all threads.
 //!
 //! Bottom up, each importing only those above it:

@@ -18,8 +18,8 @@ pub enum WeightData<'a> {
     I4(QuantBlocks<'a>),
 }
 
-/// Quantisation blocks of [`GROUP`] four-bit elements. In a block, byte i holds element i in its lower
-/// nibble and element i + 16 in its upper nibble, both plus 8.
+/// Quantisation blocks of [`GROUP`] four-bit elements. In a block, byte i holds element i in its
+/// lower nibble and element i + 16 in its upper nibble, both plus 8.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantBlocks<'a> {
     /// [`GROUP`] / 2 bytes for each block.

@@ -1,10 +1,12 @@
-//! The threads that kernels share.
+//! The thread pool that kernels share.
 //!
-//! A kernel cuts its work into chunks; the calling thread and the workers take them one by one. Nobody waits for a worker
-//! that the machine keeps from running: a worker takes part in a job only if it arrives before the chunks are used up.
-//! After a job a worker spins for a short while, because the next kernel of a layer comes soon, and then parks.
+//! A kernel cuts its work into chunks; the calling thread and the workers take them one by one.
+//! Nobody waits for a worker that the system does not schedule: a worker takes part in a job only
+//! if it arrives before the chunks are used up. After a job a worker spins for a short while,
+//! because the next kernel of a layer comes soon, and then parks.
 //!
-//! One job runs at a time. A caller that finds the pool taken (by another device's program) does its work alone.
+//! One job runs at a time. A caller that finds the pool busy (with another device's program) does
+//! its work alone.
 
 use std::{
     cell::UnsafeCell,
@@ -17,7 +19,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-/// Rounds of `spin_loop` before a worker parks: some 50 µs, the length of the operations between two kernels.
+/// Rounds of `spin_loop` before a worker parks: some 50 µs, the length of the operations between
+/// two kernels.
 const SPINS: u32 = 2000;
 
 // The state: the number of workers inside, whether the pool is open to them, and the job's number.
@@ -25,7 +28,7 @@ const INSIDE: u64 = 0xffff;
 const OPEN: u64 = 1 << 16;
 const JOB: u64 = 1 << 17;
 
-/// Threads that work on one job after the other.
+/// Threads that work on one job at a time.
 pub struct Pool {
     shared: Arc<SharedState>,
     workers: Vec<JoinHandle<()>>,
@@ -40,10 +43,11 @@ struct SharedState {
     stop: AtomicBool,
 }
 
-// SAFETY: `job` is written only by the one caller, while the pool is closed and empty, and read only by workers that entered
-// after it was opened; `state` orders the two. The job itself is made to be shared.
+// SAFETY: `job` is written only by the one caller, while the pool is closed and empty. It is read
+// only by workers that entered after the pool was opened; `state` orders the two. The job itself
+// may be shared.
 unsafe impl Sync for SharedState {}
-// SAFETY: as above; nothing in it belongs to a thread.
+// SAFETY: as above; nothing in it is bound to a thread.
 unsafe impl Send for SharedState {}
 
 struct Job {
@@ -54,7 +58,7 @@ struct Job {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller among them.
+    /// Starts a pool of `threads` threads, the caller among them.
     pub fn new(threads: usize) -> Self {
         let shared =
             SharedState { state: AtomicU64::new(0), job: UnsafeCell::new(ptr::null()), stop: AtomicBool::new(false) };
@@ -64,12 +68,12 @@ impl Pool {
             let thread = thread::Builder::new().name(format!("kernels-{number}"));
             thread.spawn(move || shared.serve())
         };
-        // A machine that gives fewer threads gets less speed, not an error.
+        // If the system refuses threads, kernels are slower, but work.
         let workers = (1..threads).map_while(|number| start(number).ok()).collect();
         Self { shared, workers, caller: Mutex::new(()) }
     }
 
-    /// Number of threads, the caller among them.
+    /// Returns the number of threads, the caller among them.
     pub fn threads(&self) -> usize {
         1 + self.workers.len()
     }
@@ -79,7 +83,8 @@ impl Pool {
     /// # Panics
     /// If `work` does.
     pub fn run(&self, chunks: usize, work: &(dyn Fn(usize) + Sync)) {
-        // SAFETY: only the lifetime is erased, and no worker is in the job when this function returns.
+        // SAFETY: only the lifetime is erased, and no worker is in the job when this function
+        // returns.
         let work = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(work) };
         let job = Job { work, chunks, next: AtomicUsize::new(0), panicked: AtomicBool::new(false) };
         let caller = match self.caller.try_lock() {
@@ -100,22 +105,24 @@ impl Pool {
         assert!(!job.panicked.load(Ordering::Relaxed), "a part of a kernel panicked");
     }
 
-    /// Cuts `data` into chunks of `size` elements, the last one of which may have fewer, and runs `work` once on each, with
-    /// its number, on this thread and the workers.
+    /// Cuts `data` into chunks of `size` elements, of which the last may have fewer, and calls
+    /// `work` once with each chunk's number and elements, on this thread and the workers.
     ///
     /// # Panics
     /// If `work` does, or `size` is 0.
     pub fn run_chunks<T: Send>(&self, data: &mut [T], size: usize, work: &(dyn Fn(usize, &mut [T]) + Sync)) {
         /// The first element.
         struct First<T>(*mut T);
-        // SAFETY: a pointer to elements that may be sent, of which each thread gets disjoint ranges.
+        // SAFETY: a pointer to elements that may be sent, of which each thread gets disjoint
+        // ranges.
         unsafe impl<T: Send> Sync for First<T> {}
 
         let (first, len) = (First(data.as_mut_ptr()), data.len());
         self.run(len.div_ceil(size), &|chunk| {
             let first = &first;
             let (from, to) = (chunk * size, len.min((chunk + 1) * size));
-            // SAFETY: inside `data`, which stays borrowed; every chunk is run once, and no two overlap.
+            // SAFETY: inside `data`, which stays borrowed; every chunk is run once, and no two
+            // overlap.
             let elements = unsafe { std::slice::from_raw_parts_mut(first.0.add(from), to - from) };
             work(chunk, elements);
         });
@@ -158,7 +165,7 @@ impl SharedState {
         self.state.store((last | OPEN) + JOB, Ordering::Release);
     }
 
-    /// Lets nobody in any more, and waits for those inside to leave.
+    /// Closes the job to further workers, and waits for those inside to leave.
     fn close(&self) {
         self.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut rounds = 0_u32;
@@ -168,7 +175,7 @@ impl SharedState {
         }
     }
 
-    /// Enters the job if there is one that is not `known`; returns its number.
+    /// Enters the job if there is one with another number than `known`, and returns its number.
     fn enter(&self, known: u64) -> Option<u64> {
         let state = self.state.load(Ordering::Relaxed);
         let number = state / JOB;
@@ -178,7 +185,7 @@ impl SharedState {
         entered.then_some(number)
     }
 
-    /// A worker's life.
+    /// Runs a worker until the pool is dropped.
     fn serve(&self) {
         let (mut known, mut spins) = (0, 0);
         while !self.stop.load(Ordering::Acquire) {
@@ -191,7 +198,8 @@ impl SharedState {
                 spins += 1;
                 std::hint::spin_loop();
             } else {
-                // Whoever opens the pool unparks afterwards, so a job that came in between is not slept through.
+                // Whoever opens the pool unparks afterwards, so a job that came in between is not
+                // slept through.
                 thread::park();
                 spins = 0;
             }

@@ -1,4 +1,5 @@
-//! What this machine can do at best, measured: reading memory, and multiplying. Kernels are judged against it.
+//! The processor's peak rates, measured: reading memory, and arithmetic. Kernels are judged against
+//! them.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicUsize, Ordering},
@@ -14,12 +15,14 @@ use super::{
 
 /// Bytes that a thread reads in one go.
 const CHUNK: usize = 1 << 20;
-/// Multiplications of vectors that a thread does in one go, for each of its sums.
+/// Vector multiplications that a thread does in one go, for each of its sums.
 const ROUNDS: usize = 1 << 16;
-/// Independent sums, so that no addition waits for the one before: what two units with a latency of four or five need.
+/// Independent sums, so that no addition waits for the one before: two units with a latency of four
+/// or five need as many.
 const SUMS: usize = 12;
 
-/// Bytes per second at which all threads together read these parts of memory, each part once.
+/// Returns the bytes per second at which all threads together read these parts of memory, each part
+/// once.
 pub fn read_bandwidth(context: ExecContext<'_>, parts: &[&[u8]]) -> f64 {
     let chunks: Vec<&[u8]> = parts.iter().flat_map(|part| part.chunks(CHUNK)).collect();
     let seen = AtomicU32::new(0);
@@ -39,13 +42,15 @@ struct Read<'a> {
 
 impl Kernel for Read<'_> {
     type Output = f32;
+    const FASTEST: Isa = Isa::Avx512;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> f32 {
         const STREAMS: usize = 4; // faster than one
         let vectors = self.bytes.len() / (4 * S::LANES * STREAMS);
-        // SAFETY: `STREAMS` times `vectors` vectors lie in the bytes; any bits are a number. The instruction set is the caller's
-        // promise. A maximum, unlike a sum, is as fast for subnormal numbers.
+        // SAFETY: `STREAMS` times `vectors` vectors lie in the bytes; any bits are a number. The
+        // instruction set is the caller's promise. A maximum, unlike a sum, is as fast for
+        // subnormal numbers.
         unsafe {
             let p = self.bytes.as_ptr().cast::<f32>();
             let mut largest = [S::splat(0.0); STREAMS];
@@ -60,8 +65,8 @@ impl Kernel for Read<'_> {
     }
 }
 
-/// Floating-point operations per second of all threads together, by the fastest instructions that kernels use: for f32, or for
-/// bf16 activations and weights.
+/// Returns the floating-point operations per second of all threads together, by the fastest
+/// instructions that kernels use for f32, or for bf16 activations and weights.
 pub fn peak_flops(context: ExecContext<'_>, is_bf16: bool) -> f64 {
     let chunks = 16 * context.pool.threads();
     let done = AtomicUsize::new(0);
@@ -77,11 +82,12 @@ pub fn peak_flops(context: ExecContext<'_>, is_bf16: bool) -> f64 {
     done.into_inner() as f64 / started.elapsed().as_secs_f64()
 }
 
-/// The number of operations that it does.
+/// Multiplies vectors of f32, and returns the number of operations.
 struct Multiply;
 
 impl Kernel for Multiply {
     type Output = usize;
+    const FASTEST: Isa = Isa::Avx512;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> usize {
@@ -100,15 +106,17 @@ impl Kernel for Multiply {
     }
 }
 
-/// The same with pairs of bf16.
+/// Multiplies vectors of bf16, and returns the number of operations.
 struct MultiplyPairs;
 
 impl Kernel for MultiplyPairs {
     type Output = usize;
+    const SLOWEST: Isa = Isa::Avx512Bf16;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> usize {
-        // SAFETY: the instruction set is the caller's promise; no vector has more than 32 elements of bf16.
+        // SAFETY: the instruction set is the caller's promise; no vector has more than 32 elements
+        // of bf16.
         unsafe {
             let mut sums = [S::splat(1.0); SUMS];
             let (a, b) = (std::hint::black_box([0x3f00; 32]), std::hint::black_box([0x3a00; 32]));

@@ -1,4 +1,4 @@
-//! Memory that kernels use while they run.
+//! Scratch memory for kernels.
 
 use std::cell::Cell;
 
@@ -12,7 +12,8 @@ unsafe impl bytemuck::Zeroable for CacheLine {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for CacheLine {}
 
-/// Calls `f` with memory of this thread for `len` numbers, aligned to cache lines; what is in it is left from earlier uses.
+/// Calls `f` with `len` elements of this thread's scratch memory, aligned to cache lines. They have
+/// arbitrary values.
 pub(super) fn with_scratch<T>(len: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
     // One buffer for each depth of nesting.
     thread_local!(static FREE: Cell<Vec<Vec<CacheLine>>> = const { Cell::new(Vec::new()) });

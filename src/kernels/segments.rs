@@ -45,8 +45,8 @@ impl AttentionShape {
     }
 }
 
-/// The segments of a step whose attention has some shape. They lie inside it, share no row, and belong
-/// to different slots. They are ordered by row, and none is empty.
+/// The segments of a step whose attention has some shape. They lie inside it, share no row, and
+/// belong to different slots. They are ordered by row, and none is empty.
 #[derive(Clone, Debug)]
 pub struct Segments {
     segments: Vec<Segment>,
@@ -54,8 +54,8 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Reads segments as programs pass them, `s32[n, 4]`: the fields of [`Segment`] in their order. A
-    /// segment without tokens is padding, whatever its other fields are.
+    /// Reads segments as programs pass them, `s32[n, 4]`: the fields of [`Segment`] in their order.
+    /// A segment without tokens is padding, whatever its other fields are.
     ///
     /// # Errors
     /// If a field is negative, and as [`Self::new`].
@@ -69,9 +69,8 @@ impl Segments {
             if len == 0 {
                 continue;
             }
-            let field = |name: &str, value: i32| {
-                usize::try_from(value).map_err(|_| format!("a segment's {name} is {value}"))
-            };
+            let field =
+                |name: &str, value: i32| usize::try_from(value).map_err(|_| format!("a segment's {name} is {value}"));
             parsed.push(Segment {
                 row: field("first row", row)?,
                 slot: field("slot", slot)?,
@@ -97,7 +96,9 @@ impl Segments {
                 return Err(format!("a segment in slot {slot} of a cache with {slots} slots"));
             }
             if start.checked_add(len).is_none_or(|end| end > cache_len) {
-                return Err(format!("a segment of {len} tokens at position {start} in a cache of {cache_len} positions"));
+                return Err(format!(
+                    "a segment of {len} tokens at position {start} in a cache of {cache_len} positions"
+                ));
             }
         }
         segments.sort_unstable_by_key(|segment| segment.slot);

@@ -1,13 +1,15 @@
 //! Vectors of f32, one type for each instruction set, so that a kernel is written once.
 //!
-//! All functions are inlined into a function compiled for the instruction set (see [`super::isa`]): called from elsewhere on
-//! a processor without it they would be undefined behaviour, which is why they are unsafe.
+//! All functions are inlined into a function compiled for the instruction set (see `isa`). Called
+//! from elsewhere on a processor without it they would be undefined behaviour, which is why they
+//! are unsafe.
 
-/// A vector of f32 lanes, and how it is loaded from the types that weights have.
+/// A vector of f32 lanes, and loading it from the types that weights have.
 ///
 /// # Safety
-/// Every function must be called on a processor that has the instruction set, inside a function compiled for it; pointers
-/// must be valid for a vector's number of elements. They need no alignment.
+/// Every function must be called on a processor that has the instruction set, inside a function
+/// compiled for it; pointers must be valid for a vector's number of elements. They need no
+/// alignment.
 pub trait Simd: Copy + 'static {
     type VecF32: Copy;
     /// Number of lanes.
@@ -22,47 +24,52 @@ pub trait Simd: Copy + 'static {
     unsafe fn div(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32;
     /// `a * b + c`
     unsafe fn fma(a: Self::VecF32, b: Self::VecF32, c: Self::VecF32) -> Self::VecF32;
-    /// The smaller and the larger one; `b` where one of the two is NaN.
+    /// The lane-wise minimum and maximum; `b` where one of the two is NaN.
     unsafe fn min(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32;
     unsafe fn max(a: Self::VecF32, b: Self::VecF32) -> Self::VecF32;
-    /// To the nearest integer, as f32.
+    /// Rounds to the nearest integer, ties to even.
     unsafe fn round(x: Self::VecF32) -> Self::VecF32;
-    /// 2 to the power of an integer from -126 to 127, given as f32.
+    /// 2 to the power of an integer between -126 and 127, given as f32.
     unsafe fn exp2_of_integer(n: Self::VecF32) -> Self::VecF32;
     /// Sum of all lanes.
     unsafe fn sum(x: Self::VecF32) -> f32;
-    /// The sums of all lanes of each of four vectors, in fewer instructions than four times one.
+    /// Sums of all lanes of each of four vectors, in fewer instructions than four calls of
+    /// [`Self::sum`].
     unsafe fn sum_four(x: [Self::VecF32; 4]) -> [f32; 4];
-    /// Asks for the cache line at p, in all caches or in those but the nearest, where it would drive out what is used before it.
+    /// Prefetches the cache line at p, into all caches. `prefetch_far` leaves out the nearest
+    /// cache, where the line would evict data that is used before it.
     unsafe fn prefetch(p: *const u8);
     unsafe fn prefetch_far(p: *const u8);
-    /// Of `2 * LANES` bf16 elements those of even number, and those of odd number. Each is one instruction from the loaded
-    /// vector, while elements in order would have to be moved.
+    /// Loads, of `2 * LANES` bf16 elements, those of even number or of odd number. Each takes one
+    /// instruction after the vector's load; elements in order would take a shuffle.
     unsafe fn load_bf16_even(p: *const u16) -> Self::VecF32;
     unsafe fn load_bf16_odd(p: *const u16) -> Self::VecF32;
-    /// `2 * LANES` bf16 elements, as they are.
+    /// `2 * LANES` bf16 elements.
     type VecBf16: Copy;
     unsafe fn load_bf16(p: *const u16) -> Self::VecBf16;
-    /// `sums` plus the products of two such vectors, two products in each lane.
+    /// Adds the products of two such vectors to `sums`, two products in each lane.
     unsafe fn dot_bf16(a: Self::VecBf16, b: Self::VecBf16, sums: Self::VecF32) -> Self::VecF32;
     unsafe fn load_f16(p: *const u16) -> Self::VecF32;
     unsafe fn load_i8(p: *const i8) -> Self::VecF32;
     /// 32 elements of a weight.
     type VecI8: Copy;
     unsafe fn load_i8x32(p: *const i8) -> Self::VecI8;
-    /// Products with 32 elements at x, none of which is -128: exact sums of some of them in each lane.
+    /// Products with 32 elements at x, none of which is -128: each lane has the exact sum of some
+    /// of them.
     unsafe fn dot_i8x32(weights: Self::VecI8, x: *const i8) -> Self::VecF32;
-    /// Two groups of 32 four-bit elements, from 32 bytes: the lower halves of all bytes, which are the first 16 elements of the
-    /// one group and of the other, and the upper halves, which are their last 16.
+    /// Unpacks two blocks of 32 four-bit elements from 32 bytes: all lower nibbles, which are the
+    /// first 16 elements of each block, and all upper nibbles, which are their last 16.
     unsafe fn load_nibbles(p: *const u8) -> [Self::VecI8; 2];
-    /// Products of the two groups with 64 elements at x, in the same order: exact sums, those of the first group in as many
-    /// lanes as those of the second, which follow.
+    /// Products of the two blocks with 64 elements at x, in the same order, as exact sums. Those of
+    /// the first block have the first half of the lanes in use, those of the second block the other
+    /// half.
     unsafe fn dot_nibbles(weights: [Self::VecI8; 2], x: *const i8) -> Self::VecF32;
-    /// Numbers `2 * pair` and `2 * pair + 1` of a vector, each in the lanes where [`Self::dot_nibbles`] has its group.
+    /// Broadcasts elements `2 * pair` and `2 * pair + 1` of a vector to the lanes in which
+    /// [`Self::dot_nibbles`] has the first and the second block.
     unsafe fn broadcast_pair(x: Self::VecF32, pair: usize) -> Self::VecF32;
 
-    /// e to the power of x, NaN for NaN: the polynomial of Cephes' `expf`, within 2 ulp for what f32 holds without subnormal
-    /// numbers; 0 below, the largest number above.
+    /// Computes e to the power of x, and NaN for NaN, with the polynomial of Cephes' `expf`. It is
+    /// within 2 ulp where the result is a normal f32; below it is 0, above the largest number.
     #[inline(always)]
     unsafe fn exp(x: Self::VecF32) -> Self::VecF32 {
         // SAFETY: the caller's promise is that of every function here.
@@ -221,21 +228,23 @@ mod x86 {
         ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
             #[inline(always)]
             unsafe fn $name($($arg: $ty),*) -> $out {
-                // SAFETY: the processor has the instructions and the pointers are valid, by the trait's contract.
+                // SAFETY: the processor has the instructions and the pointers are valid, by the
+                // trait's contract.
                 unsafe { $body }
             }
         )*};
     }
 
-    /// Four sums, of which each half has a part.
+    /// Adds the two halves of a vector of four sums each.
     #[inline(always)]
     unsafe fn halves_of_four(x: __m256) -> [f32; 4] {
         // SAFETY: the processor has AVX2, by the trait's contract; both types are 16 bytes.
         unsafe { std::mem::transmute(_mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x))) }
     }
 
-    /// Sums of four products each, of 32. The instruction multiplies unsigned by signed numbers and adds two products in 16
-    /// bits: magnitudes of weights by the others with the weights' signs, at most 2 · 128 · 127.
+    /// Returns sums of four products each, of 32. The instruction multiplies unsigned by signed
+    /// numbers and adds two products in 16 bits. So the weights' magnitudes are multiplied with x,
+    /// which takes the weights' signs; two products are at most 2 · 128 · 127.
     #[inline(always)]
     unsafe fn dot_i8(weights: __m256i, x: *const i8) -> __m256i {
         // SAFETY: the processor has AVX2 and 32 elements lie at x, by the trait's contract.
@@ -255,7 +264,7 @@ mod x86 {
         }
     }
 
-    /// Weights below 16: four products fit in 16 bits.
+    /// Weights are below 16, so that four products fit in 16 bits.
     #[inline(always)]
     unsafe fn dot_u4(weights: [__m256i; 2], x: *const i8) -> __m256i {
         // SAFETY: as above, with 64 elements at x.
@@ -266,7 +275,7 @@ mod x86 {
         }
     }
 
-    /// As [`dot_i8`], in one instruction that adds four products.
+    /// As [`dot_i8`], with one instruction that adds four products.
     #[inline(always)]
     unsafe fn dot_i8_vnni(weights: __m256i, x: *const i8) -> __m256i {
         // SAFETY: the processor has VNNI and 32 elements lie at x, by the trait's contract.

@@ -1,8 +1,8 @@
 //! AMX's tile registers: their configuration, and products of two by two tiles of bf16 (Intel SDM,
 //! volume 1, chapter 18).
 
-/// Weight rows, and activation rows, of a block of products: two tiles each. Their four products fill
-/// the tile registers.
+/// Weight rows, and activation rows, of a block of products: two tiles each. Their four products
+/// fill the tile registers.
 pub(super) const BLOCK: usize = 32;
 /// Elements in a tile's row.
 pub(super) const STEP: usize = 32;
@@ -19,7 +19,7 @@ mod tile {
 
     use super::{BLOCK, STEP, STEP_ELEMENTS, TILE};
 
-    /// Whether the processor has tiles of bf16, and the system lets this process use them.
+    /// Returns whether the processor has tiles of bf16, and the system lets this process use them.
     pub fn is_available() -> bool {
         static AVAILABLE: OnceLock<bool> = OnceLock::new();
         *AVAILABLE.get_or_init(|| {
@@ -28,19 +28,19 @@ mod tile {
             const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
             const XTILEDATA: libc::c_long = 18;
             let edx = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).edx } else { 0 };
-            // SAFETY: asks for a permission of this process; changes nothing else.
+            // SAFETY: asks for a permission for this process; changes nothing else.
             let granted = || unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) } == 0;
             edx & AMX_BF16 != 0 && edx & AMX_TILE != 0 && granted()
         })
     }
 
-    /// This thread's tile registers, all of 16 rows of 64 bytes, while this lives.
+    /// This thread's tile registers, configured as 16 rows of 64 bytes each until this is dropped.
     pub struct TileConfig {
-        /// Registers belong to a thread.
+        /// Tile registers belong to a thread.
         _thread: PhantomData<*const ()>,
     }
 
-    /// `LDTILECFG`'s operand.
+    /// The operand of `LDTILECFG`.
     #[repr(C, align(64))]
     struct Configuration {
         palette: u8,
@@ -51,6 +51,8 @@ mod tile {
     }
 
     impl TileConfig {
+        /// Configures this thread's tile registers.
+        ///
         /// # Panics
         /// If tiles are not available.
         pub fn new() -> Self {
@@ -64,13 +66,17 @@ mod tile {
             Self { _thread: PhantomData }
         }
 
-        /// Products of [`BLOCK`] weight rows, `stride` elements apart, with a block of activations, over all its steps.
+        /// Returns the products of [`BLOCK`] weight rows, `stride` elements apart, with a block of
+        /// activations, summed over all its steps.
+        ///
+        /// # Panics
+        /// If there are no steps, or fewer weights.
         pub fn product(&self, weights: &[u16], stride: usize, x: &[u16]) -> TileSums {
             let steps = x.len() / STEP_ELEMENTS;
             assert!(steps > 0 && weights.len() >= (BLOCK - 1) * stride + steps * STEP, "{steps} steps");
             let mut sums = TileSums([0.0; BLOCK * BLOCK]);
-            // SAFETY: the tiles are configured. Reads `steps` steps of the activations, which has so many, and as many of each
-            // weight row, as asserted; writes all sums.
+            // SAFETY: the tiles are configured. Reads all steps of the activations, and as many of
+            // each weight row, which exist, as asserted; writes all sums.
             unsafe {
                 asm!(
                     "tilezero tmm0",
@@ -119,12 +125,13 @@ mod tile {
         }
     }
 
-    /// `[weight row, activation row]`
+    /// Sums of products, `[weight row, activation row]`.
     #[repr(C, align(64))]
     pub struct TileSums([f32; BLOCK * BLOCK]);
 
     impl TileSums {
-        /// Writes them into `out` `[rows, columns]` from `column` on, times the scales; or adds them to what is there.
+        /// Writes the sums times the scales to `out` `[rows, columns]`, from `column` on, or adds
+        /// them to what is there.
         pub fn add_to(&self, out: &mut [f32], columns: usize, column: usize, scales: Option<&[f32]>, is_first: bool) {
             assert!(is_available());
             // SAFETY: a processor with AMX has AVX512F.
@@ -166,8 +173,9 @@ mod tile {
         }
     }
 
-    /// Transposes 16 rows. The eight bits of an element's row and lane turn by one in each round: rows `i` and `i + 8` become
-    /// two by taking turns, so that a lane's highest bit becomes its row's lowest.
+    /// Transposes 16 rows of 16 elements, in four rounds that interleave row `i` with row `i + 8`.
+    /// An element's row and lane are eight bits, and each round rotates them by one, so that a
+    /// lane's highest bit becomes its row's lowest.
     #[target_feature(enable = "avx512f")]
     fn transpose(mut rows: [__m512; TILE]) -> [__m512; TILE] {
         let lower = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -184,7 +192,7 @@ mod tile {
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod tile {
-    /// Other processors and systems have no tiles, or no way to ask for them.
+    /// Other processors have no tiles, and other systems no way to ask for them.
     pub fn is_available() -> bool {
         false
     }
@@ -210,9 +218,10 @@ mod tile {
     }
 }
 
-/// Multiplies as fast as tiles can, `rounds` instructions; returns the number of products and additions.
+/// Multiplies at the peak rate of tiles, about `rounds` instructions, and returns the number of
+/// floating-point operations.
 pub(super) fn multiply_at_peak(rounds: usize) -> usize {
-    /// So many that all operands stay in the level-1 cache.
+    /// Few enough for all operands to stay in the level-1 cache.
     const STEPS: usize = 8;
     let calls = rounds.div_ceil(4 * STEPS);
     let tiles = TileConfig::new();

@@ -1,5 +1,5 @@
-//! Weights as the products of many rows take them: converted once to f32 or bf16, a part of each row at a time, so that all
-//! rows of activations that pass by find them in the cache.
+//! Weights converted to f32 or bf16 for many activation rows: once, a part of each row at a time,
+//! so that all activations find them in the cache.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::kernel_abi::GROUP;
 
-/// A part of each row as f32, in the order in which elements are loaded.
+/// Converts a part of each row to f32, in the order in which elements are loaded.
 pub(super) struct Upcast<'a, F: ElementFormat> {
     pub weights: &'a [F::Element],
     pub width: usize,
@@ -22,6 +22,7 @@ pub(super) struct Upcast<'a, F: ElementFormat> {
 
 impl<F: ElementFormat> Kernel for Upcast<'_, F> {
     type Output = ();
+    const FASTEST: Isa = Isa::Avx512;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -29,7 +30,8 @@ impl<F: ElementFormat> Kernel for Upcast<'_, F> {
             let row = &row[self.part.clone()];
             let pairs = row.len() - row.len() % (2 * S::LANES);
             for at in (0..pairs).step_by(2 * S::LANES) {
-                // SAFETY: two vectors of elements, and of values; the instruction set is the caller's promise.
+                // SAFETY: two vectors of elements, and of values; the instruction set is the
+                // caller's promise.
                 unsafe {
                     let (from, to) = (row.as_ptr().add(at), values.as_mut_ptr().add(at));
                     S::store(to, F::load::<S>(from, 0));
@@ -41,7 +43,7 @@ impl<F: ElementFormat> Kernel for Upcast<'_, F> {
     }
 }
 
-/// Four-bit elements as f32, of a part of each row.
+/// Dequantises a part of each row of four-bit elements to f32.
 pub(super) struct DequantizeBlocks<'a> {
     pub blocks: QuantBlocks<'a>,
     pub width: usize,
@@ -78,11 +80,12 @@ impl Kernel for DequantizeBlocks<'_> {
     }
 }
 
-/// A part of each row of `width` elements as bf16, at every `stride`-th place of `values`. Elements of eight bits are exact;
-/// those of four are rounded to the nearest once multiplied by their scale.
+/// Converts a part of each row of `width` elements to bf16, and writes the rows to `values`,
+/// `stride` elements apart. Eight-bit elements are exact. Four-bit ones are rounded to nearest
+/// after the multiplication with their scale.
 ///
 /// # Panics
-/// If bf16 is not made of elements of this type.
+/// If elements are f32 or f16, which would lose bits.
 pub(super) fn upcast_to_bf16(
     isa: Isa,
     elements: WeightData<'_>,
@@ -114,7 +117,7 @@ pub(super) fn upcast_to_bf16(
     }
 }
 
-/// Eight-bit elements as bf16.
+/// Converts a part of each row of eight-bit elements to bf16.
 struct UpcastBytes<'a> {
     weights: &'a [i8],
     width: usize,
@@ -130,7 +133,7 @@ impl Kernel for UpcastBytes<'_> {
     unsafe fn run<S: Simd>(self) {
         for (row, values) in self.weights.chunks_exact(self.width).zip(self.values.chunks_exact_mut(self.stride)) {
             for (to, &x) in values.iter_mut().zip(&row[self.part.clone()]) {
-                // A bf16 is the upper half of an f32, and has more bits than these need.
+                // A bf16 is the upper half of an f32, and has more bits than these elements need.
                 *to = (f32::from(x).to_bits() >> 16) as u16;
             }
         }

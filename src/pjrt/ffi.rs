@@ -1,8 +1,8 @@
 //! XLA's typed FFI: Rust functions that a compiled CPU program calls.
 //!
-//! A handler is a type that implements [`Handler`]; [`register`] makes it known to a plugin under [`Handler::TARGET`],
-//! and a custom-call of that target with `api_version=API_VERSION_TYPED_FFI` calls it. Layouts are those of
-//! xla/ffi/api/c_api.h, version 0.3.
+//! A handler is a type that implements [`Handler`]; [`register`] makes it known to a plugin under
+//! [`Handler::TARGET`], and a custom-call of that target with `api_version=API_VERSION_TYPED_FFI`
+//! calls it. Layouts are those of xla/ffi/api/c_api.h, version 0.3.
 
 use std::ffi::{c_char, c_int, c_void};
 
@@ -22,10 +22,12 @@ pub trait Handler {
     fn call(frame: Frame<'_>) -> std::result::Result<(), String>;
 }
 
-/// Registers the handler with the plugin, once per process and plugin. Registering it again is an error of the plugin.
+/// Registers the handler with the plugin, once per process and plugin. Registering it again is an
+/// error of the plugin.
 pub fn register<H: Handler>(api: &Api) -> Result<()> {
     let extension = api.extension(EXTENSION_FFI, size_of::<FfiExtension>()).ok_or(Error::MissingExtension("FFI"))?;
-    // SAFETY: the extension's type number says that it is a PJRT_FFI_Extension, and its size was checked.
+    // SAFETY: the extension's type number says that it is a PJRT_FFI_Extension, and its size was
+    // checked.
     let entry = unsafe { (*extension.cast::<FfiExtension>()).register_handler };
     let entry = entry.ok_or(Error::MissingExtension("FFI"))?;
     const PLATFORM: &str = "Host";
@@ -38,7 +40,8 @@ pub fn register<H: Handler>(api: &Api) -> Result<()> {
         platform_name_size: PLATFORM.len(),
         traits: 0,
     };
-    // SAFETY: `entry` takes this struct; the handler has the signature of XLA_FFI_Handler and lives forever.
+    // SAFETY: `entry` takes this struct; the handler has the signature of XLA_FFI_Handler and lives
+    // forever.
     let error = unsafe { entry(&raw mut args) };
     api.check(error, "FFI_Register_Handler")
 }
@@ -181,10 +184,9 @@ impl<'a> Frame<'a> {
         let operands = buffers(&self.0.args, "operand")?;
         let results = buffers(&self.0.rets, "result")?;
         let operand = |buffer: &'a RawBuffer| {
-            // XLA gives an operand's memory to a result as a whole, where the program aliases the two.
-            // A result without elements has no memory, wherever it points.
-            let is_aliased =
-                results.iter().any(|result| result.data == buffer.data && !result.dims().contains(&0));
+            // XLA gives an operand's memory to a result as a whole, where the program aliases the
+            // two. A result without elements has no memory, wherever it points.
+            let is_aliased = results.iter().any(|result| result.data == buffer.data && !result.dims().contains(&0));
             Operand { buffer, is_aliased }
         };
         let operands = operands.into_iter().map(operand).collect();
@@ -202,7 +204,8 @@ impl<'a> Frame<'a> {
                 (found, *attrs.types.add(i), *attrs.values.add(i))
             };
             if found == name.as_bytes() && kind == ATTR_SCALAR {
-                // SAFETY: the attribute's kind says that it is a scalar; its dtype says what it points to.
+                // SAFETY: the attribute's kind says that it is a scalar; its dtype says what it
+                // points to.
                 return unsafe {
                     let scalar = &*value.cast::<Scalar>();
                     if scalar.dtype == 5 {
@@ -279,8 +282,8 @@ impl<'a> Operand<'a> {
         self.buffer.element_type()
     }
 
-    /// Returns the address of the first element. An operand and a result that the program aliases have one
-    /// address.
+    /// Returns the address of the first element. An operand and a result that the program aliases
+    /// have one address.
     pub fn data_address(&self) -> usize {
         self.buffer.data.addr()
     }
@@ -288,8 +291,8 @@ impl<'a> Operand<'a> {
     /// Returns the elements, row-major.
     ///
     /// # Errors
-    /// If elements do not have the size of `T`, or the operand is aliased to a result: its elements are
-    /// in the result's [`Output::as_mut_slice`].
+    /// If elements do not have the size of `T`, or the operand is aliased to a result: its elements
+    /// are in the result's [`Output::as_mut_slice`].
     pub fn as_slice<T: bytemuck::Pod>(&self) -> std::result::Result<&'a [T], String> {
         let len = self.buffer.elements::<T>()?;
         if len == 0 {
@@ -298,8 +301,8 @@ impl<'a> Operand<'a> {
         if self.is_aliased {
             return Err("an operand that is aliased to a result was read beside it".into());
         }
-        // SAFETY: the plugin gives memory for the whole array, aligned for its element type. Nothing
-        // writes to it during the call: it is no result's memory, as just checked.
+        // SAFETY: the plugin gives memory for the whole array, aligned for its element type.
+        // Nothing writes to it during the call: it is no result's memory, as just checked.
         Ok(unsafe { std::slice::from_raw_parts(self.buffer.data.cast(), len) })
     }
 }
@@ -320,8 +323,8 @@ impl<'a> Output<'a> {
         self.0.data.addr()
     }
 
-    /// Returns the elements to fill, row-major. Where the program aliases an operand to this result, they
-    /// are that operand's elements.
+    /// Returns the elements to fill, row-major. Where the program aliases an operand to this
+    /// result, they are that operand's elements.
     ///
     /// # Errors
     /// If elements do not have the size of `T`.
@@ -330,18 +333,18 @@ impl<'a> Output<'a> {
         if len == 0 {
             return Ok(&mut []);
         }
-        // SAFETY: the plugin gives memory for the whole array, aligned for its element type. A result's
-        // memory overlaps no other result's, and `Frame` hands each result out once, for one slice. It
-        // overlaps an operand's only where the program aliases the two, and `Operand::as_slice` refuses
-        // to make a slice of such an operand.
+        // SAFETY: the plugin gives memory for the whole array, aligned for its element type. A
+        // result's memory overlaps no other result's, and `Frame` hands each result out once, for
+        // one slice. It overlaps an operand's only where the program aliases the two, and
+        // `Operand::as_slice` refuses to make a slice of such an operand.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.0.data.cast(), len) })
     }
 }
 
 /// The C function behind a [`Handler`].
 unsafe extern "C" fn trampoline<H: Handler>(frame: *mut CallFrame) -> Ptr {
-    // SAFETY: XLA passes a call frame that is valid during the call. It may be shorter than ours at its end (`attrs` is
-    // the last field we read, and it is part of version 0.1).
+    // SAFETY: XLA passes a call frame that is valid during the call. It may be shorter than ours at
+    // its end (`attrs` is the last field we read, and it is part of version 0.1).
     let frame = unsafe { &*frame };
     let mut extension = frame.extension_start;
     while !extension.is_null() {

@@ -1,4 +1,5 @@
-//! CPU kernels against f64, on every instruction set of this context, with odd sizes and any number of threads.
+//! CPU kernels against f64, on every instruction set of this context, with odd sizes and any number
+//! of threads.
 
 use gemma_pjrt::{
     compile::{element_type, signature},
@@ -17,8 +18,8 @@ use gemma_pjrt::{
     pjrt::{Arg, CompileOptions, Program, TensorType},
 };
 use half::{bf16, f16};
-use prost::Message as _;
 use proptest::prelude::*;
+use prost::Message as _;
 
 use crate::common::{assert_close, numbers, platform};
 
@@ -406,8 +407,7 @@ impl RaggedStep {
 fn attention_appends_large_segments_on_several_threads() {
     let pool = Pool::new(3);
     let context = ExecContext { pool: &pool, isa: Isa::Portable };
-    let shape =
-        AttentionShape { rows: 520, heads: 4, kv_heads: 4, head_dim: 64, slots: 3, cache_len: 600 };
+    let shape = AttentionShape { rows: 520, heads: 4, kv_heads: 4, head_dim: 64, slots: 3, cache_len: 600 };
     let fields = [[5, 2, 70, 512], [0, 0, 599, 1]];
     let segments = Segments::parse(fields.as_flattened(), shape).unwrap();
     for stored in 0..4 {
@@ -492,8 +492,8 @@ fn nan_and_infinity_stay_in_their_rows() {
     }
 }
 
-/// Runs a program that calls a handler, with some of its results aliased to operands: pairs of a result
-/// and an operand.
+/// Runs a program that calls a handler, with some of its results aliased to operands: pairs of a
+/// result and an operand.
 fn call(
     target: &str,
     operands: &[Literal],
@@ -582,8 +582,7 @@ fn programs_update_their_cache_in_place() {
 
 #[test]
 fn products_leave_padding_rows_out() {
-    let (x, w): (Vec<f32>, Vec<f32>) =
-        ((0..12).map(|i| i as f32).collect(), (0..8).map(|i| i as f32 - 2.0).collect());
+    let (x, w): (Vec<f32>, Vec<f32>) = ((0..12).map(|i| i as f32).collect(), (0..8).map(|i| i as f32 - 2.0).collect());
     // A NaN in a padding row reaches nothing.
     for count in 0..4 {
         let mut rows = x.clone();
@@ -637,9 +636,19 @@ fn calls_that_are_wrong_are_errors() {
     let cases = [
         (linear, vec![x.clone()], &result, "takes activations"),
         (linear, vec![x.clone(), scalar(-1), floats(&[5, 8])], &result, "-1 real rows of 3"),
-        (linear, vec![x.clone(), Literal::s32s([1], &[1]), floats(&[5, 8])], &result, "number of real rows has dimensions [1]"),
+        (
+            linear,
+            vec![x.clone(), Literal::s32s([1], &[1]), floats(&[5, 8])],
+            &result,
+            "number of real rows has dimensions [1]",
+        ),
         (linear, vec![x.clone(), scalar(4), floats(&[5, 8])], &result, "4 real rows of 3"),
-        (linear, vec![array(DType::S32, &[3, 8]), scalar(3), floats(&[5, 8])], &result, "activations of type Some(S32)"),
+        (
+            linear,
+            vec![array(DType::S32, &[3, 8]), scalar(3), floats(&[5, 8])],
+            &result,
+            "activations of type Some(S32)",
+        ),
         (linear, vec![floats(&[24]), scalar(3), floats(&[5, 8])], &result, "expected 2 of them"),
         (linear, vec![x.clone(), scalar(3), floats(&[5, 7])], &result, "expected [5, 8]"),
         (linear, vec![x.clone(), scalar(3), floats(&[6, 8])], &result, "expected [3, 6]"),
@@ -651,9 +660,19 @@ fn calls_that_are_wrong_are_errors() {
             &result,
             "16-bit elements",
         ),
-        (linear, vec![x.clone(), scalar(3), floats(&[40 + 16]), floats(&[1])], &result, "element offset has dimensions [1]"),
+        (
+            linear,
+            vec![x.clone(), scalar(3), floats(&[40 + 16]), floats(&[1])],
+            &result,
+            "element offset has dimensions [1]",
+        ),
         (linear, vec![x.clone(), scalar(3), floats(&[41 + 16]), scalar(0)], &result, "no rows of 8"),
-        (linear, vec![x.clone(), scalar(3), floats(&[40 + 16]), scalar(17)], &result, "40 from 17 on, in an array of 56"),
+        (
+            linear,
+            vec![x.clone(), scalar(3), floats(&[40 + 16]), scalar(17)],
+            &result,
+            "40 from 17 on, in an array of 56",
+        ),
         (linear, vec![x.clone(), scalar(3), floats(&[40 + 16]), scalar(-1)], &result, "from -1 on"),
         (linear, vec![x.clone(), scalar(3), floats(&[48 + 16]), scalar(3)], &result, "expected [3, 6]"),
         (linear, vec![x.clone(), scalar(3), floats(&[3]), scalar(0)], &result, "no rows of 8"),
@@ -721,7 +740,7 @@ fn calls_that_are_wrong_are_errors() {
         (with(plain(), 5, segment(&[0, 2, 3, 1])), "a cache with 2 slots"),
         (with(plain(), 5, segment(&[2, 0, 3, 2])), "2 tokens at row 2 of 3"),
         (with(plain(), 5, segment(&[0, 0, 3, -2])), "number of tokens is -2"),
-        (operands(DType::S32, 2), "S32"),
+        (operands(DType::S32, 2), "cached keys of type Some(S32)"),
     ];
     let results = |operands: &[Literal], count: usize| {
         [&operands[0], &operands[3], &operands[4]][..count].iter().map(|l| l.shape.clone()).collect::<Vec<_>>()
@@ -734,4 +753,22 @@ fn calls_that_are_wrong_are_errors() {
     assert!(error.contains("2 results, expected 3"), "{error}");
     let error = refused(kernel_abi::ATTENTION, &scaled(), &results(&scaled(), 3));
     assert!(error.contains("3 results, expected 5"), "{error}");
+}
+
+#[test]
+fn files_import_only_those_above_them() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels");
+    let read = |name: &str| std::fs::read_to_string(dir.join(name).with_extension("rs")).unwrap();
+    let table = read("mod");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("//! | ")?.split_once(" |"));
+    let files: Vec<&str> = rows.flat_map(|(files, _)| files.split('`').skip(1).step_by(2)).collect();
+    assert_eq!(files.len() + 1, std::fs::read_dir(&dir).unwrap().count(), "the table in mod.rs has all files");
+    for (i, file) in files.iter().enumerate() {
+        let code: String = read(file).lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        for below in &files[i..] {
+            let import = regex::Regex::new(&format!(r"super::(\{{[^;]*\b)?{below}\s*(::|,|\}}|;)")).unwrap();
+            assert!(!import.is_match(&code), "{file} imports {below}, which is not above it");
+        }
+        assert!(!code.contains("kernels::"), "{file} imports through the crate, not through super");
+    }
 }
