@@ -3,7 +3,7 @@
 
 use gemma_pjrt::{
     compile::{element_type, signature},
-    hlo::{DType, Graph, Literal, Module, Op, Shape},
+    hlo::{DType, Graph, Literal, Op, Shape},
     kernel_abi::{self, GROUP},
     kernels::{
         ExecContext, Isa, Pool,
@@ -19,7 +19,6 @@ use gemma_pjrt::{
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
-use prost::Message as _;
 
 use crate::common::{assert_close, numbers, platform};
 
@@ -753,22 +752,4 @@ fn calls_that_are_wrong_are_errors() {
     assert!(error.contains("2 results, expected 3"), "{error}");
     let error = refused(kernel_abi::ATTENTION, &scaled(), &results(&scaled(), 3));
     assert!(error.contains("3 results, expected 5"), "{error}");
-}
-
-#[test]
-fn files_import_only_those_above_them() {
-    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels");
-    let read = |name: &str| std::fs::read_to_string(dir.join(name).with_extension("rs")).unwrap();
-    let table = read("mod");
-    let rows = table.lines().filter_map(|line| line.strip_prefix("//! | ")?.split_once(" |"));
-    let files: Vec<&str> = rows.flat_map(|(files, _)| files.split('`').skip(1).step_by(2)).collect();
-    assert_eq!(files.len() + 1, std::fs::read_dir(&dir).unwrap().count(), "the table in mod.rs has all files");
-    for (i, file) in files.iter().enumerate() {
-        let code: String = read(file).lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-        for below in &files[i..] {
-            let import = regex::Regex::new(&format!(r"super::(\{{[^;]*\b)?{below}\s*(::|,|\}}|;)")).unwrap();
-            assert!(!import.is_match(&code), "{file} imports {below}, which is not above it");
-        }
-        assert!(!code.contains("kernels::"), "{file} imports through the crate, not through super");
-    }
 }
