@@ -1,10 +1,7 @@
 //! The inputs of a program besides weights and caches: one packed s32 array for each device. Its layout is said once here, for the
 //! graph that takes it apart and for the host that fills it.
 
-use super::{
-    attention::query_block,
-    program::{Head, Program, ProgramSpec},
-};
+use super::program::{Head, Program, ProgramSpec};
 use crate::{
     hlo::{DType, Graph, Op, Shape},
     kernel_abi::SEGMENT_FIELDS,
@@ -251,18 +248,5 @@ impl PackedInputs {
     /// The array.
     pub fn values(&self) -> &[i32] {
         &self.values
-    }
-}
-
-impl ProgramSpec {
-    /// The most tokens of a segment of a step of `tokens` tokens.
-    pub fn max_segment(&self, tokens: i64) -> i64 {
-        query_block(self.model.lowering.kernels, tokens, self.cache_len)
-    }
-
-    /// The most segments that a step can have: each slot's tokens are cut into whole blocks and a rest.
-    pub(super) fn max_segments(&self) -> i64 {
-        let Program::Step { tokens, .. } = self.program else { return 0 };
-        tokens / self.max_segment(tokens) + self.slots
     }
 }

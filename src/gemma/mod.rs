@@ -12,11 +12,13 @@
 //! - The MLP's GELU is the tanh form, also where a config says plain `gelu`.
 //! - The output layer is the embedding, transposed.
 
+mod arguments;
 mod attention;
 mod cache;
 mod config;
 mod context;
 mod cost;
+mod emit;
 mod forward;
 mod heads;
 mod inputs;
@@ -30,6 +32,7 @@ mod storage;
 pub mod tensors;
 mod weights;
 
+pub use arguments::Argument;
 pub use config::{Config, ConfigError, LayerKind};
 use context::Context;
 pub use cost::{Cost, SequencePart};
@@ -38,4 +41,4 @@ pub use lowering::Lowering;
 pub use placing::zeros;
 pub use program::{Head, MAX_SCORED_ROWS, Program, ProgramSpec};
 pub use spec::ModelSpec;
-pub use storage::{Argument, StoredTypes, parameters, weight_shape};
+pub use storage::{StoredTypes, parameters, weight_shape};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Config, ConfigError, Lowering, ModelSpec,
+    Config, ConfigError, Lowering,
     tensors::{
         EMBED_TOKENS_NAME, LAYERS_PREFIX, LM_HEAD_NAME, TensorKind, TensorSpec, tensors,
     },
@@ -117,60 +117,6 @@ pub fn parameters(config: &Config, stored: &StoredTypes) -> Vec<TensorSpec> {
     tensors(config).into_iter().flat_map(with_scale).collect()
 }
 
-/// A weight as programs take it: one tensor, or that of every layer, stacked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Argument {
-    /// The tensor's name; of stacked ones without the number of the layer: `model.layers.mlp.up_proj.weight`.
-    pub name: String,
-    /// The tensor, or those to be stacked.
-    pub tensors: Vec<TensorSpec>,
-    /// Whether the layers are its first dimension.
-    pub is_stacked: bool,
-}
-
-impl ModelSpec {
-    /// All weights in the order in which programs take them: that of [`parameters`], with all layers' tensors in the place of
-    /// the first layer's where they are stacked.
-    pub fn arguments(&self) -> Vec<Argument> {
-        let mut all: Vec<Argument> = Vec::new();
-        for tensor in parameters(&self.config, &self.stored) {
-            let Some(name) = tensor.name_in_layer().filter(|_| self.lowering.stacks_layers) else {
-                all.push(Argument { name: tensor.name.clone(), tensors: vec![tensor], is_stacked: false });
-                continue;
-            };
-            let name = format!("{LAYERS_PREFIX}{name}");
-            match all.iter_mut().find(|argument| argument.name == name) {
-                Some(argument) => argument.tensors.push(tensor),
-                None => all.push(Argument { name, tensors: vec![tensor], is_stacked: true }),
-            }
-        }
-        all
-    }
-
-    /// Shape in which programs take a device's shard of the argument.
-    pub fn argument_shape(&self, argument: &Argument) -> Shape {
-        let first = &argument.tensors[0];
-        let layers = argument.is_stacked.then_some(argument.tensors.len() as i64);
-        let dims: Vec<i64> = layers.into_iter().chain(first.local_dims(&self.config, self.mesh)).collect();
-        self.shape_of(first, &dims)
-    }
-
-    /// Shape in which programs take a device's shard of one tensor that is not stacked, or one layer's part of a stacked one.
-    pub fn tensor_shape(&self, tensor: &TensorSpec) -> Shape {
-        self.shape_of(tensor, &tensor.local_dims(&self.config, self.mesh))
-    }
-
-    fn shape_of(&self, tensor: &TensorSpec, dims: &[i64]) -> Shape {
-        let dtype = self.stored.of(tensor);
-        if self.is_unaligned(tensor) { unaligned_shape(dtype, dims) } else { weight_shape(self.lowering, dtype, dims) }
-    }
-
-    /// Whether programs take the tensor inside a larger array, see [`StoredTypes::unaligned`].
-    pub fn is_unaligned(&self, tensor: &TensorSpec) -> bool {
-        self.stored.unaligned && tensor.kind == TensorKind::Matrix
-    }
-}
-
 /// Shape in which programs take a tensor of these dims: all but four-bit matrices `[out, in]` as they are.
 ///
 /// Where nibbles are packed, a byte is two elements, `u8[out, in / 2]`: of each group of 32, byte i holds element i in its lower
@@ -190,6 +136,6 @@ pub fn weight_shape(lowering: Lowering, dtype: DType, dims: &[i64]) -> Shape {
 
 /// Shape in which programs take an unaligned matrix: with room for the elements before it, and for as many after it as that
 /// leaves.
-fn unaligned_shape(dtype: DType, dims: &[i64]) -> Shape {
+pub(super) fn unaligned_shape(dtype: DType, dims: &[i64]) -> Shape {
     Shape::new(dtype, [dims.iter().product::<i64>() + ALIGNMENT as i64 / (dtype.bits() as i64 / 8)])
 }

@@ -9,17 +9,8 @@ use std::{
 
 use super::{
     DType, HloError, Literal, Module, Shape, Type,
-    instruction::{Attributes, Instruction},
+    instruction::{Attributes, ComputationData, Instruction},
 };
-
-/// A finished computation: a reducer, a loop body, a callee.
-#[derive(Clone, Debug)]
-pub(super) struct ComputationData {
-    pub id: i64,
-    pub name: String,
-    pub instructions: Vec<Instruction>,
-    pub root: usize,
-}
 
 /// State shared by all computations of a module.
 #[derive(Default)]

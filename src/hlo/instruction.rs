@@ -1,4 +1,4 @@
-//! One instruction of a computation, before it is written as proto or text.
+//! The instructions of a computation, before they are written as proto or text.
 
 use std::panic::Location;
 
@@ -140,4 +140,13 @@ impl Instruction {
     pub(super) fn unique_name(&self) -> String {
         format!("{}.{}", self.name, self.id)
     }
+}
+
+/// A finished computation: a reducer, a loop body, a callee.
+#[derive(Clone, Debug)]
+pub(super) struct ComputationData {
+    pub id: i64,
+    pub name: String,
+    pub instructions: Vec<Instruction>,
+    pub root: usize,
 }

@@ -4,8 +4,7 @@ use prost::Message;
 
 use super::{
     DType, Literal, Shape, Type,
-    graph::ComputationData,
-    instruction::{Attributes, Instruction},
+    instruction::{Attributes, ComputationData, Instruction},
     proto,
     text::to_text,
 };
