@@ -203,7 +203,9 @@ fn spec(args: &Args) -> Result<ProgramSpec> {
             bail!("on {} decoding is a step like any other; use --program step, or add --lowering tpu", lowering.name)
         }
         (ProgramName::Decode, Head::Sample(sampler)) => Program::Decode { sampler },
-        (ProgramName::Decode, _) => bail!("decode samples tokens; use --head greedy, top-k, sample, penalties or logprobs"),
+        (ProgramName::Decode, _) => {
+            bail!("decode samples tokens; use --head greedy, top-k, sample, penalties or logprobs")
+        }
     };
     let window = args.window.map_or(args.context, |window| window_for(window, args.context));
     let (compute, kv) = (args.dtype.dtype(), kv_dtype(args.kv, args.dtype));

@@ -20,8 +20,8 @@ use crate::{
     gemma::{Config, ModelSpec, StoredTypes},
     hlo::{DType, Mesh},
     kernels,
-    plugins::Kind,
     plan::{Alternative, Deployment, Plan, Rates, Step, alternatives, search},
+    plugins::Kind,
     runtime::select,
 };
 

@@ -114,4 +114,3 @@ fn plugin_identity(path: &Path) -> String {
     let changed = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
     format!("{} {:?}", meta.len(), changed)
 }
-

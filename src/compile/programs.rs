@@ -11,7 +11,7 @@ use std::{
 
 use super::disk_cache::{DiskCache, Origin};
 use crate::{
-    device::{During, DeviceGrid, Error, Platform, Result, host_memory},
+    device::{DeviceGrid, During, Error, Platform, Result, host_memory},
     gemma::ProgramSpec,
     hlo::{HloError, Module},
     pjrt::{Arg, Buffer, Client, CompileOptions, Executable},

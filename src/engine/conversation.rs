@@ -52,12 +52,7 @@ impl Conversation {
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if the cache does not fit.
-    pub fn new(
-        model: Arc<Model>,
-        tokenizer: Arc<Tokenizer>,
-        context: i64,
-        system: Option<String>,
-    ) -> Result<Self> {
+    pub fn new(model: Arc<Model>, tokenizer: Arc<Tokenizer>, context: i64, system: Option<String>) -> Result<Self> {
         let engine = Engine::new(model, tokenizer.clone(), 1, context)?;
         Ok(Self { tokenizer, engine, system, messages: vec![], rendered: vec![] })
     }

@@ -487,10 +487,6 @@ struct Part {
 
 impl Slot {
     fn view(&self) -> SlotView<'_> {
-        SlotView {
-            cached: &self.cached,
-            freed: self.freed,
-            sequence: self.sequence.as_ref().map(Sequence::view),
-        }
+        SlotView { cached: &self.cached, freed: self.freed, sequence: self.sequence.as_ref().map(Sequence::view) }
     }
 }

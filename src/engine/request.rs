@@ -93,10 +93,7 @@ impl Request {
             return Some(format!("at most {MAX_STOP_STRINGS} stop strings of {MAX_STOP_BYTES} bytes are possible"));
         }
         if self.logit_bias.len() > MAX_BIAS {
-            return Some(format!(
-                "logit_bias has {} entries, at most {MAX_BIAS} are possible",
-                self.logit_bias.len()
-            ));
+            return Some(format!("logit_bias has {} entries, at most {MAX_BIAS} are possible", self.logit_bias.len()));
         }
         let (id, bias) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias))?;
         Some(format!("logit_bias of token {id} is {bias}, which is not from -100 to 100"))

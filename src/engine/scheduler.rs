@@ -149,7 +149,8 @@ fn admit<'a>(slots: &mut [SlotView<'a>], queue: &[SequenceView<'a>], limits: Lim
         let Some(admission) = place(slots, queued, sequence, limits) else { break };
         let replica = replica_slots(admission.slot, limits);
         let computing = slots[replica].iter().filter_map(|slot| {
-            slot.sequence.filter(|other| slot.cached.len() < other.tokens.len() && !other.is_decoding(slot.cached.len()))
+            slot.sequence
+                .filter(|other| slot.cached.len() < other.tokens.len() && !other.is_decoding(slot.cached.len()))
         });
         let shared = computing.map(|other| common_prefix(other.tokens, sequence.tokens)).max().unwrap_or(0);
         if shared.min(sequence.reusable()) > admission.cached + WORTH_WAITING {
@@ -329,7 +330,10 @@ mod tests {
         let sequence = SequenceView { order: 0, tokens: &tokens, scored: &scored, samples: true };
         let slots = [SlotView { cached: &[], freed: 0, sequence: Some(sequence) }];
         let first = schedule(&slots, &[], limits(1), None);
-        assert_eq!((first.kind, &first.segments[..]), (StepKind::Score, &[ScheduledSegment { slot: 0, tokens: 128 }][..]));
+        assert_eq!(
+            (first.kind, &first.segments[..]),
+            (StepKind::Score, &[ScheduledSegment { slot: 0, tokens: 128 }][..])
+        );
         let slots = [SlotView { cached: &tokens[..299], ..slots[0] }];
         let last = schedule(&slots, &[], limits(1), None);
         assert_eq!((last.kind, &last.segments[..]), (StepKind::Sample, &[ScheduledSegment { slot: 0, tokens: 1 }][..]));
@@ -346,7 +350,8 @@ mod tests {
     }
 
     fn job() -> impl Strategy<Value = Job> {
-        let kind = prop_oneof![Just((0, true)), (1_usize..20).prop_map(|n| (n, false)), (1_usize..20).prop_map(|n| (n, true))];
+        let kind =
+            prop_oneof![Just((0, true)), (1_usize..20).prop_map(|n| (n, false)), (1_usize..20).prop_map(|n| (n, true))];
         (prop::collection::vec(0_u32..3, 1..90), kind, 0_usize..30, 0.0..1.0_f64).prop_map(
             |(prompt, (answer, scores), arrives, from)| {
                 let end = prompt.len() - usize::from(answer > 0);

@@ -60,20 +60,11 @@ pub(super) struct Progress {
 
 impl Sequence {
     /// The answer of number `index` to a request.
-    pub fn answer(
-        id: RequestId,
-        order: u64,
-        index: usize,
-        request: &Arc<Request>,
-        tokenizer: &Arc<Tokenizer>,
-    ) -> Self {
+    pub fn answer(id: RequestId, order: u64, index: usize, request: &Arc<Request>, tokenizer: &Arc<Tokenizer>) -> Self {
         let scores = request.scores_prompt();
         let count = if scores { request.prompt.len() - 1 } else { 0 };
-        let target = |position: usize| Target {
-            token: request.prompt[position + 1],
-            continuation: 0,
-            index: position + 1,
-        };
+        let target =
+            |position: usize| Target { token: request.prompt[position + 1], continuation: 0, index: position + 1 };
         Self {
             id,
             order,

@@ -3,8 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    Doc, Error, EvalRequest, GenerationConfig, Item, Metric, MultipleChoice, Response, Result, Task,
-    bias::Bias, math,
+    Doc, Error, EvalRequest, GenerationConfig, Item, Metric, MultipleChoice, Response, Result, Task, bias::Bias, math,
 };
 use crate::engine::Likelihood;
 

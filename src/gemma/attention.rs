@@ -96,7 +96,8 @@ fn kernel<'g>(q: Op<'g>, [k, v]: [Block<'g>; 2], cache: Cache<'g>, segments: Op<
     let mut operands = vec![q, k.elements, v.elements, keys.elements, values.elements, segments];
     let mut results = vec![q.shape(), keys.elements.shape(), values.elements.shape()];
     let mut aliases = vec![(1, 3), (2, 4)];
-    if let [Some(new_keys), Some(new_values), Some(of_keys), Some(of_values)] = [k.scale, v.scale, keys.scale, values.scale]
+    if let [Some(new_keys), Some(new_values), Some(of_keys), Some(of_values)] =
+        [k.scale, v.scale, keys.scale, values.scale]
     {
         operands.extend([new_keys, new_values, of_keys, of_values]);
         results.extend([of_keys.shape(), of_values.shape()]);
@@ -129,10 +130,8 @@ fn pad_rows(x: Op<'_>, low: i64, high: i64) -> Op<'_> {
         shape.dims[0] = rows;
         graph.full(&Shape::new(shape.dtype, shape.dims), 0.0)
     };
-    let parts: Vec<Op<'_>> = [(low > 0).then(|| zeros(low)), Some(x), (high > 0).then(|| zeros(high))]
-        .into_iter()
-        .flatten()
-        .collect();
+    let parts: Vec<Op<'_>> =
+        [(low > 0).then(|| zeros(low)), Some(x), (high > 0).then(|| zeros(high))].into_iter().flatten().collect();
     Op::concatenate(&parts, 0)
 }
 
@@ -145,12 +144,7 @@ fn block_of_rows<'g>(x: Op<'g>, start: Op<'g>, len: i64) -> Op<'g> {
 
 /// Writes each segment's keys and values, one block of positions after the other. What else lies in a block is kept, so that a
 /// block may begin before its segment where the cache ends.
-fn append_segments<'g>(
-    cx: Context<'_, 'g>,
-    new: [Block<'g>; 2],
-    cache: Cache<'g>,
-    segments: Op<'g>,
-) -> Cache<'g> {
+fn append_segments<'g>(cx: Context<'_, 'g>, new: [Block<'g>; 2], cache: Cache<'g>, segments: Op<'g>) -> Cache<'g> {
     let graph = segments.graph();
     let (model, cache_len) = (cx.model, cache.keys.elements.dim(-2));
     let block = query_block(false, new[0].elements.dim(0), cache_len);

@@ -237,8 +237,5 @@ fn quantise(x: Op<'_>) -> Block<'_> {
     let largest = x.abs().reduce_max(&[2]).reshape(&[x.dim(0), x.dim(1), 1]);
     let graph = x.graph();
     let inverse = largest.gt(graph.f32(0.0)).select(graph.f32(127.0) / largest, graph.f32(0.0));
-    Block {
-        elements: (x * inverse + 0.5).floor().convert(DType::S8),
-        scale: Some(largest * (1.0 / 127.0)),
-    }
+    Block { elements: (x * inverse + 0.5).floor().convert(DType::S8), scale: Some(largest * (1.0 / 127.0)) }
 }

@@ -163,12 +163,7 @@ struct Kept<'g> {
 tree!(Kept { stop_ids, count, weights });
 
 /// Ends a program: its own output, then the caches in place of those given.
-fn finish(
-    graph: &Graph,
-    output: Option<Op<'_>>,
-    given: &[Op<'_>],
-    updated: &[Op<'_>],
-) -> Result<Module, HloError> {
+fn finish(graph: &Graph, output: Option<Op<'_>>, given: &[Op<'_>], updated: &[Op<'_>]) -> Result<Module, HloError> {
     let mut all: Vec<Op<'_>> = output.into_iter().collect();
     for (&given, &updated) in given.iter().zip(updated) {
         graph.alias(given, all.len());

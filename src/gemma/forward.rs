@@ -71,8 +71,7 @@ fn unrolled<'g>(
     let last = *hidden.last().expect("the embedding is there");
     let trace = traced.then(|| {
         let dims = last.shape().dims;
-        let parts: Vec<Op<'g>> =
-            hidden.iter().map(|x| x.convert(DType::F32).reshape(&[1, dims[0], dims[1]])).collect();
+        let parts: Vec<Op<'g>> = hidden.iter().map(|x| x.convert(DType::F32).reshape(&[1, dims[0], dims[1]])).collect();
         Op::concatenate(&parts, 0)
     });
     Forward { hidden: last, trace, caches: updated }

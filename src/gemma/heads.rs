@@ -68,8 +68,8 @@ impl<'g> SamplingOps<'g> {
                 let changed = self.penalties.expect("the sampler has penalties").apply(logits);
                 let tokens = sampling::sample(Candidates::all(changed), params(), positions, mesh);
                 // Log-probabilities are those of the model's own distribution.
-                packed_logprobs = (self.sampler == Sampler::Logprobs)
-                    .then(|| sampling::packed_logprobs(logits, tokens, true, mesh));
+                packed_logprobs =
+                    (self.sampler == Sampler::Logprobs).then(|| sampling::packed_logprobs(logits, tokens, true, mesh));
                 tokens
             }
         };

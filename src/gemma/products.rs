@@ -19,13 +19,7 @@ pub(super) fn linear<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>, out
 }
 
 /// `gelu(x gateᵀ) · (x upᵀ)`, in f32 and rounded to `out`: `[rows, in]` by twice `[mlp, in]` to `[rows, mlp]`.
-pub(super) fn gated_linear<'g>(
-    cx: Context<'_, 'g>,
-    x: Op<'g>,
-    gate: Matrix<'g>,
-    up: Matrix<'g>,
-    out: DType,
-) -> Op<'g> {
+pub(super) fn gated_linear<'g>(cx: Context<'_, 'g>, x: Op<'g>, gate: Matrix<'g>, up: Matrix<'g>, out: DType) -> Op<'g> {
     if cx.model.lowering.kernels {
         return kernel(cx, GATE_UP, x, &[gate, up], &[Shape::new(out, [x.dim(0), gate.rows()])])[0];
     }
@@ -60,13 +54,7 @@ pub(super) fn linear_top<'g>(
 }
 
 /// Calls a kernel with activations, the number of real rows, and weights, followed by their scales or offsets.
-fn kernel<'g>(
-    cx: Context<'_, 'g>,
-    target: &str,
-    x: Op<'g>,
-    weights: &[Matrix<'g>],
-    results: &[Shape],
-) -> Vec<Op<'g>> {
+fn kernel<'g>(cx: Context<'_, 'g>, target: &str, x: Op<'g>, weights: &[Matrix<'g>], results: &[Shape]) -> Vec<Op<'g>> {
     let elements = weights.iter().map(|weight| weight.elements);
     let scales = weights.iter().filter_map(|weight| weight.scale);
     let offsets = weights.iter().filter_map(|weight| weight.offset);

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Config, ConfigError, Lowering,
-    tensors::{
-        EMBED_TOKENS_NAME, LAYERS_PREFIX, LM_HEAD_NAME, TensorKind, TensorSpec, tensors,
-    },
+    tensors::{EMBED_TOKENS_NAME, LAYERS_PREFIX, LM_HEAD_NAME, TensorKind, TensorSpec, tensors},
 };
 use crate::{
     hlo::{DType, Mesh, Shape},

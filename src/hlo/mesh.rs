@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use super::{DType, Graph, Op};
 
-/// A `data x model` grid. Replica `r` is at data row `r / model`, model column `r % model`.
+/// A `data x model` grid. Device `r` is tp rank `r % model` of replica (dp rank) `r / model`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Mesh {
     /// Copies of the model that work on different requests.
@@ -22,13 +22,13 @@ impl Mesh {
         self.data * self.model
     }
 
-    /// The replicas that hold one copy of the model, for each data row.
+    /// The devices that hold one copy of the model, for each replica.
     pub fn model_groups(self) -> Vec<Vec<i64>> {
         let row = |d: usize| (0..self.model).map(|m| (d * self.model + m) as i64).collect();
         (0..self.data).map(row).collect()
     }
 
-    /// This device's model column, `s32[]`, as an op of the program that it runs.
+    /// This device's tp rank, `s32[]`, as an op of the program that it runs.
     pub fn model_rank(self, graph: &Graph) -> Op<'_> {
         let columns = graph.scalar(DType::U32, self.model as f64);
         graph.replica_id().rem(columns).convert(DType::S32)
@@ -55,7 +55,7 @@ impl Mesh {
     }
 }
 
-/// `2x4`: 2 data rows of 4 devices each.
+/// `2x4`: 2 replicas of 4 devices each.
 impl fmt::Display for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}", self.data, self.model)

@@ -55,4 +55,3 @@ pub use context::{ExecContext, are_fast, set_threads};
 pub use handlers::register;
 pub use isa::Isa;
 pub use pool::Pool;
-

@@ -4,9 +4,10 @@ use std::fmt;
 
 use super::{
     abi::{
-        CStruct, ClientAddressableDevices, ClientDevices, ClientProcessIndex, DeviceAddressableMemories, DeviceDefaultMemory, DeviceDescriptionAttributes,
-        DeviceDescriptionId, DeviceDescriptionProcessIndex, DeviceDescriptionKind, DeviceDescriptionToString, DeviceGetDescription,
-        DeviceLocalHardwareId, DeviceMemoryStats, MemoryId, MemoryKind, Ptr,
+        CStruct, ClientAddressableDevices, ClientDevices, ClientProcessIndex, DeviceAddressableMemories,
+        DeviceDefaultMemory, DeviceDescriptionAttributes, DeviceDescriptionId, DeviceDescriptionKind,
+        DeviceDescriptionProcessIndex, DeviceDescriptionToString, DeviceGetDescription, DeviceLocalHardwareId,
+        DeviceMemoryStats, MemoryId, MemoryKind, Ptr,
     },
     api::{Options, handles, read_named_values, string},
     client::Client,

@@ -71,8 +71,7 @@ pub fn alternatives(
     let halves = |from: i64, least: i64| {
         std::iter::successors(Some(from / 2), |n| Some(n / 2)).take_while(move |&n| n >= least).collect::<Vec<_>>()
     };
-    let with_slots =
-        |slots: i64| (format!("--slots {slots}"), None, Deployment { slots, ..deployment.clone() });
+    let with_slots = |slots: i64| (format!("--slots {slots}"), None, Deployment { slots, ..deployment.clone() });
     first(halves(deployment.slots, 1).into_iter().map(with_slots).collect())?;
     let with_context =
         |context: i64| (format!("--context {context}"), None, Deployment { context, ..deployment.clone() });
@@ -84,11 +83,7 @@ pub fn alternatives(
 ///
 /// # Errors
 /// The plugin's, or that it does not tell a device's memory.
-pub fn search(
-    target: &CompileTarget,
-    deployment: &Deployment,
-    on_try: &mut dyn FnMut(&str),
-) -> Result<Vec<Plan>> {
+pub fn search(target: &CompileTarget, deployment: &Deployment, on_try: &mut dyn FnMut(&str)) -> Result<Vec<Plan>> {
     let limit =
         target.memory.ok_or_else(|| Error::Invalid("the plugin does not tell how much memory a device has".into()))?;
     let mut found = Vec::new();

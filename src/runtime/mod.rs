@@ -10,13 +10,16 @@ mod batch;
 mod buckets;
 mod loader;
 mod model;
+mod packing;
 mod placement;
 mod session;
 mod single;
+mod slots;
 
 pub use crate::device::{Error, Platform, PlatformRequest, Result};
 pub use batch::{
-    BatchHead, DecodeRow, Logprobs, RowRef, SamplingInputs, ScoredRow, Segment, StepBatch, StepOutput, Token, TokenScore,
+    BatchHead, DecodeRow, Logprobs, RowRef, SamplingInputs, ScoredRow, Segment, StepBatch, StepOutput, Token,
+    TokenScore,
 };
 pub use buckets::{MAX_STEP_TOKENS, cache_len_for, window_for};
 pub use loader::OnProgress;

@@ -113,8 +113,7 @@ impl Session {
             }
             // What follows the last token is not in the text.
             let targets = tokens[start + 1..].iter().take(part.len()).enumerate();
-            let rows: Vec<ScoredRow> =
-                targets.map(|(token, &target)| ScoredRow { row: row(token), target }).collect();
+            let rows: Vec<ScoredRow> = targets.map(|(token, &target)| ScoredRow { row: row(token), target }).collect();
             let head = BatchHead::Logprobs { rows, top: false };
             let StepOutput::Scores(scores) = self.step(&StepBatch { segments, head })? else {
                 unreachable!("the head scores")

@@ -43,10 +43,7 @@ pub fn top_p<'g>(logits: Op<'g>, floor: Op<'g>, p: Op<'g>, mesh: Mesh) -> Op<'g>
 
 /// The largest u32 key [rows, 1] for which `holds` says yes, found bit by bit from the top. `holds` must be monotone; it is given
 /// `state` and the candidate.
-fn bisect<'g, const N: usize>(
-    state: [Op<'g>; N],
-    holds: impl for<'b> FnOnce([Op<'b>; N], Op<'b>) -> Op<'b>,
-) -> Op<'g> {
+fn bisect<'g, const N: usize>(state: [Op<'g>; N], holds: impl for<'b> FnOnce([Op<'b>; N], Op<'b>) -> Op<'b>) -> Op<'g> {
     let graph = state[0].graph();
     let rows = state[0].dim(0);
     let found = graph.full(&Shape::new(DType::U32, [rows, 1]), 0.0);

@@ -111,7 +111,7 @@ fn meshes_that_do_not_divide_the_model() {
     home.run(&["generate", "x", "--mesh", "1x3", "--model", &model]).fails(1, &words);
     home.run(&["hlo", "--mesh", "1x5"]).fails(1, &["do not divide over 5"]);
     home.run(&["hlo", "--config", "gemma-3"]).fails(1, &["neither a preset"]);
-    home.run(&["hlo", "--program", "prefill", "--bucket", "2048", "--context", "1024"]).fails(1, &["do not fit"]);
+    home.run(&["hlo", "--mesh", "1x8", "--weights", "int4", "--config", "tiny"]).fails(1, &["whole groups of 32"]);
 }
 
 #[test]

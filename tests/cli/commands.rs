@@ -167,16 +167,19 @@ fn an_interrupt_ends_the_text_cleanly() {
 fn hlo_prints_every_program() {
     let home = Home::new();
     for (program, extra) in [
-        ("prefill", &["--bucket", "64"][..]),
-        ("decode", &["--output", "sample", "--mesh", "2x4"]),
-        ("score", &["--output", "logits", "--mesh", "1x4", "--dtype", "f32"]),
-        ("trace", &["--bucket", "32"]),
+        ("step", &["--tokens", "64"][..]),
+        ("decode", &["--head", "sample", "--mesh", "2x4", "--lowering", "tpu", "--window", "700"]),
+        ("step", &["--head", "logits", "--mesh", "1x4", "--dtype", "f32"]),
+        ("step", &["--head", "hidden", "--lowering", "native"]),
+        ("copy", &["--kv", "int8"]),
     ] {
         let args = [&["hlo", "--config", "gemma-1.1-7b", "--program", program], extra].concat();
         let text = home.run(&args).ok().stdout;
         assert!(text.starts_with(&format!("HloModule {program}")) && text.contains("ENTRY"), "{text:.200}");
     }
-    let out = home.path("decode.pb");
+    home.run(&["hlo", "--program", "decode"]).fails(1, &["decoding is a step like any other", "--lowering tpu"]);
+    home.run(&["hlo", "--program", "decode", "--lowering", "tpu", "--head", "score"]).fails(1, &["--head greedy"]);
+    let out = home.path("step.pb");
     home.run(&["hlo", "--config", "tiny", "--format", "proto", "-o", out.to_str().unwrap()]).ok();
     let module: gemma_pjrt::hlo::proto::Module = prost::Message::decode(&fs::read(out).unwrap()[..]).unwrap();
     assert!(module.computations.len() > 1);

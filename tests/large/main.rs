@@ -18,7 +18,7 @@ use gemma_pjrt::{
     hlo::{DType, Mesh},
     kernels::{self, probe},
     plugins::Kind,
-    runtime::{Model, RunOptions, Platform, PlatformRequest},
+    runtime::{Model, Platform, PlatformRequest, RunOptions},
 };
 
 struct Quiet;

@@ -104,8 +104,7 @@ fn unaligned_tensors_are_used_where_they_lie() {
             let mesh = Mesh { data: 1, model };
             let options = RunOptions { lowering, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
             let model =
-                Model::load(platform(), &checkpoint, golden_config("mqa"), options, Box::new(|_, _| ()))
-                    .unwrap();
+                Model::load(platform(), &checkpoint, golden_config("mqa"), options, Box::new(|_, _| ())).unwrap();
             let placed = model.placement().unwrap();
             assert_eq!(
                 (placed.unaligned > 0, placed.borrowed > 0),
@@ -208,8 +207,7 @@ fn a_checkpoint_of_another_model_is_one_error_that_lists_all() {
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let options =
         RunOptions { lowering: KERNELS, mesh: Mesh::SINGLE, compute: DType::F32, kv: DType::F32, bundle: None };
-    let error =
-        Model::load(platform(), &checkpoint, config, options, Box::new(|_, _| ())).err().unwrap().to_string();
+    let error = Model::load(platform(), &checkpoint, config, options, Box::new(|_, _| ())).err().unwrap().to_string();
     for words in [
         "1 missing:\n    model.layers.1.mlp.up_proj.weight [256, 64]",
         "model.layers.0.self_attn.q_proj.weight: expected [128, 64], found [64, 128]",

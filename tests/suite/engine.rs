@@ -10,7 +10,7 @@ use gemma_pjrt::{
     gemma::Lowering,
     hlo::Mesh,
     runtime::{Model, Session},
-    sampling::{Penalties, Params},
+    sampling::{Params, Penalties},
     tokenizer::Message,
 };
 
@@ -73,7 +73,8 @@ fn mixed_requests(count: usize) -> Vec<Request> {
             min_p: [0.0, 0.02][i / 2 % 2],
             seed: 1000 + i as u64,
         };
-        let penalties = if i % 4 == 1 { Penalties { repetition: 1.2, presence: 0.3, frequency: 0.2 } } else { Penalties::NONE };
+        let penalties =
+            if i % 4 == 1 { Penalties { repetition: 1.2, presence: 0.3, frequency: 0.2 } } else { Penalties::NONE };
         let logit_bias = if i % 5 == 2 { vec![(200, 3.0), (300, -100.0)] } else { vec![] };
         let logprobs = (i % 6 == 3).then_some(4);
         Request { params, penalties, logit_bias, logprobs, ..request(prompt, 4 + i % 29) }

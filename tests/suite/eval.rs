@@ -10,8 +10,8 @@ use gemma_pjrt::{
     checkpoint::Checkpoint,
     engine::{Engine, Event, Likelihood, ScoreRequest},
     eval::{
-        ChatFormat, Dataset, EvalRequest, Evaluation, Item, Metric, MultipleChoice, PromptFormat, Response, Task, grade,
-        items, respond, results_json, run_programs, tasks_by_name,
+        ChatFormat, Dataset, EvalRequest, Evaluation, Item, Metric, MultipleChoice, PromptFormat, Response, Task,
+        grade, items, respond, results_json, run_programs, tasks_by_name,
     },
     gemma::{Config, Lowering},
     hlo::Mesh,

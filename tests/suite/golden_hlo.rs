@@ -45,7 +45,9 @@ fn texts() -> Vec<ProgramSpec> {
     let mut all = Vec::new();
     for lowering in [KERNELS, NATIVE, Lowering::TPU] {
         for mesh in [tp(1), tp(4)] {
-            for head in [GREEDY, Head::Sample(Sampler::TopK), Head::Sample(Sampler::Stochastic), Head::Logprobs { top: false }] {
+            for head in
+                [GREEDY, Head::Sample(Sampler::TopK), Head::Sample(Sampler::Stochastic), Head::Logprobs { top: false }]
+            {
                 all.push(program(tiny(lowering, mesh), Program::Step { tokens: 128, head }));
             }
             all.push(decode(tiny(lowering, mesh)));
@@ -125,10 +127,8 @@ const TABLE_HEAD: &str = "# Programs of the 2B and the 7B\n\nWritten by the test
 #[test]
 fn programs_are_those_committed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("hlo");
-    let mut files: Vec<(String, String)> = texts()
-        .iter()
-        .map(|spec| (format!("tiny/{}.hlo.txt", spec.name()), spec.build().unwrap().text()))
-        .collect();
+    let mut files: Vec<(String, String)> =
+        texts().iter().map(|spec| (format!("tiny/{}.hlo.txt", spec.name()), spec.build().unwrap().text())).collect();
     let mut table = TABLE_HEAD.to_owned();
     for spec in lines() {
         writeln!(table, "{}", line(&spec, &spec.build().unwrap())).unwrap();
@@ -224,7 +224,8 @@ fn caches_are_updated_in_place() {
             };
             let allowed =
                 ["parameter", "dynamic-update-slice", "fusion", "bitcast", "get-tuple-element", "tuple", "opt-barrier"];
-            for instruction in module.computations.iter().flat_map(|c| &c.instructions).filter(|i| is_of_cache_size(i)) {
+            for instruction in module.computations.iter().flat_map(|c| &c.instructions).filter(|i| is_of_cache_size(i))
+            {
                 assert!(
                     allowed.contains(&instruction.opcode.as_str()),
                     "{case:?} for {}: {} {} touches a whole cache",

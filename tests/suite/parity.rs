@@ -133,7 +133,11 @@ fn any_number_of_devices_gives_the_same_tokens(lowering: Lowering) {
         let golden = Golden::read(model);
         let prompt = golden.ids("prompt");
         for devices in [2, 4, 8] {
-            assert_eq!(greedy(model, mesh(devices), &prompt, 64, lowering), golden.ids("greedy"), "{model} on {devices}");
+            assert_eq!(
+                greedy(model, mesh(devices), &prompt, 64, lowering),
+                golden.ids("greedy"),
+                "{model} on {devices}"
+            );
         }
     }
     // Data rows repeat the work of a single request.

@@ -23,8 +23,7 @@ fn quantised(model: &str, how: Quantization) -> (tempfile::TempDir, Checkpoint) 
 
 fn logits(checkpoint: &Checkpoint, model: &str, mesh: Mesh, kv: DType, lowering: Lowering) -> Vec<f32> {
     let options = RunOptions { lowering, mesh, compute: DType::F32, kv, bundle: None };
-    let loaded =
-        Model::load(platform(), checkpoint, golden_config(model), options, Box::new(|_, _| ())).unwrap();
+    let loaded = Model::load(platform(), checkpoint, golden_config(model), options, Box::new(|_, _| ())).unwrap();
     let mut session = Session::new(Arc::new(loaded), 1, 256).unwrap();
     session.score(&Golden::read(model).ids("prompt")[..48], true).unwrap().logits.unwrap()
 }
@@ -120,7 +119,8 @@ fn a_quantised_model_is_the_same_model_everywhere() {
     ] {
         let (_dir, checkpoint) = quantised(model, how);
         let expected = logits(&checkpoint, model, Mesh::SINGLE, DType::F32, NATIVE);
-        for (devices, lowering) in [(1, KERNELS), (2, NATIVE), (2, KERNELS), (4, KERNELS), (1, TPU), (2, TPU), (4, TPU)] {
+        for (devices, lowering) in [(1, KERNELS), (2, NATIVE), (2, KERNELS), (4, KERNELS), (1, TPU), (2, TPU), (4, TPU)]
+        {
             let mesh = Mesh { data: 1, model: devices };
             if how == Quantization::Int4 && devices == 4 {
                 continue; // rows of these models are too short to be split so often

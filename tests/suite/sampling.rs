@@ -3,8 +3,8 @@
 use gemma_pjrt::{
     hlo::{DType, Graph, Literal, Mesh, Op, Shape},
     sampling::{
-        Candidates, MAX_BIAS, ParamOps, Params, Penalties, PenaltyInputs, PenaltyOps, TOP_LOGPROBS, greedy, log_probability, sample,
-        threefry2x32, top_logprobs,
+        Candidates, MAX_BIAS, ParamOps, Params, Penalties, PenaltyInputs, PenaltyOps, TOP_LOGPROBS, greedy,
+        log_probability, sample, threefry2x32, top_logprobs,
     },
 };
 
@@ -249,8 +249,10 @@ fn penalties_and_biases_change_logits_as_defined() {
     let _alone = several_devices();
     let (rows, vocab, length) = (2_usize, 32_usize, 12_usize);
     let logits: Vec<f32> = (0..rows * vocab).map(|i| ((i * 37) % 19) as f32 / 4.0 - 2.0).collect();
-    let penalties =
-        [Penalties { repetition: 1.3, presence: 0.5, frequency: 0.25 }, Penalties { repetition: 0.8, ..Penalties::NONE }];
+    let penalties = [
+        Penalties { repetition: 1.3, presence: 0.5, frequency: 0.25 },
+        Penalties { repetition: 0.8, ..Penalties::NONE },
+    ];
     // Of each row's tokens the first few are the prompt; the rest of the array is empty.
     let tokens: [&[i32]; 2] = [&[3, 3, 31, 5, 5, 5, 7], &[0, 1]];
     let prompt = [3, 2];
@@ -301,8 +303,7 @@ fn penalties_and_biases_change_logits_as_defined() {
         let &[repetition, presence, frequency, history, prompt_len, bias_tokens, biases] = &given[..] else {
             unreachable!("as many as there are inputs")
         };
-        let given =
-            PenaltyInputs { repetition, presence, frequency, history, prompt_len, bias_tokens, biases };
+        let given = PenaltyInputs { repetition, presence, frequency, history, prompt_len, bias_tokens, biases };
         let ops = PenaltyOps::new(given, local as i64, mesh);
         let outputs = [ops, ops.after(chosen, mesh)].map(|ops| mesh.gather(ops.apply(x), 1));
         let module = graph.finish(&outputs).unwrap();

@@ -32,8 +32,8 @@ use super::{
 use crate::{
     engine::Engine,
     eval::{
-        self, ChatFormat, Dataset, Evaluation, GradedResponse, Item, PromptFormat, Response, Task,
-        digest, grade, items, run_programs, sample_json, table, tasks_by_name,
+        self, ChatFormat, Dataset, Evaluation, GradedResponse, Item, PromptFormat, Response, Task, digest, grade,
+        items, run_programs, sample_json, table, tasks_by_name,
     },
 };
 

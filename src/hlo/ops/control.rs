@@ -133,14 +133,16 @@ impl Graph {
     ) -> Vec<Op<'g>> {
         for &(result, operand) in aliases {
             if results.get(result) != operands.get(operand).map(|op| op.shape()).as_ref() {
-                let message = format!("result {result} cannot reuse the memory of operand {operand}: the shapes differ");
+                let message =
+                    format!("result {result} cannot reuse the memory of operand {operand}: the shapes differ");
                 self.fail("custom-call", message, operands);
             }
         }
         let entries: Vec<String> = attributes.iter().map(|(name, value)| format!("{name} = {value} : i64")).collect();
         let config = format!("{{{}}}", entries.join(", "));
         let ty = if let [one] = results { Type::Array(one.clone()) } else { Type::Tuple(results.to_vec()) };
-        let attributes = Attributes::CustomCall { target: target.to_owned(), config, is_ffi: true, aliases: aliases.to_vec() };
+        let attributes =
+            Attributes::CustomCall { target: target.to_owned(), config, is_ffi: true, aliases: aliases.to_vec() };
         self.push("custom-call", ty, operands, attributes).elements()
     }
 }
