@@ -55,7 +55,8 @@ impl ModelSpec {
         if self.is_unaligned(tensor) { unaligned_shape(dtype, dims) } else { weight_shape(self.lowering, dtype, dims) }
     }
 
-    /// Whether programs take the tensor inside a larger array, see [`StoredTypes::unaligned`].
+    /// Whether programs take the tensor inside a larger array, see
+    /// [`StoredTypes::unaligned`](super::StoredTypes::unaligned).
     pub fn is_unaligned(&self, tensor: &TensorSpec) -> bool {
         self.stored.unaligned && tensor.kind == TensorKind::Matrix
     }

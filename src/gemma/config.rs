@@ -85,6 +85,9 @@ impl Config {
 
     /// Reads a `config.json`. The second part of the result are remarks for the user: things that were accepted although
     /// they look odd.
+    ///
+    /// # Errors
+    /// All fields that are missing or cannot be used.
     pub fn parse(text: &str) -> Result<(Self, Vec<String>), ConfigError> {
         let json: Value = serde_json::from_str(text)
             .map_err(|e| ConfigError(format!("config.json is not valid JSON ({e}); download it again")))?;
@@ -215,7 +218,10 @@ impl Config {
         (self.num_key_value_heads / mesh.model as i64).max(1)
     }
 
-    /// Says why this model cannot be split over the mesh's model axis, if it cannot, and which meshes fit.
+    /// Checks that this model can be split over the mesh's model axis.
+    ///
+    /// # Errors
+    /// What does not divide, and which meshes fit.
     pub fn check_mesh(&self, mesh: Mesh) -> Result<(), ConfigError> {
         let problems = self.uneven_over(mesh.model as i64);
         if problems.is_empty() {

@@ -233,10 +233,8 @@ impl PackedInputs {
         let width = dims.get(1..).map_or(1, |dims| dims.iter().product::<i64>() as usize);
         let (from, end) = (start + row * width, start + dims.iter().product::<i64>() as usize);
         let places = &mut self.values[from..end];
-        let mut written = 0;
-        for value in values {
-            places[written] = value;
-            written += 1;
+        for (i, value) in values.into_iter().enumerate() {
+            places[i] = value;
         }
     }
 

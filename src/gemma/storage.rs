@@ -22,7 +22,7 @@ pub struct StoredTypes {
     /// Tensors of another type, by name.
     pub exceptions: BTreeMap<String, DType>,
     /// Matrices lie at any address; they are not quantised then. XLA:CPU takes arrays at multiples of [`ALIGNMENT`] only, so a
-    /// program takes an array that begins at the last such address before the matrix (see [`unaligned_shape`]), and the index
+    /// program takes an array that begins at the last such address before the matrix, and the index
     /// of the matrix's first element in it.
     pub unaligned: bool,
 }

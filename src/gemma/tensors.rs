@@ -233,9 +233,9 @@ mod tests {
         let mesh = Mesh { data: 1, model: 2 };
         let find = |name: &str| tensors(&config).into_iter().find(|spec| spec.name.ends_with(name)).unwrap();
         let (up, down) = (find("0.mlp.up_proj.weight"), find("0.mlp.down_proj.weight"));
-        assert_eq!(up.scale(None).shard(&config, mesh, 1), [128..256]);
+        assert_eq!(up.scale(None).shard(&config, mesh, 1), vec![128..256; 1]);
         assert_eq!(up.scale(Some(32)).shard(&config, mesh, 1), [128..256, 0..2]);
-        assert_eq!(down.scale(None).shard(&config, mesh, 1), [0..64]);
+        assert_eq!(down.scale(None).shard(&config, mesh, 1), vec![0..64; 1]);
         assert_eq!(down.scale(Some(32)).shard(&config, mesh, 1), [0..64, 4..8]);
     }
 }

@@ -184,6 +184,9 @@ impl Graph {
     }
 
     /// Ends the module. Its outputs are `outputs`, in a tuple. The graph is empty afterwards.
+    ///
+    /// # Errors
+    /// The first mistake that was made in it.
     #[track_caller]
     pub fn finish(&self, outputs: &[Op<'_>]) -> Result<Module, HloError> {
         let shapes: Vec<Shape> = outputs.iter().map(|op| op.shape()).collect();

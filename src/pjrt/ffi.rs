@@ -18,12 +18,17 @@ pub trait Handler {
     /// Name of the custom-call target.
     const TARGET: &'static str;
 
-    /// Does the work. An `Err` becomes the execution's error.
+    /// Does the work.
+    ///
+    /// # Errors
+    /// What becomes the execution's error.
     fn call(frame: Frame<'_>) -> std::result::Result<(), String>;
 }
 
-/// Registers the handler with the plugin, once per process and plugin. Registering it again is an
-/// error of the plugin.
+/// Registers the handler with the plugin, once per process and plugin.
+///
+/// # Errors
+/// The plugin has no FFI extension, or knows the handler already.
 pub fn register<H: Handler>(api: &Api) -> Result<()> {
     let extension = api.extension(EXTENSION_FFI, size_of::<FfiExtension>()).ok_or(Error::MissingExtension("FFI"))?;
     // SAFETY: the extension's type number says that it is a PJRT_FFI_Extension, and its size was
@@ -193,7 +198,10 @@ impl<'a> Frame<'a> {
         Ok((operands, results.into_iter().map(Output).collect()))
     }
 
-    /// The scalar 64-bit integer attribute of this name.
+    /// Returns the scalar 64-bit integer attribute of this name.
+    ///
+    /// # Errors
+    /// There is none, or it has another type.
     pub fn attribute_i64(&self, name: &str) -> std::result::Result<i64, String> {
         let attrs = &self.0.attrs;
         for i in 0..usize::try_from(attrs.size).unwrap_or(0) {
