@@ -144,7 +144,7 @@ impl Handler for LinearTop {
 /// Operands:
 /// 1. queries `f32|bf16[rows, heads, head_dim]`;
 /// 2. new keys `[rows, kv_heads, head_dim]`, in the cache's type: f32, bf16, f16, s8, or u16 for
-///   bits of bf16;
+///    bits of bf16;
 /// 3. new values, like new keys;
 /// 4. cached keys `[slots, kv_heads, cache_len, head_dim]`;
 /// 5. cached values, like cached keys;
