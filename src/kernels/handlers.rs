@@ -143,8 +143,8 @@ impl Handler for LinearTop {
 ///
 /// Operands:
 /// 1. queries `f32|bf16[rows, heads, head_dim]`;
-/// 2. new keys `[rows, kv_heads, head_dim]`, in the cache's type: f32, bf16, f16, s8, or u16 for bits
-///    of bf16;
+/// 2. new keys `[rows, kv_heads, head_dim]`, in the cache's type: f32, bf16, f16, s8, or u16 for
+///    bits of bf16;
 /// 3. new values, like new keys;
 /// 4. cached keys `[slots, kv_heads, cache_len, head_dim]`;
 /// 5. cached values, like cached keys;
@@ -157,8 +157,8 @@ impl Handler for LinearTop {
 /// 9. of cached keys, `f32[slots, kv_heads, cache_len, 1]`;
 /// 10. of cached values, alike.
 ///
-/// Results: attention `[rows, heads, head_dim]` in the queries' type, then the updated operands 4 and
-/// 5, and 9 and 10 if there are scales. The program must alias these results to their operands
+/// Results: attention `[rows, heads, head_dim]` in the queries' type, then the updated operands 4
+/// and 5, and 9 and 10 if there are scales. The program must alias these results to their operands
 /// (`output_operand_aliasing`).
 struct Attention;
 

@@ -154,26 +154,40 @@ mod x86 {
     use super::super::simd::{Avx2, Avx512};
     use super::Kernel;
 
+    /// Makes the compiler align the caller's stack frame to whole vectors. It does not do so on its
+    /// own account when it spills vectors, and unaligned ones lie in two cache lines each.
+    #[inline(always)]
+    fn align_frame() {
+        #[repr(align(64))]
+        #[expect(dead_code, reason = "its alignment alone matters")]
+        struct Vector([u8; 64]);
+        std::hint::black_box(&std::mem::MaybeUninit::<Vector>::uninit());
+    }
+
     #[target_feature(enable = "avx2,fma,f16c")]
     pub unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
+        align_frame();
         // SAFETY: this function is compiled for them, and its caller checked the processor.
         unsafe { kernel.run::<Avx2>() }
     }
 
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512dq")]
     pub unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
+        align_frame();
         // SAFETY: this function is compiled for them, and its caller checked the processor.
         unsafe { kernel.run::<Avx512<false, false>>() }
     }
 
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vnni")]
     pub unsafe fn avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
+        align_frame();
         // SAFETY: as above.
         unsafe { kernel.run::<Avx512<true, false>>() }
     }
 
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx512bf16")]
     pub unsafe fn avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+        align_frame();
         // SAFETY: as above.
         unsafe { kernel.run::<Avx512<true, true>>() }
     }
