@@ -80,7 +80,7 @@ fn loading_takes_little_memory_beyond_the_devices_own() {
     let beyond = peak.load(Ordering::Relaxed).saturating_sub(before).saturating_sub(placement.copied);
     let rate = placement.copied as f64 / placement.took.as_secs_f64() / 1e9;
     let block = vec![1_u8; 256 << 20];
-    let bandwidth = probe::read_bandwidth(kernels::Machine::whole(), &[&block]) / 1e9;
+    let bandwidth = probe::read_bandwidth(kernels::ExecContext::whole(), &[&block]) / 1e9;
     println!(
         "{:.2} GB over 4 devices in {:.1} s: {rate:.2} GB/s, {:.2} of what the processor can read; {:.0} MiB of memory beyond them",
         placement.copied as f64 / 1e9,

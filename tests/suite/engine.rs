@@ -6,7 +6,7 @@ use std::{
 };
 
 use gemma_pjrt::{
-    engine::{Answer, Engine, Event, FinishReason, Request, RequestId},
+    engine::{Answer, Engine, Event, FinishReason, Refusal, Request, RequestId, ScoreRequest},
     gemma::Lowering,
     hlo::Mesh,
     runtime::{Model, Session},
@@ -345,4 +345,70 @@ fn nothing_leaks() {
     // What leaks with requests grows all the time; a program that is compiled late, once.
     let grown = resident.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).min().unwrap();
     assert!(soak.is_none() || grown < 1 << 20, "{grown} bytes more after each fifth: {resident:?}");
+}
+
+/// A server may move it to a thread of its own.
+#[test]
+fn an_engine_is_send_and_owns_what_it_needs() {
+    fn is_send<T: Send + 'static>(_: &T) {}
+    let mut engine = engine(2, 256);
+    is_send(&engine);
+    let prompt = questions()[0].clone();
+    let here = run(&mut engine, &[request(&prompt, 8)]).remove(0);
+    let there = std::thread::spawn(move || run(&mut engine, &[request(&prompt, 8)]).remove(0)).join().unwrap();
+    assert_eq!(ids(&there), ids(&here));
+}
+
+/// The queue has a bound, and an engine that shuts down finishes what it has taken.
+#[test]
+fn full_queues_and_engines_that_shut_down_refuse() {
+    let mut engine = engine(1, 256);
+    engine.limit_queue(3);
+    let prompt = questions()[1].clone();
+    let several = Request { n: 3, ..request(&prompt, 4) };
+    let first = engine.submit(several.clone()).unwrap();
+    assert_eq!(engine.submit(request(&prompt, 4)), Err(Refusal::QueueFull { waiting: 3, most: 3 }));
+    engine.step().unwrap();
+    let second = engine.submit(request(&prompt, 4)).unwrap();
+    engine.shut_down();
+    assert_eq!(engine.submit(several), Err(Refusal::ShuttingDown));
+    let answers = finish(&mut engine);
+    assert_eq!(answers.keys().map(|(id, _)| *id).collect::<Vec<_>>(), [first, first, first, second]);
+}
+
+/// Wherever a request is when it is given up, it has no more events, and the others finish as if it had not been there.
+#[test]
+fn requests_are_cancelled_in_any_phase() {
+    let questions = questions();
+    let long: Vec<u32> = questions.iter().flatten().copied().take(1500).collect();
+    let context: Arc<[u32]> = questions[3].clone().into();
+    let expected = ids(&run(&mut engine(2, 2048), &[request(&questions[4], 12)])[0]);
+    for steps in 0..8 {
+        let mut engine = engine(2, 2048);
+        let scored = ScoreRequest { context: context.clone(), continuations: vec![vec![5, 6, 7], vec![8, 9]] };
+        let cancelled = [
+            engine.submit(Request { n: 3, ..request(&questions[2], 30) }).unwrap(),
+            engine.submit(request(&long, 5)).unwrap(),
+            engine.submit(Request { echo: true, logprobs: Some(2), ..request(&questions[5], 5) }).unwrap(),
+            engine.submit_score(&scored).unwrap(),
+        ];
+        for _ in 0..steps {
+            engine.step().unwrap();
+        }
+        let kept = engine.submit(request(&questions[4], 12)).unwrap();
+        cancelled.into_iter().for_each(|id| engine.cancel(id));
+        let mut found = vec![];
+        while !engine.is_idle() {
+            for event in engine.step().unwrap() {
+                let (Event::Tokens { id, .. } | Event::Finished { id, .. } | Event::Scored { id, .. }) = event else {
+                    panic!("{event:?}")
+                };
+                assert_eq!(id, kept, "after {steps} steps");
+                if let Event::Finished { answer, .. } = event {
+                    found = ids(&answer);
+                }
+            }
+        }
+        assert_eq!(found, expected, "after {steps} steps");
+    }
 }
