@@ -146,7 +146,7 @@ fn block_of_rows<'g>(x: Op<'g>, start: Op<'g>, len: i64) -> Op<'g> {
 /// block may begin before its segment where the cache ends.
 fn append_segments<'g>(cx: Context<'_, 'g>, new: [Block<'g>; 2], cache: Cache<'g>, segments: Op<'g>) -> Cache<'g> {
     let graph = segments.graph();
-    let (model, cache_len) = (cx.model, cache.keys.elements.dim(-2));
+    let (model, cache_len) = (cx.model, cache.cache_len());
     let block = query_block(false, new[0].elements.dim(0), cache_len);
     // A block may begin up to its length before a segment's first row, and end as far behind its last one.
     let new = new.map(|new| new.map(|x| pad_rows(x, block, block)));
@@ -176,7 +176,7 @@ fn append_segments<'g>(cx: Context<'_, 'g>, new: [Block<'g>; 2], cache: Cache<'g
 /// 2018): `[T, heads, head_dim]`. Work goes with the tokens' positions, not with the cache's length.
 fn attend_segments<'g>(cx: Context<'_, 'g>, q: Op<'g>, cache: Cache<'g>, segments: Op<'g>) -> Op<'g> {
     let graph = q.graph();
-    let (tokens, cache_len) = (q.dim(0), cache.keys.elements.dim(-2));
+    let (tokens, cache_len) = (q.dim(0), cache.cache_len());
     let block = query_block(false, tokens, cache_len);
     let padded = pad_rows(q, 0, block);
     let out = graph.full(&padded.shape(), 0.0);
@@ -203,7 +203,7 @@ fn attend_block<'g>(
 ) -> Op<'g> {
     let graph = q.graph();
     let [heads, n, head_dim] = [q.dim(0), q.dim(1), q.dim(2)];
-    let (kv_heads, cache_len) = (cache.keys.elements.dim(-3), cache.keys.elements.dim(-2));
+    let (kv_heads, cache_len) = (cache.kv_heads(), cache.cache_len());
     let group = heads / kv_heads; // query heads that share a key/value head
     let rows = group * n;
     let key_block = KEY_BLOCK.min(cache_len);

@@ -9,7 +9,9 @@ use crate::{
 /// Keys and values of one layer, donated to the program and updated in place; or those of all layers, and the layer.
 ///
 /// Where layers are emitted one by one, each has arrays of its own, `[slots, kv_heads, cache_len, head_dim]`: what a head reads is
-/// contiguous. Where they are a loop, one array holds all layers, `[layers, slots, kv_heads, cache_len, head_dim]`.
+/// contiguous. Where they are a loop, one array holds all layers, `[layers, slots, kv_heads, cache_len, head_dim]`; in eight bits
+/// `[layers, slots, cache_len, kv_heads, head_dim]`, since a TPU packs four neighbours of the second last dimension, so that one
+/// position of the other order cannot be written in place.
 #[derive(Clone, Copy)]
 pub(super) struct Cache<'g> {
     pub keys: Cached<'g>,
@@ -42,7 +44,12 @@ impl<'g> Cache<'g> {
         let (layers, head_dim, kv_heads) = (model.config.num_hidden_layers, model.config.head_dim, model.kv_heads());
         let of_layer = [slots, kv_heads, cache_len, head_dim];
         let (elements, scale): (Vec<i64>, Vec<i64>) = if model.lowering.stacks_layers {
-            ([&[layers], &of_layer[..]].concat(), vec![layers, cache_len, slots * kv_heads])
+            let elements = if model.kv == DType::S8 {
+                vec![layers, slots, cache_len, kv_heads, head_dim]
+            } else {
+                [&[layers], &of_layer[..]].concat()
+            };
+            (elements, vec![layers, cache_len, slots * kv_heads])
         } else {
             (of_layer.to_vec(), vec![slots, kv_heads, cache_len, 1])
         };
@@ -124,13 +131,13 @@ impl<'g> Cache<'g> {
     /// Keys and values of `len` positions of a slot, from `position` on: `[kv_heads, len, ..]`.
     pub fn read(&self, slot: Op<'g>, position: Op<'g>, len: i64) -> [Block<'g>; 2] {
         [self.keys, self.values].map(|cached| {
-            let elements = cached.elements;
-            let (starts, mut sizes) = (self.starts(slot, position), elements.shape().dims);
+            let (starts, heads) = (self.starts(slot, position), self.kv_heads());
+            let mut sizes = cached.elements.shape().dims;
             let rank = sizes.len();
-            let [heads, head_dim] = [sizes[rank - 3], sizes[rank - 1]];
             sizes[..rank - 3].fill(1);
-            sizes[rank - 2] = len;
-            let elements = elements.dynamic_slice(&starts, &sizes).reshape(&[heads, len, head_dim]);
+            sizes[self.position_dim()] = len;
+            let part = cached.elements.dynamic_slice(&starts, &sizes).reshape(&sizes[rank - 3..]);
+            let elements = self.heads_first(part);
             let scale = cached.scale.map(|scale| match self.layer {
                 None => scale.dynamic_slice(&starts, &[1, heads, len, 1]).reshape(&[heads, len, 1]),
                 Some(_) => {
@@ -148,11 +155,11 @@ impl<'g> Cache<'g> {
             let zero = cached.elements.graph().s32(0);
             let mut sizes = cached.elements.shape().dims;
             let rank = sizes.len();
-            let [slots, heads] = [sizes[rank - 4], sizes[rank - 3]];
+            let (slots, heads) = (sizes[rank - 4], self.kv_heads());
             sizes[..rank - 4].fill(1);
-            sizes[rank - 2] = len;
+            sizes[self.position_dim()] = len;
             let part = cached.elements.dynamic_slice(&self.starts(zero, zero), &sizes);
-            let elements = part.reshape(&sizes[rank - 4..]);
+            let elements = self.heads_first(part.reshape(&sizes[rank - 4..]));
             let scale = cached.scale.map(|scale| match self.layer {
                 None => scale.slice_in_dim(2, 0, len),
                 Some(layer) => {
@@ -172,7 +179,7 @@ impl<'g> Cache<'g> {
                 let dims = x.shape().dims;
                 x.reshape(&[vec![1; starts.len() - 3], dims].concat())
             };
-            let elements = cached.elements.dynamic_update_slice(in_rank(block.elements), &starts);
+            let elements = cached.elements.dynamic_update_slice(in_rank(self.heads_first(block.elements)), &starts);
             let scale = cached.scale.zip(block.scale).map(|(scale, new)| match self.layer {
                 None => scale.dynamic_update_slice(in_rank(new), &starts),
                 Some(_) => {
@@ -190,7 +197,37 @@ impl<'g> Cache<'g> {
     /// Where a slot's position begins in an array of elements.
     fn starts(&self, slot: Op<'g>, position: Op<'g>) -> Vec<Op<'g>> {
         let zero = slot.graph().s32(0);
-        self.layer.into_iter().chain([slot, zero, position, zero]).collect()
+        let last = if self.has_heads_last() { [slot, position, zero, zero] } else { [slot, zero, position, zero] };
+        self.layer.into_iter().chain(last).collect()
+    }
+
+    /// Positions of a slot.
+    pub fn cache_len(&self) -> i64 {
+        self.keys.elements.shape().dims[self.position_dim()]
+    }
+
+    /// Key/value heads.
+    pub fn kv_heads(&self) -> i64 {
+        self.keys.elements.dim(if self.has_heads_last() { -2 } else { -3 })
+    }
+
+    /// Whether heads come after positions, see [`Cache`].
+    fn has_heads_last(&self) -> bool {
+        self.layer.is_some() && self.keys.scale.is_some()
+    }
+
+    fn position_dim(&self) -> usize {
+        let rank = self.keys.elements.shape().rank();
+        if self.has_heads_last() { rank - 3 } else { rank - 2 }
+    }
+
+    /// Swaps heads and positions of `[.., positions, heads, head_dim]`, or back, where the cache has them the other way round.
+    fn heads_first(&self, x: Op<'g>) -> Op<'g> {
+        match (self.has_heads_last(), x.shape().rank()) {
+            (false, _) => x,
+            (true, 3) => x.transpose(&[1, 0, 2]),
+            (true, _) => x.transpose(&[0, 2, 1, 3]),
+        }
     }
 
     /// Where a slot's position begins in an array of all layers' scales.

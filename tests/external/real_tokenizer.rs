@@ -1,13 +1,14 @@
 //! Gemma's own tokenizer: 256000 entries, byte fallback, no pre-tokenizer.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use gemma_pjrt::tokenizer::{Message, Tokenizer};
 
-fn tokenizer() -> &'static Tokenizer {
-    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
-    TOKENIZER
-        .get_or_init(|| Tokenizer::from_dir(super::data("gemma-tokenizer/tokenizer.json").parent().unwrap()).unwrap())
+fn tokenizer() -> &'static Arc<Tokenizer> {
+    static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
+    TOKENIZER.get_or_init(|| {
+        Arc::new(Tokenizer::from_dir(super::data("gemma-tokenizer/tokenizer.json").parent().unwrap()).unwrap())
+    })
 }
 
 const HELLO_WORLD: [u32; 14] = [2, 106, 1645, 108, 5559, 476, 25612, 2134, 2733, 107, 108, 106, 2516, 108];
