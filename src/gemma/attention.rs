@@ -166,8 +166,7 @@ fn append_segments<'g>(cx: Context<'_, 'g>, new: [Block<'g>; 2], cache: Cache<'g
         let [keys, values] = blocks;
         let blocks = [keys.or(is_new, old[0]), values.or(is_new, old[1])];
         let cache = cache.write(slot, begin, blocks);
-        let cache = if model.lowering.needs_barriers { cache } else { cache.in_place(model) };
-        (cache, (segments, parts))
+        (cache.in_loop(model), (segments, parts))
     });
     cache
 }
@@ -184,6 +183,7 @@ fn attend_segments<'g>(cx: Context<'_, 'g>, q: Op<'g>, cache: Cache<'g>, segment
     let state = (out, (padded, segments, cache));
     let (out, _) = graph.repeat_dynamic(num_segments(segments), &state, |index, (out, (q, segments, cache))| {
         let [row, slot, position, len] = segment(segments, index);
+        let cache = cache.in_loop(cx.model);
         let queries = block_of_rows(q, row, block); // [heads, block, head_dim]
         let mixed = attend_block(cx.model, queries, cache, slot, position, position + len);
         let zero = index.graph().s32(0);
@@ -221,6 +221,7 @@ fn attend_block<'g>(
         let first = index * key_block;
         // The last block begins earlier where the cache ends; what it repeats is masked.
         let begin = first.min(graph.s32(cache_len - key_block));
+        let cache = cache.in_loop(model);
         let [keys, values] = cache.read(slot, begin, key_block);
 
         let scores = batched_dot(q, keys.activations(model), 2, 2) * (head_dim as f64).powf(-0.5);

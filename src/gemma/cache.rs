@@ -18,8 +18,10 @@ pub(super) struct Cache<'g> {
     pub values: Cached<'g>,
     /// The layer that is meant, of arrays that hold all layers: `s32[]`.
     pub layer: Option<Op<'g>>,
+    /// Whether heads come after positions.
+    pub heads_last: bool,
 }
-tree!(Cache { keys, values, layer });
+tree!(Cache { keys, values, layer } keeping { heads_last });
 
 /// Keys or values.
 #[derive(Clone, Copy)]
@@ -44,7 +46,7 @@ impl<'g> Cache<'g> {
         let (layers, head_dim, kv_heads) = (model.config.num_hidden_layers, model.config.head_dim, model.kv_heads());
         let of_layer = [slots, kv_heads, cache_len, head_dim];
         let (elements, scale): (Vec<i64>, Vec<i64>) = if model.lowering.stacks_layers {
-            let elements = if model.kv == DType::S8 {
+            let elements = if model.caches_heads_last() {
                 vec![layers, slots, cache_len, kv_heads, head_dim]
             } else {
                 [&[layers], &of_layer[..]].concat()
@@ -79,7 +81,7 @@ impl<'g> Cache<'g> {
             let quantised = model.kv == DType::S8;
             let keys = Cached { elements: keys, scale: quantised.then(&mut next) };
             let values = Cached { elements: next(), scale: quantised.then(&mut next) };
-            caches.push(Self { keys, values, layer: None });
+            caches.push(Self { keys, values, layer: None, heads_last: model.caches_heads_last() });
         }
         caches
     }
@@ -108,7 +110,12 @@ impl<'g> Cache<'g> {
         } else {
             arrays.map(Op::row_major)
         };
-        Self { keys, values, layer: self.layer }
+        Self { keys, values, ..self }
+    }
+
+    /// Holds the arrays in that order inside a loop over segments or slots; see [`Self::in_place`].
+    pub fn in_loop(self, model: &ModelSpec) -> Self {
+        if model.lowering.needs_barriers { self } else { self.in_place(model) }
     }
 
     /// Copies all that one slot holds to another. `array` is one of [`Self::arrays`]; slots are `s32[]`.
@@ -191,13 +198,13 @@ impl<'g> Cache<'g> {
             Cached { elements, scale }
         };
         let [keys, values] = blocks;
-        Self { keys: write(self.keys, keys), values: write(self.values, values), layer: self.layer }
+        Self { keys: write(self.keys, keys), values: write(self.values, values), ..*self }
     }
 
     /// Where a slot's position begins in an array of elements.
     fn starts(&self, slot: Op<'g>, position: Op<'g>) -> Vec<Op<'g>> {
         let zero = slot.graph().s32(0);
-        let last = if self.has_heads_last() { [slot, position, zero, zero] } else { [slot, zero, position, zero] };
+        let last = if self.heads_last { [slot, position, zero, zero] } else { [slot, zero, position, zero] };
         self.layer.into_iter().chain(last).collect()
     }
 
@@ -208,22 +215,17 @@ impl<'g> Cache<'g> {
 
     /// Key/value heads.
     pub fn kv_heads(&self) -> i64 {
-        self.keys.elements.dim(if self.has_heads_last() { -2 } else { -3 })
-    }
-
-    /// Whether heads come after positions, see [`Cache`].
-    fn has_heads_last(&self) -> bool {
-        self.layer.is_some() && self.keys.scale.is_some()
+        self.keys.elements.dim(if self.heads_last { -2 } else { -3 })
     }
 
     fn position_dim(&self) -> usize {
         let rank = self.keys.elements.shape().rank();
-        if self.has_heads_last() { rank - 3 } else { rank - 2 }
+        if self.heads_last { rank - 3 } else { rank - 2 }
     }
 
     /// Swaps heads and positions of `[.., positions, heads, head_dim]`, or back, where the cache has them the other way round.
     fn heads_first(&self, x: Op<'g>) -> Op<'g> {
-        match (self.has_heads_last(), x.shape().rank()) {
+        match (self.heads_last, x.shape().rank()) {
             (false, _) => x,
             (true, 3) => x.transpose(&[1, 0, 2]),
             (true, _) => x.transpose(&[0, 2, 1, 3]),

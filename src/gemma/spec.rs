@@ -38,6 +38,12 @@ impl ModelSpec {
         if self.kv == DType::BF16 && self.lowering.caches_bf16_as_u16 { DType::U16 } else { self.kv }
     }
 
+    /// Whether a cache of all layers has its heads after its positions: in eight bits a TPU packs four neighbours of the second
+    /// last dimension, so that one position could not be written in place.
+    pub(super) fn caches_heads_last(&self) -> bool {
+        self.lowering.stacks_layers && self.kv == DType::S8 && self.kv_heads() > 1
+    }
+
     /// Key/value heads on each device.
     pub fn kv_heads(&self) -> i64 {
         self.config.kv_heads_per_device(self.mesh)
