@@ -9,7 +9,7 @@ use std::{
 use gemma_pjrt::{
     compile::{CompileTarget, Compiled, TargetRequest},
     gemma::{Config, Head, Lowering, ModelSpec, Program, ProgramSpec, StoredTypes},
-    hlo::{DType, Mesh, Shape, proto},
+    hlo::{DType, Mesh, proto},
     plugins::Kind,
     runtime::session_modules,
     sampling::Sampler,
@@ -72,9 +72,8 @@ fn models_fit_v5e_with_nothing_copied() {
         (B7, "v5e:2x2", 4, int8(), DType::BF16, 3.0),
         (B7, "v5e:2x4", 8, bf16(), DType::BF16, 2.5),
         (B2, "v5e:1x1", 1, bf16(), DType::BF16, 4.9),
-        (B2, "v5e:1x1", 1, int8(), DType::S8, 2.9),
+        (B2, "v5e:1x1", 1, int8(), DType::BF16, 2.9),
         (B2, "v5e:2x2", 4, bf16(), DType::BF16, 1.5),
-        ("tiny", "v5e:1x1", 1, bf16(), DType::BF16, 0.1),
     ] {
         let machine = slice(topology, devices);
         // 15.748 GiB; values some KiB apart were seen.
@@ -118,10 +117,7 @@ fn essence(dims: &[i64]) -> Vec<i64> {
 }
 
 fn no_copies(spec: &ProgramSpec, optimized: &proto::Module) {
-    // Scales of fewer than 128 heads are copied to another order: some MiB beside the elements, which are not.
-    let is_narrow_scale = |shape: &Shape| shape.dtype == DType::F32 && shape.dims[2] < 128;
-    let caches = spec.cache_arrays().into_iter().filter(|(_, shape)| !is_narrow_scale(shape));
-    let caches: Vec<Vec<i64>> = caches.map(|(_, shape)| essence(&shape.dims)).collect();
+    let caches: Vec<Vec<i64>> = spec.cache_arrays().iter().map(|(_, shape)| essence(&shape.dims)).collect();
     let quantised: Vec<Vec<i64>> = spec
         .build()
         .unwrap()
@@ -136,7 +132,7 @@ fn no_copies(spec: &ProgramSpec, optimized: &proto::Module) {
         let Some(shape) = &instruction.shape else { continue };
         let dims = essence(&shape.dimensions);
         let is_copy = instruction.opcode.starts_with("copy");
-        assert!(!(is_copy && caches.contains(&dims)), "a copy of a cache: {}", instruction.name);
+        assert!(!(is_copy && caches.contains(&dims)), "a copy of a cache: {} of {shape:?}", instruction.name);
         let is_wide = wide.contains(&shape.element_type);
         assert!(!(is_wide && quantised.contains(&dims)), "a converted weight {dims:?}: {}", instruction.name);
     }
