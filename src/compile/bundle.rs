@@ -1,5 +1,5 @@
-//! Bundles of programs that were compiled ahead of time, to be carried to the machine that runs them: a directory with a manifest
-//! and the programs in the plugin's own format.
+//! Bundles of programs that were compiled ahead of time, to be carried to the machine that runs
+//! them: a directory with a manifest and the programs in the plugin's own format.
 
 use std::{
     fs,
@@ -120,7 +120,8 @@ impl Bundle {
         read_entry(&self.dir.join(entry_name(name, &key)), &key)
     }
 
-    /// Compiles these programs of a model and writes them. `on_program` is told of each, and how many there are.
+    /// Compiles these programs of a model and writes them. `on_program` is told of each, and how
+    /// many there are.
     ///
     /// # Errors
     /// The plugin's, or that the directory cannot be written.

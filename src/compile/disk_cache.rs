@@ -1,7 +1,8 @@
 //! Compiled programs on disk: no program is compiled twice on one machine.
 //!
-//! An entry is `<cache>/programs/<program>-<key>.pjrt`, see `entries`. The key covers all that could make it wrong to load: the HLO, the compile options, the plugin
-//! file, and on CPU the processor's features. Anything unreadable is ignored with a warning and written anew.
+//! An entry is `<cache>/programs/<program>-<key>.pjrt`, see `entries`. The key covers all that
+//! could make it wrong to load: the HLO, the compile options, the plugin file, and on CPU the
+//! processor's features. Anything unreadable is ignored with a warning and written anew.
 
 use std::{
     fs,
@@ -103,7 +104,8 @@ fn ignored(path: &Path, problem: &str) {
     tracing::warn!("ignoring the cached program {} ({line}); compiling it anew", path.display());
 }
 
-/// Tells one plugin file from another: by the sha256 that its installer wrote down, else by size and time of change.
+/// Tells one plugin file from another: by the sha256 that its installer wrote down, else by size
+/// and time of change.
 fn plugin_identity(path: &Path) -> String {
     let manifest = path.with_file_name("manifest.json");
     let json = fs::read_to_string(manifest).ok().and_then(|t| serde_json::from_str::<serde_json::Value>(&t).ok());

@@ -1,4 +1,5 @@
-//! Files of compiled programs: a magic, the full key, the payload's sha256, the payload (the plugin's own serialized executable).
+//! Files of compiled programs: a magic, the full key, the payload's sha256, the payload (the
+//! plugin's own serialized executable).
 
 use std::{fs, io::Write, path::Path};
 
@@ -8,7 +9,8 @@ use crate::{download::hex, pjrt::CompileOptions};
 
 const MAGIC: &[u8; 8] = b"GPJRT\x00\x01\n";
 
-/// The key of a program. `compiler` stands for all that the compiled program depends on besides code and options.
+/// The key of a program. `compiler` stands for all that the compiled program depends on besides
+/// code and options.
 pub(super) fn key(compiler: &str, code: &[u8], options: &CompileOptions) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for part in [compiler.as_bytes(), &options.encode(), code] {

@@ -1,5 +1,6 @@
-//! Programs as plugins compile them: from memory, from the disk cache, from a bundle, or compiled now; for devices that are here or
-//! for a machine elsewhere. The only room that sees graphs and plugins together.
+//! Programs as plugins compile them: from memory, from the disk cache, from a bundle, or compiled
+//! now; for devices that are here or for a machine elsewhere. The only room that sees graphs and
+//! plugins together.
 
 mod bundle;
 mod disk_cache;

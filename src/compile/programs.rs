@@ -1,4 +1,5 @@
-//! The programs of a model on its devices: compiled when they are first needed, or loaded from the disk cache.
+//! The programs of a model on its devices: compiled when they are first needed, or loaded from the
+//! disk cache.
 
 use std::{
     collections::HashMap,
@@ -52,7 +53,8 @@ impl Programs {
         }
     }
 
-    /// Runs a program with the arguments of each local device; waits for its results, `[device][output]`.
+    /// Runs a program with the arguments of each local device; waits for its results,
+    /// `[device][output]`.
     ///
     /// # Errors
     /// The plugin's; donated arguments are lost then.
@@ -65,7 +67,8 @@ impl Programs {
         program.execute(next_launch_id(), args).and_then(|execution| execution.wait()).during(doing)
     }
 
-    /// Refuses to allocate what the host has no memory for. Devices with memory of their own say themselves when it is full.
+    /// Refuses to allocate what the host has no memory for. Devices with memory of their own say
+    /// themselves when it is full.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -136,8 +139,8 @@ impl Programs {
     }
 }
 
-/// Returns the id of this process's next execution: 1, 2, 3, and so on, and 1 again after the last `i32`. Processes that run one
-/// program together tell their executions apart by it.
+/// Returns the id of this process's next execution: 1, 2, 3, and so on, and 1 again after the last
+/// `i32`. Processes that run one program together tell their executions apart by it.
 fn next_launch_id() -> i32 {
     static LAUNCHES: AtomicU32 = AtomicU32::new(0);
     (LAUNCHES.fetch_add(1, Ordering::Relaxed) % i32::MAX as u32) as i32 + 1

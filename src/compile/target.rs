@@ -1,5 +1,5 @@
-//! Machines to compile for. They need not be here: libtpu compiles for a slice of TPUs on any x86 computer, and the CUDA plugin
-//! for an H100.
+//! Machines to compile for. They need not be here: libtpu compiles for a slice of TPUs on any x86
+//! computer, and the CUDA plugin for an H100.
 
 use std::{
     path::Path,
@@ -106,7 +106,8 @@ impl Compiled {
     }
 }
 
-/// The NVIDIA H100's description, as XLA's own tools have it: the CUDA plugin compiles for it where there is none.
+/// The NVIDIA H100's description, as XLA's own tools have it: the CUDA plugin compiles for it where
+/// there is none.
 const H100: &str = include_str!("h100_target_config.txtpb");
 /// Its memory in bytes, as the description tells.
 const H100_MEMORY: u64 = 84_942_979_072;

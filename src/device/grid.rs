@@ -1,5 +1,5 @@
-//! The global grid of devices: rank r of the mesh is device r of the grid, wherever that device is. A process holds those that
-//! are local to it; with one process these are all.
+//! The global grid of devices: rank r of the mesh is device r of the grid, wherever that device is.
+//! A process holds those that are local to it; with one process these are all.
 
 use super::{
     Platform,

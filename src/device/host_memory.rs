@@ -2,7 +2,8 @@
 
 use super::error::{Error, Result};
 
-/// Refuses an allocation of `bytes` that the machine has no memory for, before the kernel kills the process for it.
+/// Refuses an allocation of `bytes` that the machine has no memory for, before the kernel kills the
+/// process for it.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`], with what is needed and what there is.

@@ -1,4 +1,5 @@
-//! The devices that a model runs on: the platform, and the grid of devices that a mesh is laid over.
+//! The devices that a model runs on: the platform, and the grid of devices that a mesh is laid
+//! over.
 
 mod error;
 mod grid;

@@ -40,7 +40,8 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// Finds the plugin (the CPU plugin is installed if there is none), loads it, and creates a client.
+    /// Finds the plugin (the CPU plugin is installed if there is none), loads it, and creates a
+    /// client.
     ///
     /// # Errors
     /// Why there is no such platform here, and what to do.
@@ -141,7 +142,8 @@ fn refuse_absent(kind: Kind) -> Result<()> {
     problem.map_or(Ok(()), |problem| Err(Error::Invalid(problem)))
 }
 
-/// The platform of a plugin that the user named, guessed from the file's name; checked when it is open.
+/// The platform of a plugin that the user named, guessed from the file's name; checked when it is
+/// open.
 fn kind_by_name(path: &std::path::Path) -> Kind {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     if name.contains("tpu") {

@@ -24,8 +24,8 @@ pub struct Conversation {
     rendered: Vec<RenderedTurns>,
 }
 
-/// A conversation up to the end of an answer, as the chat template writes it. An answer's tokens are those that the model
-/// chose, which need not be those that its text would be tokenized into.
+/// A conversation up to the end of an answer, as the chat template writes it. An answer's tokens
+/// are those that the model chose, which need not be those that its text would be tokenized into.
 struct RenderedTurns {
     text: String,
     tokens: Vec<u32>,
@@ -77,7 +77,8 @@ impl Conversation {
         self.engine.cache_len()
     }
 
-    /// Goes on from another conversation: whole turns, beginning with the user. What the cache holds of it stays.
+    /// Goes on from another conversation: whole turns, beginning with the user. What the cache
+    /// holds of it stays.
     ///
     /// # Errors
     /// Messages that are not questions and answers in turn.
@@ -100,11 +101,12 @@ impl Conversation {
         self.messages.pop().map(|question| question.content)
     }
 
-    /// Asks, and returns the answer, which `on_text` gets piece by piece: it is called for each token, and may end the answer.
+    /// Asks, and returns the answer, which `on_text` gets piece by piece: it is called for each
+    /// token, and may end the answer.
     ///
     /// # Errors
-    /// [`Error::ContextFull`] if fewer than `room` tokens are left for an answer; the conversation stays as it was. So it does
-    /// after any other error, but then the cache is empty.
+    /// [`Error::ContextFull`] if fewer than `room` tokens are left for an answer; the conversation
+    /// stays as it was. So it does after any other error, but then the cache is empty.
     pub fn ask(
         &mut self,
         question: &str,
@@ -151,7 +153,8 @@ impl Conversation {
         turn.finish_reason.ok_or_else(|| Error::Invalid("the answer has no end".into()))
     }
 
-    /// Drops the oldest turns until there are `room` tokens for an answer to this question; returns how many turns that took.
+    /// Drops the oldest turns until there are `room` tokens for an answer to this question; returns
+    /// how many turns that took.
     ///
     /// # Errors
     /// [`Error::ContextFull`] if the question alone is too long; then nothing is dropped.
@@ -178,8 +181,9 @@ impl Conversation {
         }
         let text = self.tokenizer.render_chat(&messages)?;
         if let Some(rendered) = self.rendered.last() {
-            // The end of a turn is a token of its own, so that what follows can be cut into tokens alone. A template may have
-            // trimmed the answer; then it is another text, and is written anew.
+            // The end of a turn is a token of its own, so that what follows can be cut into tokens
+            // alone. A template may have trimmed the answer; then it is another text, and is
+            // written anew.
             if let Some(new) = text.strip_prefix(&rendered.text).filter(|new| new.starts_with("<end_of_turn>")) {
                 let tokens = [rendered.tokens.clone(), self.tokenizer.encode_continuation(new)?].concat();
                 return Ok((text, tokens));

@@ -1,4 +1,5 @@
-//! The loop that runs an engine: submits requests as there is room for them, and passes on what happens to them.
+//! The loop that runs an engine: submits requests as there is room for them, and passes on what
+//! happens to them.
 
 use super::{Engine, Event};
 use crate::runtime::Error;
@@ -35,8 +36,9 @@ pub enum Driven {
     Stopped,
 }
 
-/// Runs the engine until all requests are finished, or the workload stops. The queue holds as many sequences as there are slots,
-/// so that a free slot is filled at once and the order of the requests is kept.
+/// Runs the engine until all requests are finished, or the workload stops. The queue holds as many
+/// sequences as there are slots, so that a free slot is filled at once and the order of the
+/// requests is kept.
 ///
 /// # Errors
 /// The workload's, or the engine's if it cannot go on.

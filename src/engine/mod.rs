@@ -8,11 +8,12 @@
 //!    a prompt is not computed)
 //! ```
 //!
-//! [`Engine::step`] asks the scheduler for the next batch, runs it, and returns what came of it. Nothing runs between steps: the
-//! caller's loop is the engine's thread ([`drive`] is that loop). A step that fails ends the requests that were in it; the engine
-//! goes on.
+//! [`Engine::step`] asks the scheduler for the next batch, runs it, and returns what came of it.
+//! Nothing runs between steps: the caller's loop is the engine's thread ([`drive`] is that loop). A
+//! step that fails ends the requests that were in it; the engine goes on.
 //!
-//! Sampling depends on a request's own seed and on positions alone, never on the slot or on the others.
+//! Sampling depends on a request's own seed and on positions alone, never on the slot or on the
+//! others.
 
 mod conversation;
 mod drive;
@@ -52,7 +53,8 @@ pub struct Stats {
     /// Dispatches of a mixed batch, and steps of decoding alone.
     pub mixed_steps: u64,
     pub decode_steps: u64,
-    /// Tokens that steps of decoding alone gave, and that they could have given with all slots busy.
+    /// Tokens that steps of decoding alone gave, and that they could have given with all slots
+    /// busy.
     pub decoded: u64,
     pub decodable: u64,
 }
@@ -238,8 +240,8 @@ impl Engine {
     /// Runs the next step: admits what fits, and extends sequences by what the scheduler chooses.
     ///
     /// # Errors
-    /// The caches could not be allocated anew after a step that failed; the engine cannot go on. A step that fails is no error
-    /// here, but [`Event::Failed`] of each request that was under way.
+    /// The caches could not be allocated anew after a step that failed; the engine cannot go on. A
+    /// step that fails is no error here, but [`Event::Failed`] of each request that was under way.
     pub fn step(&mut self) -> Result<Vec<Event>> {
         let slots: Vec<SlotView<'_>> = self.slots.iter().map(Slot::view).collect();
         let queue: Vec<_> = self.queue.iter().map(Sequence::view).collect();
@@ -402,7 +404,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Adds tokens to a slot's answer, up to what ends it. All but the last one are in the cache then.
+    /// Adds tokens to a slot's answer, up to what ends it. All but the last one are in the cache
+    /// then.
     fn receive(&mut self, slot: usize, tokens: Vec<Token>, events: &mut Vec<Event>) {
         let cache_len = self.cache_len() as usize;
         let held = &mut self.slots[slot];

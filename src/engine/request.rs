@@ -33,7 +33,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// How many answers; each draws with a seed of its own, `seed + i`.
     pub n: usize,
-    /// How many of the most likely tokens to report at each place, beside the chosen one; none at all if `None`.
+    /// How many of the most likely tokens to report at each place, beside the chosen one; none at
+    /// all if `None`.
     pub logprobs: Option<usize>,
     /// Report the prompt's log-probabilities, too, if any are wanted.
     pub echo: bool,

@@ -1,10 +1,13 @@
-//! What the next step does. Pure: no model, no device, no clock; a schedule follows from the slots, the queue and the limits alone.
+//! What the next step does. Pure: no model, no device, no clock; a schedule follows from the slots,
+//! the queue and the limits alone.
 //!
-//! A sequence is a list of tokens that are to be in the cache. Prefill, decoding and scoring differ in what is wanted after which
-//! of them only: a running answer is a sequence of which one token is not in the cache yet.
+//! A sequence is a list of tokens that are to be in the cache. Prefill, decoding and scoring differ
+//! in what is wanted after which of them only: a running answer is a sequence of which one token is
+//! not in the cache yet.
 //!
-//! 1. Waiting sequences are put in free slots, first come, first served, where the longest common beginning is cached. One that
-//!    shares a long beginning with a sequence that is being computed waits for it, and lets others pass.
+//! 1. Waiting sequences are put in free slots, first come, first served, where the longest common
+//!    beginning is cached. One that shares a long beginning with a sequence that is being computed
+//!    waits for it, and lets others pass.
 //! 2. Answers under way each take one token.
 //! 3. Other sequences take what is left of the step, the oldest first.
 
@@ -25,8 +28,8 @@ pub struct SequenceView<'a> {
     pub order: u64,
     /// All tokens that are to be in the cache.
     pub tokens: &'a [u32],
-    /// Positions of the tokens whose successors' log-probabilities are wanted, in ascending order; several successors of one token
-    /// are several entries.
+    /// Positions of the tokens whose successors' log-probabilities are wanted, in ascending order;
+    /// several successors of one token are several entries.
     pub scored: &'a [usize],
     /// Whether a token is sampled after the last one.
     pub samples: bool,
@@ -37,7 +40,8 @@ pub struct SequenceView<'a> {
 pub struct SlotView<'a> {
     /// Tokens whose keys and values are in the cache.
     pub cached: &'a [u32],
-    /// When the slot was last freed: of free slots that hold nothing of use, the one freed first is taken.
+    /// When the slot was last freed: of free slots that hold nothing of use, the one freed first is
+    /// taken.
     pub freed: u64,
     pub sequence: Option<SequenceView<'a>>,
 }
@@ -79,11 +83,13 @@ pub struct Schedule {
     pub segments: Vec<ScheduledSegment>,
 }
 
-/// A sequence waits for one that is being computed if that saves more tokens than this; fewer are computed again.
+/// A sequence waits for one that is being computed if that saves more tokens than this; fewer are
+/// computed again.
 const WORTH_WAITING: usize = 32;
 
 impl SequenceView<'_> {
-    /// How many tokens can be taken from the cache: at least one is computed, and all that are scored.
+    /// How many tokens can be taken from the cache: at least one is computed, and all that are
+    /// scored.
     fn reusable(&self) -> usize {
         let last = self.tokens.len().saturating_sub(1);
         self.scored.first().map_or(last, |&first| first.min(last))
@@ -116,8 +122,8 @@ impl SequenceView<'_> {
     }
 }
 
-/// The next step for these slots, of all replicas one after the other, and this queue. Where sampling and scoring are both wanted,
-/// steps alternate: `previous` is the last step's kind.
+/// The next step for these slots, of all replicas one after the other, and this queue. Where
+/// sampling and scoring are both wanted, steps alternate: `previous` is the last step's kind.
 pub fn schedule(
     slots: &[SlotView<'_>],
     queue: &[SequenceView<'_>],
@@ -170,8 +176,9 @@ fn replica_slots(slot: usize, limits: Limits) -> std::ops::Range<usize> {
     first..first + limits.slots_per_replica
 }
 
-/// The free slot for a sequence, and what of it is cached. Copying a slot costs about as much as reading it once; computing even a
-/// short prompt costs more than that, so the longest common beginning wins wherever it is.
+/// The free slot for a sequence, and what of it is cached. Copying a slot costs about as much as
+/// reading it once; computing even a short prompt costs more than that, so the longest common
+/// beginning wins wherever it is.
 fn place(slots: &[SlotView<'_>], queued: usize, sequence: &SequenceView<'_>, limits: Limits) -> Option<Admission> {
     let common = |slot: usize| common_prefix(slots[slot].cached, sequence.tokens).min(sequence.reusable());
     let free = (0..slots.len()).filter(|&slot| slots[slot].sequence.is_none());
@@ -181,7 +188,8 @@ fn place(slots: &[SlotView<'_>], queued: usize, sequence: &SequenceView<'_>, lim
         let cached = common(best);
         Admission { queued, slot, cached, copy_from: (cached > own).then_some(best) }
     });
-    // Prefers no copy, then a slot whose replica is least busy, then one whose content is least lost.
+    // Prefers no copy, then a slot whose replica is least busy, then one whose content is least
+    // lost.
     let busy = |slot: usize| replica_slots(slot, limits).filter(|&other| slots[other].sequence.is_some()).count();
     places.min_by_key(|place| {
         let lost = slots[place.slot].cached.len() - common(place.slot);
@@ -285,7 +293,8 @@ mod tests {
         assert_eq!(placed(&slots(&[&[][..]; 4], &[0]), 2, &[1]), Some((2, 0, None)));
     }
 
-    /// A 4000-token prompt among seven running answers: each of them has a token in every step, and the prompt all the rest.
+    /// A 4000-token prompt among seven running answers: each of them has a token in every step, and
+    /// the prompt all the rest.
     #[test]
     fn a_long_prompt_does_not_hold_answers_up() {
         let answer: Vec<u32> = (0..50).collect();
@@ -373,9 +382,10 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-        /// Jobs of all kinds arrive over time. Every step keeps the limits; answers under way move in every step that samples, and
-        /// at least in every second one; free slots are filled if somebody can use them; every row is scored exactly once; and
-        /// everybody is finished in a bounded number of steps.
+        /// Jobs of all kinds arrive over time. Every step keeps the limits; answers under way move
+        /// in every step that samples, and at least in every second one; free slots are filled if
+        /// somebody can use them; every row is scored exactly once; and everybody is finished in a
+        /// bounded number of steps.
         #[test]
         fn every_sequence_is_served_within_the_limits(
             jobs in prop::collection::vec(job(), 1..24),

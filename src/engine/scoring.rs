@@ -1,8 +1,8 @@
 //! Score requests as sequences: what continuations of a context have in common is computed once.
 //!
-//! The hidden state after the context is the same for all continuations: one sequence reads the log-probabilities of all their
-//! first tokens from it. Continuations of more tokens than one have sequences of their own, which begin with the whole context
-//! from the cache.
+//! The hidden state after the context is the same for all continuations: one sequence reads the
+//! log-probabilities of all their first tokens from it. Continuations of more tokens than one have
+//! sequences of their own, which begin with the whole context from the cache.
 
 use super::{
     request::{Likelihood, RequestId, ScoreRequest},
@@ -41,7 +41,8 @@ impl ScoreInProgress {
     }
 }
 
-/// The sequences of a score request, of which a step can score up to `max_rows` rows. `order` gives each its place.
+/// The sequences of a score request, of which a step can score up to `max_rows` rows. `order` gives
+/// each its place.
 pub(super) fn sequences(
     id: RequestId,
     request: &ScoreRequest,

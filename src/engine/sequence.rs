@@ -19,7 +19,8 @@ pub(super) struct Sequence {
     pub order: u64,
     /// All tokens that are to be in the cache.
     pub tokens: Vec<u32>,
-    /// Positions of the tokens after which a target's log-probability is wanted, in ascending order, and the targets.
+    /// Positions of the tokens after which a target's log-probability is wanted, in ascending
+    /// order, and the targets.
     pub scored: Vec<usize>,
     pub targets: Vec<Target>,
     /// Tokens that were in the cache when it got its slot.
@@ -32,7 +33,8 @@ pub(super) struct Sequence {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target {
     pub token: u32,
-    /// Whose token it is: a continuation's, by its number, and its index there. Of a prompt these are 0 and its position.
+    /// Whose token it is: a continuation's, by its number, and its index there. Of a prompt these
+    /// are 0 and its position.
     pub continuation: usize,
     pub index: usize,
 }
@@ -43,7 +45,8 @@ pub(super) struct AnswerInProgress {
     pub request: Arc<Request>,
     params: Params,
     tokens: Vec<Token>,
-    /// The prompt's tokens after the first with their log-probabilities, as far as they are scored, if they are wanted.
+    /// The prompt's tokens after the first with their log-probabilities, as far as they are scored,
+    /// if they are wanted.
     prompt: Option<Vec<Token>>,
     detokenizer: Detokenizer,
     stop: StopStrings,

@@ -24,9 +24,10 @@ pub enum Response {
     Generated(Vec<String>),
 }
 
-/// Computes the responses to all items: log-likelihoods of those that have choices, answers to those that come with a
-/// configuration. An answer ends at one of `stop_ids`. `on_done` gets each item's index and response. Ends early when `goes_on`,
-/// which is called between steps, returns false. Sampling depends on the document's number alone, not on what else runs.
+/// Computes the responses to all items: log-likelihoods of those that have choices, answers to
+/// those that come with a configuration. An answer ends at one of `stop_ids`. `on_done` gets each
+/// item's index and response. Ends early when `goes_on`, which is called between steps, returns
+/// false. Sampling depends on the document's number alone, not on what else runs.
 ///
 /// # Errors
 /// The model fails to run.

@@ -1,5 +1,5 @@
-//! The likelihoods that documents ask for, as score requests: one for each context, in the order of their tokens, so that
-//! neighbours have the longest common beginnings.
+//! The likelihoods that documents ask for, as score requests: one for each context, in the order of
+//! their tokens, so that neighbours have the longest common beginnings.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -17,7 +17,8 @@ pub struct ContextGroup {
     pub wanted: Vec<Vec<InstanceIndex>>,
 }
 
-/// Groups the instances of all items by context. Continuations that several instances have in common are scored once.
+/// Groups the instances of all items by context. Continuations that several instances have in
+/// common are scored once.
 pub fn context_groups(items: &[&Item]) -> Vec<ContextGroup> {
     type Continuations<'i> = BTreeMap<&'i [u32], Vec<InstanceIndex>>;
     let mut by_context: BTreeMap<&Arc<[u32]>, Continuations<'_>> = BTreeMap::new();

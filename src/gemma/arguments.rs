@@ -10,7 +10,8 @@ use crate::hlo::Shape;
 /// A weight as programs take it: one tensor, or that of every layer, stacked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Argument {
-    /// The tensor's name; of stacked ones without the number of the layer: `model.layers.mlp.up_proj.weight`.
+    /// The tensor's name; of stacked ones without the number of the layer:
+    /// `model.layers.mlp.up_proj.weight`.
     pub name: String,
     /// The tensor, or those to be stacked.
     pub tensors: Vec<TensorSpec>,
@@ -19,8 +20,8 @@ pub struct Argument {
 }
 
 impl ModelSpec {
-    /// All weights in the order in which programs take them: that of [`parameters`], with all layers' tensors in the place of
-    /// the first layer's where they are stacked.
+    /// All weights in the order in which programs take them: that of [`parameters`], with all
+    /// layers' tensors in the place of the first layer's where they are stacked.
     pub fn arguments(&self) -> Vec<Argument> {
         let mut all: Vec<Argument> = Vec::new();
         for tensor in parameters(&self.config, &self.stored) {
@@ -45,7 +46,8 @@ impl ModelSpec {
         self.shape_of(first, &dims)
     }
 
-    /// Shape in which programs take a device's shard of one tensor that is not stacked, or one layer's part of a stacked one.
+    /// Shape in which programs take a device's shard of one tensor that is not stacked, or one
+    /// layer's part of a stacked one.
     pub fn tensor_shape(&self, tensor: &TensorSpec) -> Shape {
         self.shape_of(tensor, &tensor.local_dims(&self.config, self.mesh))
     }

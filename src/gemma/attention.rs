@@ -1,6 +1,7 @@
-//! Attention of a step's tokens over the cache: `softmax(q kᵀ / sqrt(head_dim)) v` over each token's own position and all before
-//! it in its sequence. Three lowerings: a kernel; a loop over segments with the softmax computed online; and for decoding, where
-//! row i is slot i, one product over all slots.
+//! Attention of a step's tokens over the cache: `softmax(q kᵀ / sqrt(head_dim)) v` over each
+//! token's own position and all before it in its sequence. Three lowerings: a kernel; a loop over
+//! segments with the softmax computed online; and for decoding, where row i is slot i, one product
+//! over all slots.
 
 use super::{
     Context, ModelSpec,
@@ -26,8 +27,9 @@ tree!(Tokens { positions, rows } keeping { window });
 /// Which sequences the rows of the token axis belong to.
 #[derive(Clone, Copy)]
 pub(super) enum Rows<'g> {
-    /// Consecutive rows of one slot are a segment: `s32[n, 4]` with the fields of [`SEGMENT_FIELDS`], in the order of their rows
-    /// and without gaps; those with tokens come first. None has more than [`query_block`] tokens.
+    /// Consecutive rows of one slot are a segment: `s32[n, 4]` with the fields of
+    /// [`SEGMENT_FIELDS`], in the order of their rows and without gaps; those with tokens come
+    /// first. None has more than [`query_block`] tokens.
     Segments(Op<'g>),
     /// Row i is a token of slot i where `active` (`pred[slots]`) holds, else padding.
     Slots { active: Op<'g> },
@@ -55,7 +57,8 @@ impl<'g> Tree<'g> for Rows<'g> {
     }
 }
 
-/// The most tokens of a segment in a step of `tokens` tokens: a kernel takes any number, the loop one block of queries.
+/// The most tokens of a segment in a step of `tokens` tokens: a kernel takes any number, the loop
+/// one block of queries.
 pub(super) fn query_block(kernels: bool, tokens: i64, cache_len: i64) -> i64 {
     if kernels { tokens } else { tokens.min(128).min(cache_len) }
 }
@@ -63,11 +66,13 @@ pub(super) fn query_block(kernels: bool, tokens: i64, cache_len: i64) -> i64 {
 /// Keys that the loop scores at a time.
 const KEY_BLOCK: i64 = 512;
 
-/// Above so many slots a step's keys and values are written by a loop: as many updates would take minutes to compile.
+/// Above so many slots a step's keys and values are written by a loop: as many updates would take
+/// minutes to compile.
 const MAX_UNROLLED_SLOTS: i64 = 16;
 
-/// Adds the step's keys and values `[T, kv_heads, head_dim]` to the cache and attends to it with the queries
-/// `[T, heads, head_dim]`. Returns `[T, heads, head_dim]` and the updated cache; results of padding rows are undefined.
+/// Adds the step's keys and values `[T, kv_heads, head_dim]` to the cache and attends to it with
+/// the queries `[T, heads, head_dim]`. Returns `[T, heads, head_dim]` and the updated cache;
+/// results of padding rows are undefined.
 pub(super) fn attend<'g>(
     cx: Context<'_, 'g>,
     q: Op<'g>,
@@ -142,13 +147,14 @@ fn block_of_rows<'g>(x: Op<'g>, start: Op<'g>, len: i64) -> Op<'g> {
     x.dynamic_slice(&[start, zero, zero], &[len, a, b]).transpose(&[1, 0, 2])
 }
 
-/// Writes each segment's keys and values, one block of positions after the other. What else lies in a block is kept, so that a
-/// block may begin before its segment where the cache ends.
+/// Writes each segment's keys and values, one block of positions after the other. What else lies in
+/// a block is kept, so that a block may begin before its segment where the cache ends.
 fn append_segments<'g>(cx: Context<'_, 'g>, new: [Block<'g>; 2], cache: Cache<'g>, segments: Op<'g>) -> Cache<'g> {
     let graph = segments.graph();
     let (model, cache_len) = (cx.model, cache.cache_len());
     let block = query_block(false, new[0].elements.dim(0), cache_len);
-    // A block may begin up to its length before a segment's first row, and end as far behind its last one.
+    // A block may begin up to its length before a segment's first row, and end as far behind its
+    // last one.
     let new = new.map(|new| new.map(|x| pad_rows(x, block, block)));
     let parts = new.map(|new| (new.elements, new.scale));
     let state = (cache, (segments, parts));
@@ -171,8 +177,9 @@ fn append_segments<'g>(cx: Context<'_, 'g>, new: [Block<'g>; 2], cache: Cache<'g
     cache
 }
 
-/// Attention of each segment's tokens to its slot, over blocks of keys with the softmax computed online (Milakov and Gimelshein
-/// 2018): `[T, heads, head_dim]`. Work goes with the tokens' positions, not with the cache's length.
+/// Attention of each segment's tokens to its slot, over blocks of keys with the softmax computed
+/// online (Milakov and Gimelshein 2018): `[T, heads, head_dim]`. Work goes with the tokens'
+/// positions, not with the cache's length.
 fn attend_segments<'g>(cx: Context<'_, 'g>, q: Op<'g>, cache: Cache<'g>, segments: Op<'g>) -> Op<'g> {
     let graph = q.graph();
     let (tokens, cache_len) = (q.dim(0), cache.cache_len());
@@ -192,7 +199,8 @@ fn attend_segments<'g>(cx: Context<'_, 'g>, q: Op<'g>, cache: Cache<'g>, segment
     out.slice_in_dim(0, 0, tokens)
 }
 
-/// Attention of consecutive tokens `[heads, n, head_dim]`, the first one at `position`, to the positions of a slot before `end`.
+/// Attention of consecutive tokens `[heads, n, head_dim]`, the first one at `position`, to the
+/// positions of a slot before `end`.
 fn attend_block<'g>(
     model: &ModelSpec,
     q: Op<'g>,
@@ -255,7 +263,8 @@ fn batched_dot<'g>(lhs: Op<'g>, rhs: Op<'g>, lhs_contract: i64, rhs_contract: i6
     lhs.dot(rhs, &dims, DType::F32)
 }
 
-/// Multiplies each column of `[.., rows, positions]` by the scale `[.., positions, 1]` of its position.
+/// Multiplies each column of `[.., rows, positions]` by the scale `[.., positions, 1]` of its
+/// position.
 fn scale_columns<'g>(x: Op<'g>, scale: Option<Op<'g>>) -> Op<'g> {
     let Some(scale) = scale else { return x };
     let mut dims = scale.shape().dims;
@@ -264,7 +273,8 @@ fn scale_columns<'g>(x: Op<'g>, scale: Option<Op<'g>>) -> Op<'g> {
     x * scale.reshape(&dims)
 }
 
-/// Writes each active slot's key and value `[slots, kv_heads, head_dim]` at its position; idle slots keep what they have.
+/// Writes each active slot's key and value `[slots, kv_heads, head_dim]` at its position; idle
+/// slots keep what they have.
 fn append_slots<'g>(
     cx: Context<'_, 'g>,
     new: [Block<'g>; 2],
@@ -306,7 +316,8 @@ fn append_slots<'g>(
     cache
 }
 
-/// Attention of one token of each slot, `[slots, heads, head_dim]`, to the first `window` positions of its slot.
+/// Attention of one token of each slot, `[slots, heads, head_dim]`, to the first `window` positions
+/// of its slot.
 fn attend_slots<'g>(cx: Context<'_, 'g>, q: Op<'g>, cache: Cache<'g>, tokens: &Tokens<'g>) -> Op<'g> {
     let graph = q.graph();
     let (model, window) = (cx.model, tokens.window);

@@ -6,12 +6,14 @@ use crate::{
     tree,
 };
 
-/// Keys and values of one layer, donated to the program and updated in place; or those of all layers, and the layer.
+/// Keys and values of one layer, donated to the program and updated in place; or those of all
+/// layers, and the layer.
 ///
-/// Where layers are emitted one by one, each has arrays of its own, `[slots, kv_heads, cache_len, head_dim]`: what a head reads is
-/// contiguous. Where they are a loop, one array holds all layers, `[layers, slots, kv_heads, cache_len, head_dim]`; in eight bits
-/// `[layers, slots, cache_len, kv_heads, head_dim]`, since a TPU packs four neighbours of the second last dimension, so that one
-/// position of the other order cannot be written in place.
+/// Where layers are emitted one by one, each has arrays of its own, `[slots, kv_heads, cache_len,
+/// head_dim]`: what a head reads is contiguous. Where they are a loop, one array holds all layers,
+/// `[layers, slots, kv_heads, cache_len, head_dim]`; in eight bits `[layers, slots, cache_len,
+/// kv_heads, head_dim]`, since a TPU packs four neighbours of the second last dimension, so that
+/// one position of the other order cannot be written in place.
 #[derive(Clone, Copy)]
 pub(super) struct Cache<'g> {
     pub keys: Cached<'g>,
@@ -27,13 +29,15 @@ tree!(Cache { keys, values, layer } keeping { heads_last });
 #[derive(Clone, Copy)]
 pub(super) struct Cached<'g> {
     pub elements: Op<'g>,
-    /// Of eight-bit elements: what each head of each position is to be multiplied by, `f32[slots, kv_heads, cache_len, 1]`, or
-    /// `f32[layers, cache_len, slots * kv_heads]` of all layers, because a TPU pads the last dimension to 128.
+    /// Of eight-bit elements: what each head of each position is to be multiplied by, `f32[slots,
+    /// kv_heads, cache_len, 1]`, or `f32[layers, cache_len, slots * kv_heads]` of all layers,
+    /// because a TPU pads the last dimension to 128.
     pub scale: Option<Op<'g>>,
 }
 tree!(Cached { elements, scale });
 
-/// Keys or values of positions, as the cache holds them: elements `[.., head_dim]`, and scales `[.., 1]` if it has some.
+/// Keys or values of positions, as the cache holds them: elements `[.., head_dim]`, and scales
+/// `[.., 1]` if it has some.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'g> {
     pub elements: Op<'g>,
@@ -118,7 +122,8 @@ impl<'g> Cache<'g> {
         if model.lowering.needs_barriers { self } else { self.in_place(model) }
     }
 
-    /// Copies all that one slot holds to another. `array` is one of [`Self::arrays`]; slots are `s32[]`.
+    /// Copies all that one slot holds to another. `array` is one of [`Self::arrays`]; slots are
+    /// `s32[]`.
     pub fn copy_slot(array: Op<'g>, kv_heads: i64, from: Op<'g>, to: Op<'g>) -> Op<'g> {
         let zero = array.graph().s32(0);
         let mut sizes = array.shape().dims;
@@ -223,7 +228,8 @@ impl<'g> Cache<'g> {
         if self.heads_last { rank - 3 } else { rank - 2 }
     }
 
-    /// Swaps heads and positions of `[.., positions, heads, head_dim]`, or back, where the cache has them the other way round.
+    /// Swaps heads and positions of `[.., positions, heads, head_dim]`, or back, where the cache
+    /// has them the other way round.
     fn heads_first(&self, x: Op<'g>) -> Op<'g> {
         match (self.heads_last, x.shape().rank()) {
             (false, _) => x,
@@ -239,7 +245,8 @@ impl<'g> Cache<'g> {
 }
 
 impl<'g> Block<'g> {
-    /// Activations `[rows, kv_heads, head_dim]` as the cache holds them, rows first: quantised, or as the bits of their type.
+    /// Activations `[rows, kv_heads, head_dim]` as the cache holds them, rows first: quantised, or
+    /// as the bits of their type.
     pub fn of_activations(model: &ModelSpec, x: Op<'g>) -> Self {
         if model.kv == DType::S8 {
             return quantise(x);
@@ -269,8 +276,8 @@ impl<'g> Block<'g> {
     }
 }
 
-/// Rounds each head of each token `[rows, kv_heads, head_dim]` to 127 steps of its largest magnitude; the scale is the size of
-/// a step, `f32[rows, kv_heads, 1]`.
+/// Rounds each head of each token `[rows, kv_heads, head_dim]` to 127 steps of its largest
+/// magnitude; the scale is the size of a step, `f32[rows, kv_heads, 1]`.
 fn quantise(x: Op<'_>) -> Block<'_> {
     let x = x.convert(DType::F32);
     let largest = x.abs().reduce_max(&[2]).reshape(&[x.dim(0), x.dim(1), 1]);

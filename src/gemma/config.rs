@@ -13,7 +13,8 @@ pub struct Config {
     pub intermediate_size: i64,
     pub num_hidden_layers: i64,
     pub num_attention_heads: i64,
-    /// 1 is multi-query, `num_attention_heads` is multi-head, anything between is grouped-query attention.
+    /// 1 is multi-query, `num_attention_heads` is multi-head, anything between is grouped-query
+    /// attention.
     pub num_key_value_heads: i64,
     pub head_dim: i64,
     /// Longest context that the model was trained for, in tokens.
@@ -36,11 +37,13 @@ pub enum LayerKind {
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
-/// Sizes above this are not a model, they are a mistake or an attack: they would overflow products further on.
+/// Sizes above this are not a model, they are a mistake or an attack: they would overflow products
+/// further on.
 const MAX_SIZE: i64 = 1 << 24;
 
 impl Config {
-    /// The sizes of `gemma-2b`, `gemma-7b`, or a tiny model of the same architecture for tests and demos.
+    /// The sizes of `gemma-2b`, `gemma-7b`, or a tiny model of the same architecture for tests and
+    /// demos.
     pub fn preset(name: &str) -> Option<Self> {
         let base = Self {
             vocab_size: 256_000,
@@ -83,8 +86,8 @@ impl Config {
     /// Names that [`Self::preset`] knows.
     pub const PRESETS: [&str; 3] = ["tiny", "gemma-1.1-2b", "gemma-1.1-7b"];
 
-    /// Reads a `config.json`. The second part of the result are remarks for the user: things that were accepted although
-    /// they look odd.
+    /// Reads a `config.json`. The second part of the result are remarks for the user: things that
+    /// were accepted although they look odd.
     ///
     /// # Errors
     /// All fields that are missing or cannot be used.
@@ -213,7 +216,8 @@ impl Config {
         self.num_attention_heads / self.num_key_value_heads
     }
 
-    /// Key/value heads on each device: split over the model axis, or repeated where there are fewer heads than devices.
+    /// Key/value heads on each device: split over the model axis, or repeated where there are fewer
+    /// heads than devices.
     pub fn kv_heads_per_device(&self, mesh: Mesh) -> i64 {
         (self.num_key_value_heads / mesh.model as i64).max(1)
     }

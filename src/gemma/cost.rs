@@ -1,5 +1,5 @@
-//! What a step costs at least: arithmetic, and bytes read from memory. With a machine's rates for both they are the step's
-//! roofline (Williams, Waterman and Patterson 2009).
+//! What a step costs at least: arithmetic, and bytes read from memory. With a machine's rates for
+//! both they are the step's roofline (Williams, Waterman and Patterson 2009).
 
 use super::{
     ProgramSpec,

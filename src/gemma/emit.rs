@@ -1,8 +1,9 @@
 //! The programs as graphs.
 //!
-//! Every program takes its packed inputs first (see [`InputLayout`](super::InputLayout)), then all weights in the order of
-//! [`ModelSpec::arguments`](super::ModelSpec::arguments), then the cache's arrays. It returns its own output first, if it has one,
-//! then the updated caches, which reuse the memory of those passed in.
+//! Every program takes its packed inputs first (see [`InputLayout`](super::InputLayout)), then all
+//! weights in the order of [`ModelSpec::arguments`](super::ModelSpec::arguments), then the cache's
+//! arrays. It returns its own output first, if it has one, then the updated caches, which reuse the
+//! memory of those passed in.
 
 use super::{
     Context,
@@ -46,7 +47,8 @@ impl ProgramSpec {
         let caches = Cache::from_arrays(&self.model, &given);
         let run = forward(cx, inputs.get(Field::Tokens), &weights, caches, &tokens, head == Head::Hidden);
 
-        // The hidden states of the rows that the head is for, and where the tokens after them stand.
+        // The hidden states of the rows that the head is for, and where the tokens after them
+        // stand.
         let chosen = || {
             let rows = inputs.get(Field::Rows);
             let positions = positions.reshape(&[positions.dim(0), 1]).take_rows(rows).reshape(&[rows.dim(0)]);

@@ -1,4 +1,5 @@
-//! The model from token ids to the last hidden states: the embedding, then all layers, unrolled or in a loop.
+//! The model from token ids to the last hidden states: the embedding, then all layers, unrolled or
+//! in a loop.
 
 use super::{
     Context, ModelSpec,
@@ -14,7 +15,8 @@ use crate::hlo::{Computation, DType, Op, Shape, Tree};
 pub(super) struct Forward<'g> {
     /// The last layer's output, before the final norm: `[T, hidden]`.
     pub hidden: Op<'g>,
-    /// What each layer takes and what the last one gives, if asked for: `f32[layers + 1, T, hidden]`.
+    /// What each layer takes and what the last one gives, if asked for: `f32[layers + 1, T,
+    /// hidden]`.
     pub trace: Option<Op<'g>>,
     pub caches: Vec<Cache<'g>>,
 }
@@ -42,7 +44,8 @@ fn run_layer<'b>(model: &ModelSpec, ((count, x), weights, cache, tokens): Argume
     decoder_layer(Context { model, count }, x, &weights, cache, &tokens)
 }
 
-/// Each layer is a call. Layers of one kind whose weights have the same types are calls of one computation.
+/// Each layer is a call. Layers of one kind whose weights have the same types are calls of one
+/// computation.
 fn unrolled<'g>(
     cx: Context<'_, 'g>,
     x: Op<'g>,

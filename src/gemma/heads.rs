@@ -1,4 +1,5 @@
-//! What a step computes from the last hidden states of chosen rows: the next token, log-probabilities, or logits.
+//! What a step computes from the last hidden states of chosen rows: the next token,
+//! log-probabilities, or logits.
 
 use super::{
     Context,
@@ -37,8 +38,9 @@ impl<'g> SamplingOps<'g> {
         Self { penalties: self.penalties.map(|penalties| penalties.after(tokens, cx.model.mesh)), ..self }
     }
 
-    /// Samples a token for each row of hidden states `[rows, hidden]`; it will stand at `positions` `s32[rows]`. Returns the tokens
-    /// `s32[rows]`, and all that is reported of them, `s32[rows, width]`: the token and its packed log-probabilities.
+    /// Samples a token for each row of hidden states `[rows, hidden]`; it will stand at `positions`
+    /// `s32[rows]`. Returns the tokens `s32[rows]`, and all that is reported of them, `s32[rows,
+    /// width]`: the token and its packed log-probabilities.
     pub fn sample(
         &self,
         cx: Context<'_, 'g>,
@@ -78,8 +80,9 @@ impl<'g> SamplingOps<'g> {
     }
 }
 
-/// The most likely token of each row and the log-probability of its target `s32[rows]`, with those of the most likely tokens if
-/// `top`: `s32[rows, 2]` or `s32[rows, 2 + 2 TOP_LOGPROBS]`, floats as their bits.
+/// The most likely token of each row and the log-probability of its target `s32[rows]`, with those
+/// of the most likely tokens if `top`: `s32[rows, 2]` or `s32[rows, 2 + 2 TOP_LOGPROBS]`, floats as
+/// their bits.
 pub(super) fn score<'g>(
     cx: Context<'_, 'g>,
     hidden: Op<'g>,

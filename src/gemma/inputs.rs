@@ -1,5 +1,5 @@
-//! The inputs of a program besides weights and caches: one packed s32 array for each device. Its layout is said once here, for the
-//! graph that takes it apart and for the host that fills it.
+//! The inputs of a program besides weights and caches: one packed s32 array for each device. Its
+//! layout is said once here, for the graph that takes it apart and for the host that fills it.
 
 use super::program::{Head, Program, ProgramSpec};
 use crate::{

@@ -1,8 +1,9 @@
 //! The architecture: embedding, RMSNorm, RoPE, attention, MLP, decoder layer, logits.
 //!
-//! Shapes in comments are those of one device. `heads`, `kv_heads`, `mlp` and `vocab` are this device's share; everything else is
-//! whole. All tokens of a step are rows of one flat axis: T tokens of any number of sequences. Only attention and the cache see
-//! which sequence a token belongs to.
+//! Shapes in comments are those of one device. `heads`, `kv_heads`, `mlp` and `vocab` are this
+//! device's share; everything else is whole. All tokens of a step are rows of one flat axis: T
+//! tokens of any number of sequences. Only attention and the cache see which sequence a token
+//! belongs to.
 
 use super::{
     Context,
@@ -13,8 +14,8 @@ use super::{
 };
 use crate::hlo::{DType, Literal, Op};
 
-/// Token ids `s32[T]` to `[T, hidden]`, times sqrt(hidden) rounded to the compute dtype (gemma.py's `normalizer`). Each device
-/// looks up the tokens that it has; the sum over devices has them all.
+/// Token ids `s32[T]` to `[T, hidden]`, times sqrt(hidden) rounded to the compute dtype (gemma.py's
+/// `normalizer`). Each device looks up the tokens that it has; the sum over devices has them all.
 pub(super) fn embed<'g>(cx: Context<'_, 'g>, ids: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
     let graph = ids.graph();
     let _scope = graph.scope("embed");
@@ -41,7 +42,8 @@ pub(super) fn embed<'g>(cx: Context<'_, 'g>, ids: Op<'g>, weights: &Weights<'g>)
     rows * (cx.model.config.hidden_size as f64).sqrt() // [T, hidden]
 }
 
-/// `x / sqrt(mean(x²) + eps) · (1 + w)` over the last dimension, in f32 throughout. The checkpoint stores w.
+/// `x / sqrt(mean(x²) + eps) · (1 + w)` over the last dimension, in f32 throughout. The checkpoint
+/// stores w.
 pub(super) fn rms_norm<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Op<'g>) -> Op<'g> {
     let hidden = x.dim(1);
     let x32 = x.convert(DType::F32);
@@ -50,8 +52,9 @@ pub(super) fn rms_norm<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Op<'g>) -> Op
     (x32 * scale * (weight.convert(DType::F32) + 1.0)).convert(cx.model.compute)
 }
 
-/// Rotary position embedding (Su et al. 2021) of `[T, heads, head_dim]`, on pairs of elements half a head apart (rotate_half).
-/// Angles, cosines and sines are f32: in bf16 positions beyond 256 would collide.
+/// Rotary position embedding (Su et al. 2021) of `[T, heads, head_dim]`, on pairs of elements half
+/// a head apart (rotate_half). Angles, cosines and sines are f32: in bf16 positions beyond 256
+/// would collide.
 fn rope<'g>(cx: Context<'_, 'g>, x: Op<'g>, positions: Op<'g>) -> Op<'g> {
     let graph = x.graph();
     let (head_dim, theta) = (cx.model.config.head_dim, cx.model.config.rope_theta);
@@ -70,7 +73,8 @@ fn rope<'g>(cx: Context<'_, 'g>, x: Op<'g>, positions: Op<'g>) -> Op<'g> {
     Op::concatenate(&[first * cos - second * sin, second * cos + first * sin], 2).convert(cx.model.compute)
 }
 
-/// Causal attention over the cache: `[T, hidden]` to `[T, hidden]`, still to be summed over devices.
+/// Causal attention over the cache: `[T, hidden]` to `[T, hidden]`, still to be summed over
+/// devices.
 fn attention<'g>(
     cx: Context<'_, 'g>,
     x: Op<'g>,
@@ -100,8 +104,8 @@ fn mlp<'g>(cx: Context<'_, 'g>, x: Op<'g>, weights: &LayerWeights<'g>) -> Op<'g>
     linear(cx, hidden, weights.down_proj, cx.model.compute)
 }
 
-/// `x + attention(norm(x))`, then `x + mlp(norm(x))`. Both partial results are summed over the devices, the only communication
-/// of a layer.
+/// `x + attention(norm(x))`, then `x + mlp(norm(x))`. Both partial results are summed over the
+/// devices, the only communication of a layer.
 pub(super) fn decoder_layer<'g>(
     cx: Context<'_, 'g>,
     x: Op<'g>,
@@ -122,14 +126,15 @@ pub(super) fn logits<'g>(cx: Context<'_, 'g>, x: Op<'g>, weights: &Weights<'g>) 
     linear(cx, rms_norm(cx, x, weights.norm), weights.output(), DType::F32)
 }
 
-/// The largest of [`logits`] in each row, and its number in this device's part of the vocabulary: `f32[rows]`, `s32[rows]`.
+/// The largest of [`logits`] in each row, and its number in this device's part of the vocabulary:
+/// `f32[rows]`, `s32[rows]`.
 pub(super) fn largest_logit<'g>(cx: Context<'_, 'g>, x: Op<'g>, weights: &Weights<'g>) -> [Op<'g>; 2] {
     let _scope = x.graph().scope("logits");
     linear_max(cx, rms_norm(cx, x, weights.norm), weights.output())
 }
 
-/// At least the `most` largest of [`logits`] in each row, and their numbers in this device's part of the vocabulary if those are
-/// not all: `f32[rows, n]`, `s32[rows, n]`.
+/// At least the `most` largest of [`logits`] in each row, and their numbers in this device's part
+/// of the vocabulary if those are not all: `f32[rows, n]`, `s32[rows, n]`.
 pub(super) fn top_logits<'g>(
     cx: Context<'_, 'g>,
     x: Op<'g>,

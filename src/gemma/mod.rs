@@ -1,14 +1,18 @@
-//! Gemma 1 and 1.1: configuration, weights and how they are split over devices, the layers, the programs.
+//! Gemma 1 and 1.1: configuration, weights and how they are split over devices, the layers, the
+//! programs.
 //!
-//! Reading order: [`Config`], [`tensors`] (the table of weights), [`ModelSpec`], `layers` (the architecture), `attention` and
-//! `products` (what a [`Lowering`] changes), [`Program`], [`Cost`]. Graphs here are the program of **one device**, Megatron style:
-//! q/k/v/gate/up are split by rows, o/down by columns, each followed by one all-reduce; the embedding is split by tokens. On one
+//! Reading order: [`Config`], [`tensors`] (the table of weights), [`ModelSpec`], `layers` (the
+//! architecture), `attention` and `products` (what a [`Lowering`] changes), [`Program`], [`Cost`].
+//! Graphs here are the program of **one device**, Megatron style: q/k/v/gate/up are split by rows,
+//! o/down by columns, each followed by one all-reduce; the embedding is split by tokens. On one
 //! device there are no collectives at all.
 //!
-//! What is special about Gemma (and easy to get wrong), all checked against Hugging Face transformers:
+//! What is special about Gemma (and easy to get wrong), all checked against Hugging Face
+//! transformers:
 //! - RMSNorm multiplies by `1 + w`; the checkpoint stores `w`.
 //! - Embeddings are multiplied by sqrt(hidden), rounded to the compute dtype.
-//! - head_dim is given, not hidden / heads: in the 7B, 16 heads of 256 make 4096, and hidden is 3072.
+//! - head_dim is given, not hidden / heads: in the 7B, 16 heads of 256 make 4096, and hidden is
+//!   3072.
 //! - The MLP's GELU is the tanh form, also where a config says plain `gelu`.
 //! - The output layer is the embedding, transposed.
 

@@ -1,5 +1,5 @@
-//! Programs that make arrays on accelerators, where all layers' arrays are stacked: devices lay arrays out as they like, so that
-//! the host cannot write a part of one.
+//! Programs that make arrays on accelerators, where all layers' arrays are stacked: devices lay
+//! arrays out as they like, so that the host cannot write a part of one.
 
 use super::ModelSpec;
 use crate::hlo::{DType, Graph, HloError, Module, Op, Shape};
@@ -23,7 +23,8 @@ impl ModelSpec {
 
     /// A program that puts one layer's tensors in their place in the stacked arrays.
     ///
-    /// Inputs: layer `s32[]`, the layer's part of each of [`Self::stacked_weights`], then these, which the outputs reuse.
+    /// Inputs: layer `s32[]`, the layer's part of each of [`Self::stacked_weights`], then these,
+    /// which the outputs reuse.
     ///
     /// # Errors
     /// A defect of this crate.

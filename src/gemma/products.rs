@@ -1,4 +1,5 @@
-//! Products of activations with weights as stored: calls of kernels where there are some, else XLA's own operations.
+//! Products of activations with weights as stored: calls of kernels where there are some, else
+//! XLA's own operations.
 
 use super::{Context, weights::Matrix};
 use crate::{
@@ -9,8 +10,8 @@ use crate::{
 /// Elements of a row that share a scale, in four bits.
 const BLOCK: i64 = GROUP as i64;
 
-/// `x wᵀ`: `[rows, in]` by `[out, in]` to `[rows, out]`, accumulated in f32 and rounded to `out`. Rows from `cx.count` on are
-/// padding: kernels do not compute them. So for all products.
+/// `x wᵀ`: `[rows, in]` by `[out, in]` to `[rows, out]`, accumulated in f32 and rounded to `out`.
+/// Rows from `cx.count` on are padding: kernels do not compute them. So for all products.
 pub(super) fn linear<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>, out: DType) -> Op<'g> {
     if cx.model.lowering.kernels {
         return kernel(cx, LINEAR, x, &[weight], &[Shape::new(out, [x.dim(0), weight.rows()])])[0];
@@ -18,7 +19,8 @@ pub(super) fn linear<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>, out
     matmul(cx, x, weight).convert(out)
 }
 
-/// `gelu(x gateᵀ) · (x upᵀ)`, in f32 and rounded to `out`: `[rows, in]` by twice `[mlp, in]` to `[rows, mlp]`.
+/// `gelu(x gateᵀ) · (x upᵀ)`, in f32 and rounded to `out`: `[rows, in]` by twice `[mlp, in]` to
+/// `[rows, mlp]`.
 pub(super) fn gated_linear<'g>(cx: Context<'_, 'g>, x: Op<'g>, gate: Matrix<'g>, up: Matrix<'g>, out: DType) -> Op<'g> {
     if cx.model.lowering.kernels {
         return kernel(cx, GATE_UP, x, &[gate, up], &[Shape::new(out, [x.dim(0), gate.rows()])])[0];
@@ -26,8 +28,8 @@ pub(super) fn gated_linear<'g>(cx: Context<'_, 'g>, x: Op<'g>, gate: Matrix<'g>,
     (gelu_tanh(matmul(cx, x, gate)) * matmul(cx, x, up)).convert(out)
 }
 
-/// The largest element of each row of `x wᵀ` and its column, `f32[rows]` and `s32[rows]`; the first column where several are
-/// equal.
+/// The largest element of each row of `x wᵀ` and its column, `f32[rows]` and `s32[rows]`; the first
+/// column where several are equal.
 pub(super) fn linear_max<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>) -> [Op<'g>; 2] {
     if !cx.model.lowering.kernels {
         return linear(cx, x, weight, DType::F32).max_with_index();
@@ -37,8 +39,8 @@ pub(super) fn linear_max<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>)
     [found[0], found[1]]
 }
 
-/// At least the `most` largest elements of each row of `x wᵀ`, `f32[rows, n]`, and their columns `s32[rows, n]`; no columns where
-/// they are all elements in their order.
+/// At least the `most` largest elements of each row of `x wᵀ`, `f32[rows, n]`, and their columns
+/// `s32[rows, n]`; no columns where they are all elements in their order.
 pub(super) fn linear_top<'g>(
     cx: Context<'_, 'g>,
     x: Op<'g>,
@@ -53,7 +55,8 @@ pub(super) fn linear_top<'g>(
     (found[0], Some(found[1]))
 }
 
-/// Calls a kernel with activations, the number of real rows, and weights, followed by their scales or offsets.
+/// Calls a kernel with activations, the number of real rows, and weights, followed by their scales
+/// or offsets.
 fn kernel<'g>(cx: Context<'_, 'g>, target: &str, x: Op<'g>, weights: &[Matrix<'g>], results: &[Shape]) -> Vec<Op<'g>> {
     let elements = weights.iter().map(|weight| weight.elements);
     let scales = weights.iter().filter_map(|weight| weight.scale);
@@ -75,7 +78,8 @@ fn matmul<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>) -> Op<'g> {
     }
 }
 
-/// `f32[rows, out]` from `[rows, in]` and what `upcast` makes of a weight as stored: `[out, in]` of x's type.
+/// `f32[rows, out]` from `[rows, in]` and what `upcast` makes of a weight as stored: `[out, in]` of
+/// x's type.
 fn dot<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Op<'g>, upcast: impl FnOnce(Op<'g>) -> Op<'g>) -> Op<'g> {
     let contract_last = DotDims { lhs_contract: vec![1], rhs_contract: vec![1], ..DotDims::default() };
     let dtype = x.shape().dtype;
@@ -83,21 +87,24 @@ fn dot<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Op<'g>, upcast: impl FnOnce(O
         return x.dot(upcast(weight), &contract_last, DType::F32);
     }
     if weight.shape().dtype != dtype {
-        // XLA:CPU materialises the converted weight. Behind a barrier that depends on x this happens when its turn comes;
-        // else all layers' weights would be converted at the start, and live together.
+        // XLA:CPU materialises the converted weight. Behind a barrier that depends on x this
+        // happens when its turn comes; else all layers' weights would be converted at the start,
+        // and live together.
         let [x, weight] = Op::optimization_barrier(&[x, weight])[..] else { unreachable!("two in, two out") };
         return x.dot(upcast(weight), &contract_last, DType::F32);
     }
     if dtype == DType::BF16 && x.dim(0) == 1 {
-        // One bf16 row becomes a matrix-vector product that XLA:CPU computes from weights converted to f32 (2.3 GiB of
-        // temporaries in the 2B). Two rows take the matrix path, which reads bf16.
+        // One bf16 row becomes a matrix-vector product that XLA:CPU computes from weights converted
+        // to f32 (2.3 GiB of temporaries in the 2B). Two rows take the matrix path, which reads
+        // bf16.
         let twice = x.broadcast_to(&[2, x.dim(1)]);
         return twice.dot(weight, &contract_last, DType::F32).slice_in_dim(0, 0, 1);
     }
     x.dot(weight, &contract_last, DType::F32)
 }
 
-/// A four-bit weight with two elements in a byte, `u8[out, in / 2]`, times its blocks' scales `[out, in / GROUP]`: `[out, in]`.
+/// A four-bit weight with two elements in a byte, `u8[out, in / 2]`, times its blocks' scales
+/// `[out, in / GROUP]`: `[out, in]`.
 fn dequantise_nibbles<'g>(nibbles: Op<'g>, scale: Op<'g>, dtype: DType) -> Op<'g> {
     let [out, blocks] = [scale.dim(0), scale.dim(1)];
     let bytes = nibbles.reshape(&[out, blocks, BLOCK / 2]);
@@ -108,14 +115,15 @@ fn dequantise_nibbles<'g>(nibbles: Op<'g>, scale: Op<'g>, dtype: DType) -> Op<'g
     (quantised * scale).convert(dtype).reshape(&[out, blocks * BLOCK])
 }
 
-/// `f32[rows, out]` from `[rows, in]` and a four-bit weight `s4[in / GROUP, GROUP, out]` with its blocks' scales
-/// `[out, in / GROUP]`.
+/// `f32[rows, out]` from `[rows, in]` and a four-bit weight `s4[in / GROUP, GROUP, out]` with its
+/// blocks' scales `[out, in / GROUP]`.
 fn dot_blocks<'g>(x: Op<'g>, weight: Op<'g>, scale: Op<'g>) -> Op<'g> {
     let [blocks, out] = [weight.dim(0), weight.dim(2)];
     let scale = scale.transpose(&[1, 0]).convert(DType::F32).reshape(&[blocks, 1, out]);
     let weight = (weight.convert(DType::F32) * scale).convert(x.shape().dtype);
     let over_blocks = DotDims { lhs_contract: vec![1, 2], rhs_contract: vec![0, 1], ..DotDims::default() };
-    // Without the barrier XLA:TPU joins the reshape to the product, and then holds the whole weight converted.
+    // Without the barrier XLA:TPU joins the reshape to the product, and then holds the whole weight
+    // converted.
     let x = Op::optimization_barrier(&[x])[0];
     x.reshape(&[x.dim(0), blocks, BLOCK]).dot(weight, &over_blocks, DType::F32)
 }

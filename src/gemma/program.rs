@@ -1,5 +1,6 @@
-//! Which programs run a model. One pass over a flat token axis serves prefill, mixed batches, scoring, verification and tracing:
-//! they differ in the batch and the head only. Decoding alone is a special case where the devices gain from it.
+//! Which programs run a model. One pass over a flat token axis serves prefill, mixed batches,
+//! scoring, verification and tracing: they differ in the batch and the head only. Decoding alone is
+//! a special case where the devices gain from it.
 
 use std::sync::Arc;
 
@@ -11,14 +12,16 @@ use crate::{hlo::Shape, sampling::Sampler};
 pub enum Head {
     /// Nothing: it fills the cache.
     None,
-    /// The next token after each of up to `slots` rows: `s32[slots, width]`, see [`Sampler::width`].
+    /// The next token after each of up to `slots` rows: `s32[slots, width]`, see
+    /// [`Sampler::width`].
     Sample(Sampler),
-    /// The most likely token at each row and the log-probability of a target, and those of the most likely tokens if `top`:
-    /// `s32[rows, 2]` or `s32[rows, 2 + 2 TOP_LOGPROBS]`.
+    /// The most likely token at each row and the log-probability of a target, and those of the most
+    /// likely tokens if `top`: `s32[rows, 2]` or `s32[rows, 2 + 2 TOP_LOGPROBS]`.
     Logprobs { top: bool },
     /// All logits of each row: `f32[rows, vocab]`.
     Logits,
-    /// What each layer takes and what the last one gives, of all tokens: `f32[layers + 1, T, hidden]`.
+    /// What each layer takes and what the last one gives, of all tokens: `f32[layers + 1, T,
+    /// hidden]`.
     Hidden,
 }
 
@@ -43,8 +46,8 @@ pub const MAX_SCORED_ROWS: i64 = 128;
 pub enum Program {
     /// One pass over up to `tokens` tokens in segments of any slots.
     Step { tokens: i64, head: Head },
-    /// The next tokens of every slot, up to [`ModelSpec::decode_steps`] of them: `s32[steps, slots, width]`, with -1 as the token
-    /// of an idle slot. An id that ends a slot's text is its last.
+    /// The next tokens of every slot, up to [`ModelSpec::decode_steps`] of them: `s32[steps, slots,
+    /// width]`, with -1 as the token of an idle slot. An id that ends a slot's text is its last.
     Decode { sampler: Sampler },
     /// Copies all that one slot holds to another. Takes no weights and has no output of its own.
     Copy,
@@ -59,12 +62,14 @@ pub struct ProgramSpec {
     pub slots: i64,
     /// Tokens that the cache holds for each.
     pub cache_len: i64,
-    /// Cache positions that [`Program::Decode`] looks at. Other programs look at as many as there are.
+    /// Cache positions that [`Program::Decode`] looks at. Other programs look at as many as there
+    /// are.
     pub window: i64,
 }
 
 impl ProgramSpec {
-    /// A readable name that tells the program, its buckets, mesh and types: `decode-greedy-b8-w512-c2048-tp4-bf16-tpu`.
+    /// A readable name that tells the program, its buckets, mesh and types:
+    /// `decode-greedy-b8-w512-c2048-tp4-bf16-tpu`.
     pub fn name(&self) -> String {
         let Self { model, slots, cache_len, window, .. } = self;
         let (program, window) = match self.program {
@@ -89,7 +94,8 @@ impl ProgramSpec {
         query_block(self.model.lowering.kernels, tokens, self.cache_len)
     }
 
-    /// The most segments that a step can have: each slot's tokens are cut into whole blocks and a rest.
+    /// The most segments that a step can have: each slot's tokens are cut into whole blocks and a
+    /// rest.
     pub(super) fn max_segments(&self) -> i64 {
         let Program::Step { tokens, .. } = self.program else { return 0 };
         tokens / self.max_segment(tokens) + self.slots

@@ -9,7 +9,8 @@ pub struct ModelSpec {
     pub config: Config,
     pub mesh: Mesh,
     pub lowering: Lowering,
-    /// Type of activations, BF16 or F32. Norms, RoPE, softmax and GELU are computed in f32 whatever it is.
+    /// Type of activations, BF16 or F32. Norms, RoPE, softmax and GELU are computed in f32 whatever
+    /// it is.
     pub compute: DType,
     /// Type of keys and values in the cache: that of activations, or S8.
     pub kv: DType,
@@ -27,8 +28,8 @@ impl ModelSpec {
         self.stored.check(self.lowering, &self.config, self.mesh)
     }
 
-    /// The most tokens of each slot that one dispatch decodes. XLA:TPU copies four-bit weights before a loop, all of them
-    /// (3.8 GiB for the 7B), so that those decode one step a dispatch.
+    /// The most tokens of each slot that one dispatch decodes. XLA:TPU copies four-bit weights
+    /// before a loop, all of them (3.8 GiB for the 7B), so that those decode one step a dispatch.
     pub fn decode_steps(&self) -> i64 {
         if self.stored.matrices == DType::S4 { 1 } else { self.lowering.decode_steps }
     }
@@ -38,8 +39,9 @@ impl ModelSpec {
         if self.kv == DType::BF16 && self.lowering.caches_bf16_as_u16 { DType::U16 } else { self.kv }
     }
 
-    /// Whether a cache of all layers has its heads after its positions: in eight bits a TPU packs four neighbours of the second
-    /// last dimension, so that one position could not be written in place.
+    /// Whether a cache of all layers has its heads after its positions: in eight bits a TPU packs
+    /// four neighbours of the second last dimension, so that one position could not be written in
+    /// place.
     pub(super) fn caches_heads_last(&self) -> bool {
         self.lowering.stacks_layers && self.kv == DType::S8 && self.kv_heads() > 1
     }

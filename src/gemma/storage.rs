@@ -21,9 +21,9 @@ pub struct StoredTypes {
     pub norms: DType,
     /// Tensors of another type, by name.
     pub exceptions: BTreeMap<String, DType>,
-    /// Matrices lie at any address; they are not quantised then. XLA:CPU takes arrays at multiples of [`ALIGNMENT`] only, so a
-    /// program takes an array that begins at the last such address before the matrix, and the index
-    /// of the matrix's first element in it.
+    /// Matrices lie at any address; they are not quantised then. XLA:CPU takes arrays at multiples
+    /// of [`ALIGNMENT`] only, so a program takes an array that begins at the last such address
+    /// before the matrix, and the index of the matrix's first element in it.
     pub unaligned: bool,
 }
 
@@ -38,7 +38,8 @@ impl StoredTypes {
         Self { matrices: DType::S8, ..Self::uniform(norms) }
     }
 
-    /// Matrices in four bits with a scale for each [`GROUP`] elements of a row; embedding and output layer in eight.
+    /// Matrices in four bits with a scale for each [`GROUP`] elements of a row; embedding and
+    /// output layer in eight.
     pub fn int4(norms: DType) -> Self {
         let exceptions = [EMBED_TOKENS_NAME, LM_HEAD_NAME].map(|name| (name.to_owned(), DType::S8));
         Self { matrices: DType::S4, exceptions: exceptions.into(), ..Self::uniform(norms) }
@@ -69,8 +70,8 @@ impl StoredTypes {
         self.scale_of(tensor).is_some()
     }
 
-    /// Checks that four-bit rows are made of whole blocks on each device of the mesh, and that layers which are to be stacked
-    /// have the same types.
+    /// Checks that four-bit rows are made of whole blocks on each device of the mesh, and that
+    /// layers which are to be stacked have the same types.
     ///
     /// # Errors
     /// The first tensor that does not fit, and what to do.
@@ -115,12 +116,13 @@ pub fn parameters(config: &Config, stored: &StoredTypes) -> Vec<TensorSpec> {
     tensors(config).into_iter().flat_map(with_scale).collect()
 }
 
-/// Shape in which programs take a tensor of these dims: all but four-bit matrices `[out, in]` as they are.
+/// Shape in which programs take a tensor of these dims: all but four-bit matrices `[out, in]` as
+/// they are.
 ///
-/// Where nibbles are packed, a byte is two elements, `u8[out, in / 2]`: of each group of 32, byte i holds element i in its lower
-/// half and element i + 16 in its upper half, both plus 8. Elsewhere a matrix is `s4[in / 32, 32, out]`: XLA:TPU converts and
-/// scales it inside the product that uses it only if no reshape stands between, so groups and their elements are dimensions of
-/// the product.
+/// Where nibbles are packed, a byte is two elements, `u8[out, in / 2]`: of each group of 32, byte i
+/// holds element i in its lower half and element i + 16 in its upper half, both plus 8. Elsewhere a
+/// matrix is `s4[in / 32, 32, out]`: XLA:TPU converts and scales it inside the product that uses it
+/// only if no reshape stands between, so groups and their elements are dimensions of the product.
 pub fn weight_shape(lowering: Lowering, dtype: DType, dims: &[i64]) -> Shape {
     let [layers @ .., out, width] = dims else { return Shape::new(dtype, dims) };
     if dtype != DType::S4 {
@@ -132,8 +134,8 @@ pub fn weight_shape(lowering: Lowering, dtype: DType, dims: &[i64]) -> Shape {
     Shape::new(DType::S4, [layers, &[width / BLOCK, BLOCK, *out]].concat())
 }
 
-/// Shape in which programs take an unaligned matrix: with room for the elements before it, and for as many after it as that
-/// leaves.
+/// Shape in which programs take an unaligned matrix: with room for the elements before it, and for
+/// as many after it as that leaves.
 pub(super) fn unaligned_shape(dtype: DType, dims: &[i64]) -> Shape {
     Shape::new(dtype, [dims.iter().product::<i64>() + ALIGNMENT as i64 / (dtype.bits() as i64 / 8)])
 }

@@ -1,5 +1,5 @@
-//! The model's tensors: one row of a table for each, with its name in the checkpoint, its axes by name, and its kind. How a
-//! tensor is split over the model axis of a mesh follows from its axes.
+//! The model's tensors: one row of a table for each, with its name in the checkpoint, its axes by
+//! name, and its kind. How a tensor is split over the model axis of a mesh follows from its axes.
 
 use std::ops::Range;
 
@@ -17,7 +17,8 @@ pub enum Axis {
     Mlp,
     /// Query heads times `head_dim`; split evenly.
     QueryHeads,
-    /// Key/value heads times `head_dim`; split by heads, which are repeated where there are fewer than devices.
+    /// Key/value heads times `head_dim`; split by heads, which are repeated where there are fewer
+    /// than devices.
     KvHeads,
 }
 
@@ -41,7 +42,8 @@ impl Axis {
             Self::Vocab | Self::Mlp | Self::QueryHeads => rank * size / devices..(rank + 1) * size / devices,
             Self::KvHeads => {
                 let heads = config.kv_heads_per_device(mesh);
-                // With fewer heads than devices, neighbours share one: device 3 of 8 uses head 0 of 2.
+                // With fewer heads than devices, neighbours share one: device 3 of 8 uses head 0 of
+                // 2.
                 let first = if heads * devices == config.num_key_value_heads {
                     rank * heads
                 } else {
@@ -198,7 +200,8 @@ mod tests {
         assert_eq!(num_parameters(&Config::preset("gemma-7b").unwrap()), 8_537_680_896);
     }
 
-    /// The shards of all devices cover each tensor; key/value heads may be repeated, and then match the query heads.
+    /// The shards of all devices cover each tensor; key/value heads may be repeated, and then match
+    /// the query heads.
     #[test]
     fn shards_cover_every_tensor() {
         for kv_heads in [1, 2, 4, 8] {
@@ -214,7 +217,8 @@ mod tests {
                         assert!(range.start <= end, "{} has a gap before {range:?}", spec.name);
                         end = end.max(range.end);
                         if spec.axes[split] == Axis::KvHeads {
-                            // The first query head of this device must find its key/value head here.
+                            // The first query head of this device must find its key/value head
+                            // here.
                             let query = rank as i64 * config.num_attention_heads / model as i64;
                             let kv = query / config.queries_per_kv();
                             assert_eq!(range.start, kv * config.head_dim, "{} rank {rank} of {model}", spec.name);

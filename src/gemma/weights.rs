@@ -16,7 +16,8 @@ use crate::{
 pub(super) struct Matrix<'g> {
     /// As [`ModelSpec::argument_shape`] says.
     pub elements: Op<'g>,
-    /// Of quantised elements: `f32[out]` for rows of s8, `f16[out, in / GROUP]` for blocks of four bits.
+    /// Of quantised elements: `f32[out]` for rows of s8, `f16[out, in / GROUP]` for blocks of four
+    /// bits.
     pub scale: Option<Op<'g>>,
     /// Index of an unaligned matrix's first element in the array that holds it, `s32[]`.
     pub offset: Option<Op<'g>>,
@@ -114,8 +115,8 @@ impl<'g> Weights<'g> {
         self.lm_head.unwrap_or(self.embed_tokens)
     }
 
-    /// Declares all weights as parameters of the program, in the order of [`ModelSpec::arguments`]; an unaligned matrix is
-    /// followed by its offset.
+    /// Declares all weights as parameters of the program, in the order of [`ModelSpec::arguments`];
+    /// an unaligned matrix is followed by its offset.
     pub fn declare(graph: &'g Graph, model: &ModelSpec) -> Self {
         let mut declared: BTreeMap<String, Matrix<'g>> = BTreeMap::new();
         for argument in model.arguments() {

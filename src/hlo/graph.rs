@@ -104,7 +104,8 @@ impl Graph {
         self.push("constant", Type::Array(literal.shape.clone()), &[], Attributes::Constant(literal))
     }
 
-    /// Makes output `output` of the entry computation reuse the memory of `parameter`, if the caller donates it.
+    /// Makes output `output` of the entry computation reuse the memory of `parameter`, if the
+    /// caller donates it.
     #[track_caller]
     pub fn alias(&self, parameter: Op<'_>, output: usize) {
         let found = match &self.instructions.borrow()[parameter.index].attributes {
@@ -133,8 +134,9 @@ impl Graph {
         graph.close(root, parameters.iter().map(|(_, shape)| shape.clone()).collect(), results)
     }
 
-    /// A function of scalars, for reductions and sorts: its index among the module's computations. Functions of one name and
-    /// one list of types are one computation, built when it is first needed.
+    /// A function of scalars, for reductions and sorts: its index among the module's computations.
+    /// Functions of one name and one list of types are one computation, built when it is first
+    /// needed.
     #[track_caller]
     pub(super) fn scalar_function(
         &self,
@@ -158,8 +160,8 @@ impl Graph {
         index
     }
 
-    /// Begins a sub-computation whose one parameter is a tuple, which is how loops and branches take their state. Returns it with
-    /// the parameter's index.
+    /// Begins a sub-computation whose one parameter is a tuple, which is how loops and branches
+    /// take their state. Returns it with the parameter's index.
     #[track_caller]
     pub(super) fn tuple_graph(&self, name: &str, state: &[Shape]) -> (Graph, usize) {
         let graph = Graph::with_shared(name, self.shared.clone());
@@ -283,7 +285,8 @@ impl<'g> Op<'g> {
         }
     }
 
-    /// Size of dimension `dim`, counted from the end if negative. 0, and a kept mistake, if there is none.
+    /// Size of dimension `dim`, counted from the end if negative. 0, and a kept mistake, if there
+    /// is none.
     #[track_caller]
     pub fn dim(self, dim: i64) -> i64 {
         let dims = self.shape().dims;

@@ -1,8 +1,9 @@
-//! XLA HLO: element types, shapes, a graph builder that infers and checks shapes, `HloModuleProto` and HLO text.
-//! Knows nothing else of this crate.
+//! XLA HLO: element types, shapes, a graph builder that infers and checks shapes, `HloModuleProto`
+//! and HLO text. Knows nothing else of this crate.
 //!
-//! A [`Graph`] is built op by op; an [`Op`] is a value in it and carries the methods that make new ones. The first mistake
-//! is kept, with the caller's line, and comes out of [`Graph::finish`], so that the maths stays readable:
+//! A [`Graph`] is built op by op; an [`Op`] is a value in it and carries the methods that make new
+//! ones. The first mistake is kept, with the caller's line, and comes out of [`Graph::finish`], so
+//! that the maths stays readable:
 //!
 //! ```
 //! use gemma_pjrt::hlo::{DType, Graph, Shape};

@@ -9,7 +9,8 @@ use super::{
     text::to_text,
 };
 
-/// A finished module. Computations are in an order in which callees come before callers; the entry is the last.
+/// A finished module. Computations are in an order in which callees come before callers; the entry
+/// is the last.
 #[derive(Clone, Debug)]
 pub struct Module {
     pub(super) name: String,
@@ -236,8 +237,8 @@ impl Module {
                 out.custom_call_target.clone_from(target);
                 out.backend_config = config.clone().into_bytes();
                 out.custom_call_api_version = if *is_ffi { TYPED_FFI } else { ORIGINAL };
-                // Handlers read and write row-major arrays. Unconstrained, an all-gather along the columns of a result makes
-                // XLA choose the layout of the result to its liking.
+                // Handlers read and write row-major arrays. Unconstrained, an all-gather along the
+                // columns of a result makes XLA choose the layout of the result to its liking.
                 out.constrain_layout = true;
                 out.operand_shapes_with_layout =
                     instruction.operands.iter().map(|&i| type_proto(&data.instructions[i].ty)).collect();

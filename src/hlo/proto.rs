@@ -1,4 +1,5 @@
-//! The messages of xla/service/hlo.proto and xla/xla_data.proto, with the fields that we emit. The tags are the contract.
+//! The messages of xla/service/hlo.proto and xla/xla_data.proto, with the fields that we emit. The
+//! tags are the contract.
 
 use prost::Message;
 
@@ -201,7 +202,8 @@ pub struct Instruction {
     pub replica_groups: Vec<ReplicaGroup>,
     #[prost(message, repeated, tag = "52")]
     pub source_target_pairs: Vec<SourceTarget>,
-    /// Of a custom call: its layouts are those of `shape` and of `operand_shapes_with_layout`, whatever XLA would like.
+    /// Of a custom call: its layouts are those of `shape` and of `operand_shapes_with_layout`,
+    /// whatever XLA would like.
     #[prost(bool, tag = "56")]
     pub constrain_layout: bool,
     #[prost(message, repeated, tag = "57")]

@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::DType;
 
-/// Element type, dimensions and layout of an array. Always row-major unless made otherwise: plugins abort on a program
-/// without layouts.
+/// Element type, dimensions and layout of an array. Always row-major unless made otherwise: plugins
+/// abort on a program without layouts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Shape {
     pub dtype: DType,

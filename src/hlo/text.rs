@@ -1,7 +1,8 @@
 //! HLO text in XLA's own form, from a `HloModuleProto`: ours, or what a plugin made of it.
 //!
-//! For reading and for golden files. Source lines are left out, so that moving code does not change a golden file; op names
-//! are kept. Of instructions that we do not emit (fusions and what plugins add), the fields that we know are printed.
+//! For reading and for golden files. Source lines are left out, so that moving code does not change
+//! a golden file; op names are kept. Of instructions that we do not emit (fusions and what plugins
+//! add), the fields that we know are printed.
 
 use std::{
     collections::HashMap,

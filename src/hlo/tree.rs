@@ -1,4 +1,5 @@
-//! Trees of values: structs of [`Op`]s that are carried through loops and passed to computations as a whole.
+//! Trees of values: structs of [`Op`]s that are carried through loops and passed to computations as
+//! a whole.
 
 use super::Op;
 
@@ -126,7 +127,8 @@ pub fn join(path: &str, field: &str) -> String {
     if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
 }
 
-/// Implements [`Tree`] for a struct with one lifetime: its fields that are trees, and those that are kept as they are.
+/// Implements [`Tree`] for a struct with one lifetime: its fields that are trees, and those that
+/// are kept as they are.
 #[macro_export]
 macro_rules! tree {
     ($type:ident { $($field:ident),* $(,)? } $(keeping { $($kept:ident),* })?) => {

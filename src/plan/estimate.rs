@@ -1,4 +1,5 @@
-//! What a deployment needs of a machine and how fast it could be there: from programs compiled for it, which may be elsewhere.
+//! What a deployment needs of a machine and how fast it could be there: from programs compiled for
+//! it, which may be elsewhere.
 
 use std::{sync::Arc, time::Duration};
 
@@ -81,8 +82,8 @@ impl Step {
         peak.max(arguments + outputs - alias + temporaries) as u64
     }
 
-    /// The least time that a step takes: reading memory or computing, whichever takes longer, and then what devices send each
-    /// other, around a ring in both directions.
+    /// The least time that a step takes: reading memory or computing, whichever takes longer, and
+    /// then what devices send each other, around a ring in both directions.
     pub fn time(&self, rates: &Rates) -> StepTime {
         let one = |c: &Collective| {
             let hops = (c.devices - 1) as f64;
@@ -128,8 +129,9 @@ pub struct Rates {
 const HOP_SECONDS: f64 = 1e-6;
 
 impl Rates {
-    /// The makers' figures (Google's system architecture pages for TPUs, and "How to Scale Your Model" for their links; NVIDIA's data
-    /// sheet for the H100 SXM), if there are some for this machine.
+    /// The makers' figures (Google's system architecture pages for TPUs, and "How to Scale Your
+    /// Model" for their links; NVIDIA's data sheet for the H100 SXM), if there are some for this
+    /// machine.
     pub fn of(target: &CompileTarget) -> Option<Self> {
         let rates = |compute, memory, link| Some(Self { compute, memory, link });
         match (target.kind, target.name.split(':').next()?) {
@@ -151,7 +153,8 @@ pub struct Plan {
     pub machine: String,
     /// Bytes of memory of one device, if the plugin tells.
     pub limit: Option<u64>,
-    /// Prefill of a chunk and decode, unless the compiler found that they do not fit: then what it said.
+    /// Prefill of a chunk and decode, unless the compiler found that they do not fit: then what it
+    /// said.
     pub steps: std::result::Result<[Step; 2], String>,
 }
 

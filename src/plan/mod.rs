@@ -1,4 +1,5 @@
-//! Planning: what a model needs of a machine that need not be here, how fast it could be there, and what would fit.
+//! Planning: what a model needs of a machine that need not be here, how fast it could be there, and
+//! what would fit.
 
 mod estimate;
 mod search;

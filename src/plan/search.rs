@@ -1,4 +1,5 @@
-//! Deployments that fit a machine: the nearest ones to one that does not, and the largest for each context.
+//! Deployments that fit a machine: the nearest ones to one that does not, and the largest for each
+//! context.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! What a step is asked for and what it gives, and how both are packed: one array of numbers for each device, and one back.
+//! What a step is asked for and what it gives, and how both are packed: one array of numbers for
+//! each device, and one back.
 
 use std::ops::Range;
 
@@ -77,7 +78,8 @@ pub struct SamplingInputs<'a> {
     pub bias: &'a [(u32, f32)],
     /// Whether log-probabilities are wanted.
     pub logprobs: bool,
-    /// The sequence so far, and how much of it is the prompt: for penalties. May be empty where there are none.
+    /// The sequence so far, and how much of it is the prompt: for penalties. May be empty where
+    /// there are none.
     pub history: &'a [u32],
     pub prompt_len: usize,
 }
@@ -177,8 +179,8 @@ pub enum StepOutput {
     Scores(Vec<TokenScore>),
     /// `f32[vocab]` each.
     Logits(Vec<Vec<f32>>),
-    /// What each layer takes and what the last one gives, before the final norm: `f32[layers + 1, tokens, hidden]`, of the tokens
-    /// of the first replica.
+    /// What each layer takes and what the last one gives, before the final norm: `f32[layers + 1,
+    /// tokens, hidden]`, of the tokens of the first replica.
     Hidden(Vec<f32>),
 }
 
@@ -189,7 +191,8 @@ pub struct Token {
     pub logprobs: Option<Logprobs>,
 }
 
-/// Natural log-probabilities, of the model's own distribution (before temperature, penalties and biases).
+/// Natural log-probabilities, of the model's own distribution (before temperature, penalties and
+/// biases).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
     /// The token's.

@@ -4,16 +4,17 @@ use crate::gemma::Lowering;
 
 /// The most tokens of a replica in one step, unless it has more slots than that.
 pub const MAX_STEP_TOKENS: i64 = 512;
-/// Token counts that steps are padded to. Up to about 240 tokens a TPU v5e (197 TFLOP/s, 819 GB/s) takes as long to read the
-/// weights as to multiply with them, so that padding costs nothing there; kernels do not compute it.
+/// Token counts that steps are padded to. Up to about 240 tokens a TPU v5e (197 TFLOP/s, 819 GB/s)
+/// takes as long to read the weights as to multiply with them, so that padding costs nothing there;
+/// kernels do not compute it.
 const STEP_TOKENS: [i64; 4] = [32, 128, 256, MAX_STEP_TOKENS];
 /// Smallest window of [`window_for`].
 const MIN_WINDOW: i64 = 512;
 /// Smallest cache.
 const MIN_CACHE: i64 = 256;
 
-/// The token counts of a session's steps, in ascending order. Where decoding has no program of its own, a step of as many tokens
-/// as there are slots is one of them.
+/// The token counts of a session's steps, in ascending order. Where decoding has no program of its
+/// own, a step of as many tokens as there are slots is one of them.
 pub fn step_sizes(lowering: Lowering, slots: i64) -> Vec<i64> {
     let mut sizes = STEP_TOKENS.to_vec();
     if !lowering.batches_decode || slots > MAX_STEP_TOKENS {

@@ -1,5 +1,6 @@
-//! Loading weights into the memory of accelerators, where layers are stacked: every device gets its own shard only, straight from
-//! the mapped files, all devices at once, while programs are compiled.
+//! Loading weights into the memory of accelerators, where layers are stacked: every device gets its
+//! own shard only, straight from the mapped files, all devices at once, while programs are
+//! compiled.
 
 use std::{
     sync::{
@@ -157,7 +158,8 @@ impl WeightLoader {
         Ok(PlacedWeights { buffers, placement })
     }
 
-    /// Starts the transfers of one tensor of each argument, if `which` names one, on all devices at once: `[device][argument]`.
+    /// Starts the transfers of one tensor of each argument, if `which` names one, on all devices at
+    /// once: `[device][argument]`.
     fn upload(&self, which: impl Fn(&Argument) -> Option<usize> + Sync) -> Result<Vec<Vec<Upload>>> {
         let to_device = &|(rank, device): (usize, &Device)| -> Result<Vec<Upload>> {
             let mut uploads = Vec::new();

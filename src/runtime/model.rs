@@ -20,7 +20,8 @@ use crate::{
 /// How a model is to be run.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    /// How programs are lowered; see [`crate::compile::lowering`] for what a platform wants. The CPU can run a TPU's programs, too.
+    /// How programs are lowered; see [`crate::compile::lowering`] for what a platform wants. The
+    /// CPU can run a TPU's programs, too.
     pub lowering: Lowering,
     pub mesh: Mesh,
     /// Type of activations: BF16 or F32.
@@ -39,8 +40,9 @@ pub struct Model {
 }
 
 impl Model {
-    /// Checks the checkpoint against the config, and places its weights on the mesh's devices: on accelerators in the background,
-    /// so that programs can be compiled meanwhile. `on_progress` is told of copied bytes.
+    /// Checks the checkpoint against the config, and places its weights on the mesh's devices: on
+    /// accelerators in the background, so that programs can be compiled meanwhile. `on_progress` is
+    /// told of copied bytes.
     ///
     /// # Errors
     /// A checkpoint, mesh or bundle that does not fit, or too little memory.
@@ -135,8 +137,8 @@ impl Model {
     }
 }
 
-/// All programs that running a model takes with sessions of this shape: steps with these heads and decoding with their samplers,
-/// copying slots, and placing weights and caches.
+/// All programs that running a model takes with sessions of this shape: steps with these heads and
+/// decoding with their samplers, copying slots, and placing weights and caches.
 ///
 /// # Errors
 /// A graph that cannot be built: a defect of this crate.

@@ -60,8 +60,8 @@ pub(super) struct PackedBatch {
 }
 
 impl PackedBatch {
-    /// Packs a batch for a step that has room for it. Tokens of a replica follow each other on its axis, and so do the rows of its
-    /// head.
+    /// Packs a batch for a step that has room for it. Tokens of a replica follow each other on its
+    /// axis, and so do the rows of its head.
     pub fn new(batch: &StepBatch<'_>, spec: &ProgramSpec, tokens: i64, slots: SlotLayout) -> Self {
         let mut inputs = vec![PackedInputs::new(InputLayout::of(spec)); slots.replicas];
         let (mut used, mut segments) = (vec![0; slots.replicas], vec![0; slots.replicas]);
@@ -149,7 +149,8 @@ pub(super) fn pack_decode(
     inputs
 }
 
-/// Reads the tokens of each row's slot from `s32[steps, slots, width]`, up to the one that ended it.
+/// Reads the tokens of each row's slot from `s32[steps, slots, width]`, up to the one that ended
+/// it.
 pub(super) fn unpack_decode(
     rows: &[DecodeRow<'_>],
     steps: i64,

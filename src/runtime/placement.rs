@@ -1,5 +1,5 @@
-//! Putting weights on devices. On CPU a device's shard is a view of the mapped file wherever that is possible; elsewhere it is
-//! copied there.
+//! Putting weights on devices. On CPU a device's shard is a view of the mapped file wherever that
+//! is possible; elsewhere it is copied there.
 
 use std::{
     borrow::Cow,
@@ -68,8 +68,8 @@ fn stored_types(checkpoint: &Checkpoint, config: &Config) -> StoredTypes {
     stored
 }
 
-/// Whether programs are to take matrices at any address, so that those which a file does not align can be used where they lie:
-/// only kernels find them in their arrays.
+/// Whether programs are to take matrices at any address, so that those which a file does not align
+/// can be used where they lie: only kernels find them in their arrays.
 pub fn takes_unaligned(model: &ModelSpec, tensors: &[(TensorSpec, &Tensor)]) -> bool {
     let mut matrices = tensors.iter().filter(|(spec, _)| spec.kind == TensorKind::Matrix);
     let is_quantised = matrices.clone().any(|(spec, _)| model.stored.is_quantised(spec));
@@ -101,7 +101,8 @@ pub(super) struct Shard<'t> {
     pub ty: TensorType,
     rows: HostBytes,
     row_bytes: usize,
-    /// The shard's bytes of each row of the tensor; `None` where rows are whole, so that `rows` is the shard.
+    /// The shard's bytes of each row of the tensor; `None` where rows are whole, so that `rows` is
+    /// the shard.
     columns: Option<Range<usize>>,
     is_matrix: bool,
     /// Whether it is to be placed in a larger array, see [`StoredTypes::unaligned`].
@@ -130,7 +131,8 @@ impl<'t> Shard<'t> {
         }
     }
 
-    /// The bytes that the plugin can use where they lie, and how many of them stand before the shard's own.
+    /// The bytes that the plugin can use where they lie, and how many of them stand before the
+    /// shard's own.
     fn borrowable(&self) -> Option<(HostBytes, usize)> {
         if !self.shares_host_memory || self.columns.is_some() {
             return None;
@@ -203,8 +205,8 @@ impl<'t> Shard<'t> {
     }
 }
 
-/// Four-bit elements, one to a byte, `[in, out]`: as [`weight_shape`] describes them, from rows of packed nibbles, which it
-/// describes too.
+/// Four-bit elements, one to a byte, `[in, out]`: as [`weight_shape`] describes them, from rows of
+/// packed nibbles, which it describes too.
 fn unpack<'b>(rows: impl Iterator<Item = &'b [u8]>) -> Vec<u8> {
     const HALF: usize = GROUP / 2;
     let rows: Vec<&[u8]> = rows.collect();
@@ -232,7 +234,8 @@ pub(super) struct PlacedWeights {
     pub placement: Placement,
 }
 
-/// Places every tensor's shard on every local device, with the index of the first element after each unaligned one.
+/// Places every tensor's shard on every local device, with the index of the first element after
+/// each unaligned one.
 pub(super) fn place(
     client: &Client,
     grid: &DeviceGrid,

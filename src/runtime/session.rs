@@ -18,8 +18,8 @@ use crate::{
     sampling::Sampler,
 };
 
-/// Slots of a KV cache, each with one sequence of up to `cache_len` tokens. Each replica of the mesh has as many, numbered one
-/// replica after the other.
+/// Slots of a KV cache, each with one sequence of up to `cache_len` tokens. Each replica of the
+/// mesh has as many, numbered one replica after the other.
 pub struct Session {
     model: Arc<Model>,
     layout: SlotLayout,
@@ -42,7 +42,8 @@ impl Session {
         Ok(session)
     }
 
-    /// Allocates the caches anew, filled with zeros (attention multiplies what it masks by 0, so it must be finite).
+    /// Allocates the caches anew, filled with zeros (attention multiplies what it masks by 0, so it
+    /// must be finite).
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] if they do not fit.
@@ -108,7 +109,8 @@ impl Session {
         self.model.spec().decode_steps()
     }
 
-    /// Makes the programs ready that it takes to extend a sequence of `start` tokens by `tokens`, and to begin decoding.
+    /// Makes the programs ready that it takes to extend a sequence of `start` tokens by `tokens`,
+    /// and to begin decoding.
     ///
     /// # Errors
     /// The plugin's, while compiling.
@@ -157,8 +159,8 @@ impl Session {
     /// Runs one pass over a batch.
     ///
     /// # Errors
-    /// A batch that does not fit the session leaves it as it was. A step that failed takes the caches with it:
-    /// [`Self::reset`] makes new ones.
+    /// A batch that does not fit the session leaves it as it was. A step that failed takes the
+    /// caches with it: [`Self::reset`] makes new ones.
     pub fn step(&mut self, batch: &StepBatch<'_>) -> Result<StepOutput> {
         self.layout.check(batch)?;
         let BatchSize { tokens, scored_rows } = BatchSize::of(batch, self.layout);
@@ -169,7 +171,8 @@ impl Session {
         unpack(batch, &packed.places, &outputs, self.model.config())
     }
 
-    /// One dispatch of up to `steps` tokens of each row's slot; the tokens of each, the one that ends it included.
+    /// One dispatch of up to `steps` tokens of each row's slot; the tokens of each, the one that
+    /// ends it included.
     ///
     /// # Errors
     /// As [`Self::step`].
@@ -213,8 +216,9 @@ impl Session {
         self.run(&spec, &inputs).map(drop)
     }
 
-    /// Runs a program with the inputs of each replica, the weights if it takes them, and the caches, which it gives back updated.
-    /// Returns its own output on the first device of each replica.
+    /// Runs a program with the inputs of each replica, the weights if it takes them, and the
+    /// caches, which it gives back updated. Returns its own output on the first device of each
+    /// replica.
     fn run(&mut self, spec: &ProgramSpec, inputs: &[PackedInputs]) -> Result<Vec<Option<Buffer>>> {
         if self.caches.is_empty() {
             let message = "an earlier step failed and took the caches with it; start a new session";

@@ -1,4 +1,5 @@
-//! One sequence at a time: batches of one segment, for benchmarks, scoring of a text, and looking inside the model.
+//! One sequence at a time: batches of one segment, for benchmarks, scoring of a text, and looking
+//! inside the model.
 
 use super::{
     batch::{BatchHead, DecodeRow, RowRef, SamplingInputs, ScoredRow, Segment, StepBatch, StepOutput},
@@ -21,7 +22,8 @@ pub struct Scored {
 }
 
 impl Session {
-    /// Extends the sequence of `slot`, which has `start` tokens, by `tokens`; returns the token that follows.
+    /// Extends the sequence of `slot`, which has `start` tokens, by `tokens`; returns the token
+    /// that follows.
     ///
     /// # Errors
     /// As [`Session::step`].
@@ -76,7 +78,8 @@ impl Session {
         ))
     }
 
-    /// One step of the first slots: `tokens[i]` is put at position `positions[i]` of slot i; returns the tokens that follow.
+    /// One step of the first slots: `tokens[i]` is put at position `positions[i]` of slot i;
+    /// returns the tokens that follow.
     ///
     /// # Errors
     /// As [`Session::step`].
@@ -124,8 +127,8 @@ impl Session {
         Ok(scored)
     }
 
-    /// What each layer takes, and what the last one gives, before the final norm: `f32 [layers + 1, tokens, hidden]`. In slot 0,
-    /// which is overwritten. The tokens must fit one step.
+    /// What each layer takes, and what the last one gives, before the final norm: `f32 [layers + 1,
+    /// tokens, hidden]`. In slot 0, which is overwritten. The tokens must fit one step.
     ///
     /// # Errors
     /// As [`Session::step`].

@@ -3,7 +3,8 @@
 use super::batch::{BatchHead, RowRef, StepBatch};
 use crate::device::{Error, Result};
 
-/// The slots of a session: each replica of the mesh has as many, numbered one replica after the other.
+/// The slots of a session: each replica of the mesh has as many, numbered one replica after the
+/// other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotLayout {
     pub per_replica: i64,
@@ -42,7 +43,8 @@ impl SlotLayout {
         Ok(())
     }
 
-    /// Checks that each segment has tokens, a slot of its own and room there, and that the head is for tokens of the batch.
+    /// Checks that each segment has tokens, a slot of its own and room there, and that the head is
+    /// for tokens of the batch.
     pub fn check(self, batch: &StepBatch<'_>) -> Result<()> {
         let segments = &batch.segments;
         let mut seen = vec![false; self.total() as usize];

@@ -6,7 +6,8 @@ use crate::hlo::{DType, Mesh, Op, Shape};
 /// Number of most likely tokens that are reported.
 pub const TOP_LOGPROBS: i64 = 20;
 
-/// Log-probability of each row's target: `f32[rows]` from `f32[rows, vocab / mesh.model]` and `s32[rows]`.
+/// Log-probability of each row's target: `f32[rows]` from `f32[rows, vocab / mesh.model]` and
+/// `s32[rows]`.
 pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, mesh: Mesh) -> Op<'g> {
     let graph = logits.graph();
     let _scope = graph.scope("log_probability");
@@ -16,8 +17,8 @@ pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, mesh: Mesh) -> Op<'g
     mesh.sum(is_target.select(logits, zero).reduce_sum(&[1])) - log_total(logits, mesh)
 }
 
-/// The [`TOP_LOGPROBS`] most likely tokens of each row, `s32[rows, n]`, and their log-probabilities, `f32[rows, n]`; of equal ones
-/// the first comes first.
+/// The [`TOP_LOGPROBS`] most likely tokens of each row, `s32[rows, n]`, and their
+/// log-probabilities, `f32[rows, n]`; of equal ones the first comes first.
 pub fn top_logprobs<'g>(logits: Op<'g>, mesh: Mesh) -> [Op<'g>; 2] {
     let _scope = logits.graph().scope("top_logprobs");
     let (rows, vocab) = (logits.dim(0), logits.dim(1));
@@ -35,9 +36,9 @@ pub fn top_logprobs<'g>(logits: Op<'g>, mesh: Mesh) -> [Op<'g>; 2] {
     [tokens, values - log_total(logits, mesh).reshape(&[rows, 1])]
 }
 
-/// Packs the log-probability of each row's token `s32[rows]` and, if `top`, the most likely tokens and their
-/// log-probabilities: `s32[rows, 1]` or `s32[rows, 1 + 2 TOP_LOGPROBS]`, floats as their bits. A vocabulary of fewer tokens
-/// leaves the rest 0.
+/// Packs the log-probability of each row's token `s32[rows]` and, if `top`, the most likely tokens
+/// and their log-probabilities: `s32[rows, 1]` or `s32[rows, 1 + 2 TOP_LOGPROBS]`, floats as their
+/// bits. A vocabulary of fewer tokens leaves the rest 0.
 pub fn packed_logprobs<'g>(logits: Op<'g>, tokens: Op<'g>, top: bool, mesh: Mesh) -> Op<'g> {
     let rows = logits.dim(0);
     let own = log_probability(logits, tokens, mesh).reshape(&[rows, 1]).bitcast_convert(DType::S32);
@@ -55,8 +56,8 @@ fn padded(x: Op<'_>) -> Op<'_> {
     if missing == 0 { x } else { Op::concatenate(&[x, none], 1) }
 }
 
-/// The `n` largest elements of each row, largest first: their indices and themselves. As many passes over the row are faster than
-/// sorting a vocabulary.
+/// The `n` largest elements of each row, largest first: their indices and themselves. As many
+/// passes over the row are faster than sorting a vocabulary.
 fn largest(x: Op<'_>, n: i64) -> [Op<'_>; 2] {
     let graph = x.graph();
     let rows = x.dim(0);

@@ -1,12 +1,14 @@
-//! Choosing the next token on the device: greedy, temperature, top-k, top-p, with noise that depends only on the request's
-//! seed and the token's position.
+//! Choosing the next token on the device: greedy, temperature, top-k, top-p, with noise that
+//! depends only on the request's seed and the token's position.
 //!
-//! Nothing here gathers the vocabulary over devices. Top-k and top-p are both thresholds on the logits, found by bisection
-//! over the 2^32 values of an order-preserving integer key (`threshold`); the choice itself is an argmax of logits plus
-//! Gumbel noise. Of a vocabulary that is split over devices, top-k up to [`MAX_TOP_K`] gathers each device's largest logits;
-//! without top-k, each step of the bisection costs one all-reduce of a scalar per row.
+//! Nothing here gathers the vocabulary over devices. Top-k and top-p are both thresholds on the
+//! logits, found by bisection over the 2^32 values of an order-preserving integer key
+//! (`threshold`); the choice itself is an argmax of logits plus Gumbel noise. Of a vocabulary that
+//! is split over devices, top-k up to [`MAX_TOP_K`] gathers each device's largest logits; without
+//! top-k, each step of the bisection costs one all-reduce of a scalar per row.
 //!
-//! The order of what changes the distribution is that of transformers: penalties and biases, temperature, top-k, top-p, min-p.
+//! The order of what changes the distribution is that of transformers: penalties and biases,
+//! temperature, top-k, top-p, min-p.
 
 mod logprobs;
 mod penalties;
@@ -27,13 +29,15 @@ use crate::{
 pub enum Sampler {
     /// Always the largest logit; the first one where several are equal.
     Greedy,
-    /// By each row's parameters, of which top-k is 1 to [`MAX_TOP_K`]; rows with temperature 0 are greedy.
+    /// By each row's parameters, of which top-k is 1 to [`MAX_TOP_K`]; rows with temperature 0 are
+    /// greedy.
     TopK,
     /// By each row's parameters; rows with temperature 0 are greedy.
     Stochastic,
     /// As [`Self::Stochastic`], after penalties and biases.
     Penalized,
-    /// As [`Self::Penalized`], with the log-probabilities of the token and of the [`TOP_LOGPROBS`] most likely ones.
+    /// As [`Self::Penalized`], with the log-probabilities of the token and of the [`TOP_LOGPROBS`]
+    /// most likely ones.
     Logprobs,
 }
 
@@ -41,7 +45,8 @@ impl Sampler {
     /// All of them, from fast to slow.
     pub const ALL: [Self; 5] = [Self::Greedy, Self::TopK, Self::Stochastic, Self::Penalized, Self::Logprobs];
 
-    /// s32 numbers that a program returns for each row: the token, and its log-probabilities if there are some.
+    /// s32 numbers that a program returns for each row: the token, and its log-probabilities if
+    /// there are some.
     pub fn width(self) -> i64 {
         if self == Self::Logprobs { 2 + 2 * TOP_LOGPROBS } else { 1 }
     }
@@ -58,7 +63,8 @@ impl Sampler {
     }
 }
 
-/// The most tokens that [`Sampler::TopK`] looks at. Where more than these are as probable as the k-th, the first ones are kept.
+/// The most tokens that [`Sampler::TopK`] looks at. Where more than these are as probable as the
+/// k-th, the first ones are kept.
 pub const MAX_TOP_K: i32 = 128;
 
 /// One request's sampling parameters.
@@ -68,8 +74,9 @@ pub struct Params {
     pub temperature: f32,
     /// Keep the k largest logits, and those equal to the k-th; 0 means all.
     pub top_k: i32,
-    /// Keep the smallest set of most probable tokens whose probabilities sum to at least this, and those equal to its
-    /// last; 1 means all. Applied after top-k, on the renormalised probabilities, as transformers does.
+    /// Keep the smallest set of most probable tokens whose probabilities sum to at least this, and
+    /// those equal to its last; 1 means all. Applied after top-k, on the renormalised
+    /// probabilities, as transformers does.
     pub top_p: f32,
     /// Keep tokens that are at least this share as probable as the most probable one; 0 means all.
     pub min_p: f32,
@@ -125,14 +132,16 @@ pub struct ParamOps<'g> {
 }
 tree!(ParamOps { temperature, top_k, top_p, min_p, seed });
 
-/// The largest logit's token of each row: `s32[rows]` from `f32[rows, vocab / mesh.model]`. First one wins.
+/// The largest logit's token of each row: `s32[rows]` from `f32[rows, vocab / mesh.model]`. First
+/// one wins.
 pub fn greedy(logits: Op<'_>, mesh: Mesh) -> Op<'_> {
     let [value, index] = logits.max_with_index();
     largest(value, index, logits.dim(1), mesh)
 }
 
-/// The token of the largest logit, from each device's largest and its index there: `s32[rows]` from `f32[rows]` and
-/// `s32[rows]`, where each device has `vocab` tokens. The first one where several are equal.
+/// The token of the largest logit, from each device's largest and its index there: `s32[rows]` from
+/// `f32[rows]` and `s32[rows]`, where each device has `vocab` tokens. The first one where several
+/// are equal.
 pub fn largest<'g>(value: Op<'g>, index: Op<'g>, vocab: i64, mesh: Mesh) -> Op<'g> {
     if mesh.model == 1 {
         return index;
@@ -159,8 +168,9 @@ impl<'g> Candidates<'g> {
         Self { logits, tokens: None, vocab: logits.dim(1) }
     }
 
-    /// The `most` largest logits of each device that shares the model, on all of them: one all-gather of so many numbers, after
-    /// which each device samples by itself. On one device, what there is.
+    /// The `most` largest logits of each device that shares the model, on all of them: one
+    /// all-gather of so many numbers, after which each device samples by itself. On one device,
+    /// what there is.
     pub fn merged(self, most: i64, mesh: Mesh) -> Self {
         if mesh.model == 1 {
             return self;
@@ -177,7 +187,8 @@ impl<'g> Candidates<'g> {
     }
 }
 
-/// Samples a token for each row, `s32[rows]`. `positions` `s32[rows]` is where the token will stand.
+/// Samples a token for each row, `s32[rows]`. `positions` `s32[rows]` is where the token will
+/// stand.
 pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: Op<'g>, mesh: Mesh) -> Op<'g> {
     let Candidates { logits, tokens, vocab } = candidates;
     let graph = logits.graph();

@@ -1,4 +1,5 @@
-//! What a request changes in the logits before a token is chosen: penalties for tokens of its text, and biases.
+//! What a request changes in the logits before a token is chosen: penalties for tokens of its text,
+//! and biases.
 
 use super::token_offset;
 use crate::{
@@ -9,14 +10,15 @@ use crate::{
 /// The most tokens that a request may give a bias to: as many as OpenAI's interface takes.
 pub const MAX_BIAS: usize = 300;
 
-/// The count of a token of the prompt. One number tells both whether a token is in the prompt and how often it was generated.
+/// The count of a token of the prompt. One number tells both whether a token is in the prompt and
+/// how often it was generated.
 const PROMPT_COUNT: i64 = 65536;
 
 /// Penalties of one request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Penalties {
-    /// Positive logits of tokens in prompt or answer are divided by this, negative ones multiplied (Keskar et al., "CTRL",
-    /// 2019, as in transformers). 1 means none.
+    /// Positive logits of tokens in prompt or answer are divided by this, negative ones multiplied
+    /// (Keskar et al., "CTRL", 2019, as in transformers). 1 means none.
     pub repetition: f32,
     /// Subtracted from the logits of tokens in the answer. 0 means none.
     pub presence: f32,
@@ -57,7 +59,8 @@ pub struct PenaltyInputs<'g> {
     pub history: Op<'g>,
     /// How many of them are the prompt's, `s32[rows]`.
     pub prompt_len: Op<'g>,
-    /// Tokens with a bias, `s32[rows, MAX_BIAS]`, padded with -1, and the biases `f32[rows, MAX_BIAS]`.
+    /// Tokens with a bias, `s32[rows, MAX_BIAS]`, padded with -1, and the biases `f32[rows,
+    /// MAX_BIAS]`.
     pub bias_tokens: Op<'g>,
     pub biases: Op<'g>,
 }
@@ -65,7 +68,8 @@ pub struct PenaltyInputs<'g> {
 /// [`Penalties`] of every row with the counts that they depend on.
 #[derive(Clone, Copy)]
 pub struct PenaltyOps<'g> {
-    /// Occurrences of each token, `s32[rows, vocab / mesh.model]`: [`PROMPT_COUNT`] for each in the prompt, 1 in the answer.
+    /// Occurrences of each token, `s32[rows, vocab / mesh.model]`: [`PROMPT_COUNT`] for each in the
+    /// prompt, 1 in the answer.
     counts: Op<'g>,
     /// Added to each logit, `f32[rows, vocab / mesh.model]`.
     bias: Op<'g>,
@@ -114,8 +118,8 @@ impl<'g> PenaltyOps<'g> {
     }
 }
 
-/// Adds `values` `[rows, n]` to `all` `[rows, vocab / mesh.model]` at `tokens` `s32[rows, n]`. Tokens of other devices, and -1, are
-/// left out.
+/// Adds `values` `[rows, n]` to `all` `[rows, vocab / mesh.model]` at `tokens` `s32[rows, n]`.
+/// Tokens of other devices, and -1, are left out.
 fn add_at_tokens<'g>(all: Op<'g>, tokens: Op<'g>, values: Op<'g>, mesh: Mesh) -> Op<'g> {
     let graph = all.graph();
     let [rows, n, vocab] = [tokens.dim(0), tokens.dim(1), all.dim(1)];

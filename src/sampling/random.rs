@@ -1,5 +1,5 @@
-//! Counter-based random bits: Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-//! SC 2011), the generator that JAX uses by default.
+//! Counter-based random bits: Threefry-2x32 with 20 rounds (Salmon et al., "Parallel random
+//! numbers: as easy as 1, 2, 3", SC 2011), the generator that JAX uses by default.
 
 use crate::hlo::{DType, Op};
 
@@ -26,8 +26,9 @@ pub fn threefry2x32<'g>(key: [Op<'g>; 2], counter: [Op<'g>; 2]) -> [Op<'g>; 2] {
     x
 }
 
-/// Standard Gumbel noise `f32[rows, tokens]`, a function of each row's seed (`u32[rows, 2]`), its position (`s32[rows]`) and the
-/// token's id (`s32[rows, tokens]`) alone: the same request draws the same noise in any batch, slot or mesh.
+/// Standard Gumbel noise `f32[rows, tokens]`, a function of each row's seed (`u32[rows, 2]`), its
+/// position (`s32[rows]`) and the token's id (`s32[rows, tokens]`) alone: the same request draws
+/// the same noise in any batch, slot or mesh.
 pub fn gumbel<'g>(seed: Op<'g>, positions: Op<'g>, ids: Op<'g>) -> Op<'g> {
     let rows = seed.dim(0);
     let position = positions.bitcast_convert(DType::U32).reshape(&[rows, 1]);

@@ -1,4 +1,5 @@
-//! Communication between devices. Plugins abort on replica groups that are wrong, so they are checked here.
+//! Communication between devices. Plugins abort on replica groups that are wrong, so they are
+//! checked here.
 
 use crate::hlo::{Op, Shape, Type, instruction::Attributes};
 
@@ -62,7 +63,8 @@ impl<'g> Op<'g> {
         self.graph.push("reduce-scatter", Type::Array(shape), &[self], attributes)
     }
 
-    /// Sends each pair's first device's array to the second; devices that receive nothing get zeros.
+    /// Sends each pair's first device's array to the second; devices that receive nothing get
+    /// zeros.
     #[track_caller]
     pub fn collective_permute(self, pairs: &[(i64, i64)]) -> Self {
         let shape = self.shape();

@@ -3,7 +3,8 @@
 use crate::hlo::{DType, DotDims, Op, Shape, Type, instruction::Attributes};
 
 impl<'g> Op<'g> {
-    /// Sums of products over the contracted dimensions, accumulated in `out`'s precision and returned as `out`.
+    /// Sums of products over the contracted dimensions, accumulated in `out`'s precision and
+    /// returned as `out`.
     #[track_caller]
     pub fn dot(self, other: Self, dims: &DotDims, out: DType) -> Self {
         let (a, b) = (self.shape(), other.shape());

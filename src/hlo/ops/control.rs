@@ -37,8 +37,8 @@ impl Graph {
         self.while_loop(1, times, state, Some(condition), body)
     }
 
-    /// HLO's while, on an index, the number of times, and the state. `known` is how often the body runs, as far as it is known:
-    /// what is in it is counted so often.
+    /// HLO's while, on an index, the number of times, and the state. `known` is how often the body
+    /// runs, as far as it is known: what is in it is counted so often.
     #[track_caller]
     fn while_loop<'g, T: Tree<'g>>(
         &'g self,
@@ -83,7 +83,8 @@ impl Graph {
         state.rebuild(&mut out.into_iter().skip(2))
     }
 
-    /// The branch of number `index` (`s32[]`; the last one if it is out of range), each with its own operands.
+    /// The branch of number `index` (`s32[]`; the last one if it is out of range), each with its
+    /// own operands.
     #[track_caller]
     pub fn conditional<'g>(&'g self, index: Op<'g>, branches: &[(&Computation, &[Op<'g>])]) -> Vec<Op<'g>> {
         let results = branches[0].0.results.clone();
@@ -120,8 +121,9 @@ impl Graph {
         self.push("call", ty, arguments, Attributes::Call { apply: computation.index }).elements()
     }
 
-    /// Calls a typed-FFI handler that the plugin knows as `target`. `attributes` are 64-bit integers. `aliases` are pairs of a
-    /// result and an operand that share their memory: the handler updates the operand in place.
+    /// Calls a typed-FFI handler that the plugin knows as `target`. `attributes` are 64-bit
+    /// integers. `aliases` are pairs of a result and an operand that share their memory: the
+    /// handler updates the operand in place.
     #[track_caller]
     pub fn custom_call<'g>(
         &'g self,
@@ -148,7 +150,8 @@ impl Graph {
 }
 
 impl Op<'_> {
-    /// The same, in row-major order in memory: keeps XLA from laying out what it comes from in another way.
+    /// The same, in row-major order in memory: keeps XLA from laying out what it comes from in
+    /// another way.
     #[track_caller]
     pub fn row_major(self) -> Self {
         let (target, config) = ("LayoutConstraint".to_owned(), String::new());

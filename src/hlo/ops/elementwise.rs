@@ -186,8 +186,9 @@ impl<'g> Op<'g> {
         self.graph.push("select", Type::Array(Shape::new(a.dtype, dims)), &operands, Attributes::None)
     }
 
-    /// Each element forced into `low..=high`; the bounds broadcast to the operand's shape. They are written out although HLO
-    /// takes scalars: XLA's ReshapeMover aborts on a clamp of a reshaped operand by scalars (CPU 0.106).
+    /// Each element forced into `low..=high`; the bounds broadcast to the operand's shape. They are
+    /// written out although HLO takes scalars: XLA's ReshapeMover aborts on a clamp of a reshaped
+    /// operand by scalars (CPU 0.106).
     #[track_caller]
     pub fn clamp(self, low: Self, high: Self) -> Self {
         let shape = self.shape();

@@ -102,7 +102,8 @@ impl<'g> Op<'g> {
         self.graph.push("slice", Type::Array(Shape::new(shape.dtype, dims)), &[self], attributes)
     }
 
-    /// Elements `start..limit` of one dimension (counted from the end if negative), all of the others.
+    /// Elements `start..limit` of one dimension (counted from the end if negative), all of the
+    /// others.
     #[track_caller]
     pub fn slice_in_dim(self, dim: i64, start: i64, limit: i64) -> Self {
         let shape = self.shape();
@@ -117,7 +118,8 @@ impl<'g> Op<'g> {
         self.slice(&starts, &limits)
     }
 
-    /// A window of `sizes` at `starts` (integer scalars, one per dimension), moved inside the operand if it leaves it.
+    /// A window of `sizes` at `starts` (integer scalars, one per dimension), moved inside the
+    /// operand if it leaves it.
     #[track_caller]
     pub fn dynamic_slice(self, starts: &[Self], sizes: &[i64]) -> Self {
         let shape = self.shape();
@@ -183,7 +185,8 @@ impl<'g> Op<'g> {
         self.graph.push("gather", Type::Array(new), &[self, indices], Attributes::Gather(dims))
     }
 
-    /// Rows of a matrix `[rows, width]` at integer `indices` `[...]`: `[..., width]`. Indices are clamped to the rows.
+    /// Rows of a matrix `[rows, width]` at integer `indices` `[...]`: `[..., width]`. Indices are
+    /// clamped to the rows.
     #[track_caller]
     pub fn take_rows(self, indices: Self) -> Self {
         let rank = indices.shape().rank() as i64;
@@ -199,7 +202,8 @@ impl<'g> Op<'g> {
         )
     }
 
-    /// With `updates` `[n]` added to the elements at `indices` `[n, rank]`. Those outside the array are left out.
+    /// With `updates` `[n]` added to the elements at `indices` `[n, rank]`. Those outside the array
+    /// are left out.
     #[track_caller]
     pub fn scatter_add(self, indices: Self, updates: Self) -> Self {
         let (shape, index, update) = (self.shape(), indices.shape(), updates.shape());
@@ -213,8 +217,8 @@ impl<'g> Op<'g> {
         self.graph.push("scatter", Type::Array(shape), &[self, indices, updates], attributes)
     }
 
-    /// Slices of an array `[elements]`, `width` elements from integer `starts` `[...]` on: `[..., width]`. Starts are clamped so
-    /// that slices lie inside.
+    /// Slices of an array `[elements]`, `width` elements from integer `starts` `[...]` on: `[...,
+    /// width]`. Starts are clamped so that slices lie inside.
     #[track_caller]
     pub fn gather_slices(self, starts: Self, width: i64) -> Self {
         let rank = starts.shape().rank() as i64;

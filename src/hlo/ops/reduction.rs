@@ -17,8 +17,8 @@ impl<'g> Op<'g> {
         self.reduce(init, dims, "max", |a, b| a.max(b))
     }
 
-    /// Folds `dims` with an associative function whose neutral element is `init`. `name` stands for the function in this
-    /// module: the same name must always mean the same one.
+    /// Folds `dims` with an associative function whose neutral element is `init`. `name` stands for
+    /// the function in this module: the same name must always mean the same one.
     #[track_caller]
     pub fn reduce(
         self,
@@ -30,7 +30,8 @@ impl<'g> Op<'g> {
         Self::reduce_many(&[self], &[init], dims, name, |a, b| vec![apply(a[0], b[0])])[0]
     }
 
-    /// Folds several arrays of one shape together; `apply` takes two lists of scalars and returns one.
+    /// Folds several arrays of one shape together; `apply` takes two lists of scalars and returns
+    /// one.
     #[track_caller]
     pub fn reduce_many(
         values: &[Self],
@@ -65,13 +66,15 @@ impl<'g> Op<'g> {
         graph.push("reduce", ty, &operands, Attributes::Reduce { dims: dims.to_vec(), apply }).elements()
     }
 
-    /// Index of the largest element along the last dimension, s32; the first one where several are equal.
+    /// Index of the largest element along the last dimension, s32; the first one where several are
+    /// equal.
     #[track_caller]
     pub fn argmax(self) -> Self {
         self.max_with_index()[1]
     }
 
-    /// The largest element along the last dimension, and its index, s32 (the first one where several are equal).
+    /// The largest element along the last dimension, and its index, s32 (the first one where
+    /// several are equal).
     #[track_caller]
     pub fn max_with_index(self) -> [Self; 2] {
         let shape = self.shape();
@@ -86,8 +89,8 @@ impl<'g> Op<'g> {
         if let [value, index] = reduced[..] { [value, index] } else { [self, self] }
     }
 
-    /// Sorts along `dim`; `before` says whether the first list of scalars comes before the second. Stable. `name` stands for
-    /// that order, as in [`Self::reduce`].
+    /// Sorts along `dim`; `before` says whether the first list of scalars comes before the second.
+    /// Stable. `name` stands for that order, as in [`Self::reduce`].
     #[track_caller]
     pub fn sort(
         values: &[Self],
