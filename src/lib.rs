@@ -1,13 +1,13 @@
-//! Google's Gemma 1 and 1.1 on PJRT plugins, without JAX or Python: a graph builder emits the forward pass as XLA HLO, a
-//! plugin (libtpu, CUDA, CPU) compiles it, and one host-side driver places the weights on all devices and runs the
-//! sampling loop.
+//! Google's Gemma 1 and 1.1 on PJRT plugins, without JAX or Python: a graph builder emits the
+//! forward pass as XLA HLO, a plugin (libtpu, CUDA, CPU) compiles it, and one host-side driver
+//! places the weights on all devices and runs the sampling loop.
 //!
 //! Each module is a room that imports only rooms above it in this list:
 //!
 //! | module | what lives there |
 //! |---|---|
 //! | [`hlo`] | element types, shapes, meshes, the graph builder, `HloModuleProto`, HLO text |
-//! | [`pjrt`] | the C ABI and its safe wrapper: plugin, client, device, buffer, executable, topology, FFI |
+//! | [`pjrt`] | the C ABI and its safe wrapper: client, device, buffer, executable, topology, FFI |
 //! | [`cache_dir`], [`download`] | where files are kept, and how they arrive |
 //! | [`plugins`] | finding, installing and verifying plugin libraries |
 //! | [`hub`] | models by name: Hugging Face's cache and hub |
@@ -19,7 +19,7 @@
 //! | [`tokenizer`] | tokenizer.json, the chat template, streaming text |
 //! | [`demo`] | the demo model, embedded |
 //! | [`device`] | the platform, and the grid of devices |
-//! | [`compile`] | programs: compiled, cached, bundled; machines to compile for. The only room that sees graphs and plugins together |
+//! | [`compile`] | where graphs meet plugins: programs compiled, cached, bundled; target machines |
 //! | [`runtime`] | placed weights, sessions: steps over a KV cache |
 //! | [`plan`] | memory and speed on machines that are elsewhere |
 //! | [`engine`] | many requests at once: slots, continuous batching, prefix cache |

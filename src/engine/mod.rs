@@ -1,10 +1,10 @@
 //! Many requests on one model: continuous batching over the slots of a session.
 //!
 //! ```text
-//! submit ──► queue ──► slot ──► steps: each takes one token of every running answer and chunks of prompts ──► free
-//!                 scheduler         │
-//!   (first come, first served;      stop ids and lengths are watched on the device, stop strings here;
-//!    what a slot has cached of      a slot is refilled at once
+//! submit ─► queue ─► slot ─► steps: one token of every answer, chunks of prompts ─► free
+//!           scheduler          │
+//!   (first come, first served; stop ids and lengths are watched on the device,
+//!    what a slot has cached of stop strings here; a slot is refilled at once
 //!    a prompt is not computed)
 //! ```
 //!

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! Task (tasks/*.toml) ┐
-//! dataset files ──────┼► items ─► Engine: likelihoods, answers ─► filters and metrics ─► results
-//! few-shot draws ─────┘           (response.rs)                   (grade.rs)             (report.rs)
+//! dataset files ──────┼► items ─► Engine: likelihoods, answers ─► filters, metrics ─► results
+//! few-shot draws ─────┘           (response.rs)                   (grade.rs)         (report.rs)
 //! ```
 
 mod bias;

@@ -1,9 +1,9 @@
 //! Running a model: its weights on devices, and sequences in a KV cache that steps extend.
 //!
 //! ```text
-//! Platform (plugin + client)  ─┐
-//! Checkpoint (mapped files)   ─┼─►  Model (weights on devices, programs)  ─►  Session (caches: step, decode, copy)
-//! ModelSpec                   ─┘
+//! Platform (plugin + client) ─┐
+//! Checkpoint (mapped files)  ─┼─► Model (weights, programs) ─► Session (cache: step, decode, copy)
+//! ModelSpec                  ─┘
 //! ```
 
 mod batch;

@@ -187,8 +187,8 @@ fn everything_compiles_for_v5e() {
     }
 }
 
-/// Few programs serve all: for the 7B with a context of 8192 and 8 slots, at most 30 for greedy and one sampler, and 60 for all
-/// samplers and scoring.
+/// Few programs serve all: for the 7B with a context of 8192 and 8 slots, at most 30 for greedy and
+/// one sampler, and 60 for all samplers and scoring.
 #[test]
 fn few_programs_serve_all() {
     let model = spec("gemma-1.1-7b", DECODE, tp(4), bf16(), DType::BF16).model;

@@ -71,7 +71,7 @@ fn loading_takes_little_memory_beyond_the_devices_own() {
         })
     };
     let options = RunOptions { lowering: Lowering::TPU, mesh, compute: DType::BF16, kv: DType::BF16, bundle: None };
-    let model = Model::load(&platform, &checkpoint, config, options, |_| (), on_progress).unwrap();
+    let model = Model::load(&platform, &checkpoint, config, options, on_progress).unwrap();
     let placement = model.placement().unwrap();
     done.store(true, Ordering::Relaxed);
     watch.join().unwrap();

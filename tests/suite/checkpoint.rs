@@ -1,4 +1,5 @@
-//! Checkpoints: sharded and single, with and without prefix, and everything that can be wrong with them.
+//! Checkpoints: sharded and single, with and without prefix, and everything that can be wrong with
+//! them.
 
 use std::{fs, path::Path};
 
@@ -84,7 +85,8 @@ fn shards_prefixes_and_types_make_no_difference() {
     }
 }
 
-/// Hugging Face's own files start their data at any multiple of 8: kernels find matrices there, XLA's operations need copies.
+/// Hugging Face's own files start their data at any multiple of 8: kernels find matrices there,
+/// XLA's operations need copies.
 #[test]
 fn unaligned_tensors_are_used_where_they_lie() {
     let _alone = several_devices();

@@ -28,7 +28,8 @@ impl Progress for Silent {
     fn finish(&mut self) {}
 }
 
-/// The CPU platform with [`DEVICES`] devices. `PJRT_PLUGIN` chooses the plugin; the default one is installed if there is none.
+/// The CPU platform with [`DEVICES`] devices. `PJRT_PLUGIN` chooses the plugin; the default one is
+/// installed if there is none.
 pub fn platform() -> &'static Platform {
     static PLATFORM: OnceLock<Platform> = OnceLock::new();
     PLATFORM.get_or_init(|| {
@@ -54,13 +55,15 @@ pub fn load_f32(checkpoint: &Checkpoint, config: Config, lowering: Lowering, mes
     Arc::new(Model::load(platform(), checkpoint, config, options, Box::new(|_, _| ())).unwrap())
 }
 
-/// Held while programs run on several devices: one controller runs one of them at a time, and so do the tests.
+/// Held while programs run on several devices: one controller runs one of them at a time, and so do
+/// the tests.
 pub fn several_devices() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Compiles a module and runs it on `inputs[device][parameter]`; outputs `[device][output]`, as bytes.
+/// Compiles a module and runs it on `inputs[device][parameter]`; outputs `[device][output]`, as
+/// bytes.
 pub fn run_on_devices(module: &Module, inputs: &[Vec<Literal>]) -> Vec<Vec<Vec<u8>>> {
     let client = &platform().client;
     let devices = platform().devices(inputs.len()).unwrap();
@@ -84,7 +87,8 @@ pub fn run_on_devices(module: &Module, inputs: &[Vec<Literal>]) -> Vec<Vec<Vec<u
     outputs.iter().map(|list| list.iter().map(|b| b.to_host().unwrap()).collect()).collect()
 }
 
-/// Builds a graph whose parameters are `inputs`, runs it on one device, and returns its outputs as bytes.
+/// Builds a graph whose parameters are `inputs`, runs it on one device, and returns its outputs as
+/// bytes.
 pub fn run_graph(inputs: &[Literal], build: impl for<'g> FnOnce(&'g Graph, &[Op<'g>]) -> Vec<Op<'g>>) -> Vec<Vec<u8>> {
     let graph = Graph::new("test");
     let parameters: Vec<Op<'_>> =

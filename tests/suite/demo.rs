@@ -1,5 +1,6 @@
-//! The embedded demo model on questions that it was not taught (`tests/demo/held-out.jsonl`, made by scripts/demo-model), and
-//! the same answers as transformers, on any mesh, with what was said before kept in the cache or computed again.
+//! The embedded demo model on questions that it was not taught (`tests/demo/held-out.jsonl`, made
+//! by scripts/demo-model), and the same answers as transformers, on any mesh, with what was said
+//! before kept in the cache or computed again.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -78,7 +79,8 @@ const MANY: usize = 20;
 const CONTEXT: i64 = 512;
 const MAX_TOKENS: usize = 96;
 
-/// Greedy answers to all items, many at a time. A turn's prefill begins after what the cache has, or at the beginning.
+/// Greedy answers to all items, many at a time. A turn's prefill begins after what the cache has,
+/// or at the beginning.
 fn answers(model: &Arc<Model>, items: &[Item], keep_cache: bool) -> Vec<Answers> {
     answers_by::<MANY>(model, items, keep_cache)
 }
@@ -175,8 +177,8 @@ fn bf16_answers_are_right() {
     assert_good(&items, &answers(&demo_model(Mesh::SINGLE, DType::BF16), &items, true));
 }
 
-/// Weights in eight bits lose at most half a point of a hundred, in four bits at most three. Few sequences at a time: these are
-/// multiplied in integers.
+/// Weights in eight bits lose at most half a point of a hundred, in four bits at most three. Few
+/// sequences at a time: these are multiplied in integers.
 #[test]
 fn quantised_answers_are_as_good() {
     let items = held_out();
@@ -260,7 +262,8 @@ fn turns_can_be_taken_back_and_the_oldest_dropped() {
     assert_eq!((again.answer, again.prompt), (second.answer, second.prompt));
     assert_eq!(again.kept, again.prompt - 1, "the cache has the question already");
 
-    // Until nothing more fits. The conversation stays as it was, and with its oldest turns dropped it goes on.
+    // Until nothing more fits. The conversation stays as it was, and with its oldest turns dropped
+    // it goes on.
     let error = loop {
         match ask(&mut conversation, "What is the capital of Norway?") {
             Ok(_) => {}

@@ -1,4 +1,5 @@
-//! The engine: the same answers alone and among others, slots that are kept busy, prompts that are computed once.
+//! The engine: the same answers alone and among others, slots that are kept busy, prompts that are
+//! computed once.
 
 use std::{
     collections::BTreeMap,
@@ -298,8 +299,9 @@ fn resident_bytes() -> u64 {
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
-/// Requests of any length, some given up, some ended by a string, leave nothing behind: a thousand, or as many as `SOAK` says, as
-/// ci/run does where this is the only test of its process. Only then the process's memory says something.
+/// Requests of any length, some given up, some ended by a string, leave nothing behind: a thousand,
+/// or as many as `SOAK` says, as ci/run does where this is the only test of its process. Only then
+/// the process's memory says something.
 #[test]
 fn nothing_leaks() {
     let soak: Option<usize> = std::env::var("SOAK").ok().map(|n| n.parse().unwrap());
@@ -376,7 +378,8 @@ fn full_queues_and_engines_that_shut_down_refuse() {
     assert_eq!(answers.keys().map(|(id, _)| *id).collect::<Vec<_>>(), [first, first, first, second]);
 }
 
-/// Wherever a request is when it is given up, it has no more events, and the others finish as if it had not been there.
+/// Wherever a request is when it is given up, it has no more events, and the others finish as if it
+/// had not been there.
 #[test]
 fn requests_are_cancelled_in_any_phase() {
     let questions = questions();

@@ -303,7 +303,8 @@ fn shared_examples_are_computed_once() {
     assert!(stats.cached > stats.prefilled, "{} of {asked} were computed", stats.prefilled);
 }
 
-/// Where one slot is near its cache's end, others are not cut short; also continuations of several tokens, on several replicas.
+/// Where one slot is near its cache's end, others are not cut short; also continuations of several
+/// tokens, on several replicas.
 #[test]
 fn contexts_near_the_end_of_the_cache_do_not_cut_others() {
     let _alone = several_devices();

@@ -1,5 +1,5 @@
-//! The committed HLO of every program: as text for the tiny model, as one line of a table for the 2B and the 7B; and what the
-//! plugin makes of the caches.
+//! The committed HLO of every program: as text for the tiny model, as one line of a table for the
+//! 2B and the 7B; and what the plugin makes of the caches.
 
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
@@ -90,8 +90,8 @@ fn lines() -> Vec<ProgramSpec> {
     all
 }
 
-/// A program in one line: its name, instructions by opcode, parameters and their bytes, what devices send each other, and a digest
-/// of its text.
+/// A program in one line: its name, instructions by opcode, parameters and their bytes, what
+/// devices send each other, and a digest of its text.
 fn line(spec: &ProgramSpec, module: &Module) -> String {
     let mut opcodes: BTreeMap<String, usize> = BTreeMap::new();
     for instruction in module.to_proto().computations.into_iter().flat_map(|c| c.instructions) {
@@ -181,7 +181,8 @@ fn collectives_are_those_of_the_design() {
     }
 }
 
-/// The optimized program of the plugin, for a small model with caches of a shape that nothing else has.
+/// The optimized program of the plugin, for a small model with caches of a shape that nothing else
+/// has.
 fn optimized(
     lowering: Lowering,
     (program, slots, tp_size, compute, kv): (Program, i64, usize, DType, DType),

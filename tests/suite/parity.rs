@@ -1,5 +1,5 @@
-//! Numbers equal to Hugging Face transformers' (scripts/reference/goldens.py), the same on any number of devices, in any
-//! chunks, in any slot.
+//! Numbers equal to Hugging Face transformers' (scripts/reference/goldens.py), the same on any
+//! number of devices, in any chunks, in any slot.
 
 use gemma_pjrt::{
     gemma::Lowering,
@@ -204,7 +204,8 @@ fn prefill_then_decode_equals_one_prefill(lowering: Lowering) {
     assert_close(&tight.prefill_logits(0, 123, &prompt[123..]).unwrap(), &expected(499), 1e-4);
 }
 
-/// 8000 tokens in chunks of 512, and in chunks of 128 by another program: the same logits, up to the end of the context.
+/// 8000 tokens in chunks of 512, and in chunks of 128 by another program: the same logits, up to
+/// the end of the context.
 fn long_prompts_are_prefilled_in_chunks(lowering: Lowering) {
     let prompt: Vec<u32> = Golden::read("mqa").ids("prompt").into_iter().cycle().take(8000).collect();
     let mut session = Session::new(golden_model("mqa", TP1, DType::F32, lowering), 1, 8192).unwrap();

@@ -81,7 +81,8 @@ fn each_row_is_rounded_to_127_steps_of_its_largest_number() {
     }
 }
 
-/// Better on the whole than steps of an eighth of the largest number; of single numbers, some are worse.
+/// Better on the whole than steps of an eighth of the largest number; of single numbers, some are
+/// worse.
 #[test]
 fn each_group_is_rounded_to_sixteen_steps() {
     for tensor in Checkpoint::open(&golden_dir("mqa")).unwrap().tensors().values().filter(|t| t.dims.len() == 2) {
@@ -134,7 +135,8 @@ fn a_quantised_model_is_the_same_model_everywhere() {
     }
 }
 
-/// Of all differences to the logits of transformers, the one that 99% are below, as a share of the largest logit.
+/// Of all differences to the logits of transformers, the one that 99% are below, as a share of the
+/// largest logit.
 fn error_at_99_percent(logits: &[f32], model: &str) -> f32 {
     let original = Golden::read(model).f32s("logits");
     let scale = original.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
@@ -143,7 +145,8 @@ fn error_at_99_percent(logits: &[f32], model: &str) -> f32 {
     errors[errors.len() * 99 / 100]
 }
 
-/// Keys and values in eight bits: the same with kernels and without, on one device and on several, and little worse.
+/// Keys and values in eight bits: the same with kernels and without, on one device and on several,
+/// and little worse.
 #[test]
 fn a_cache_in_eight_bits_is_the_same_everywhere() {
     let _alone = several_devices();
@@ -152,7 +155,8 @@ fn a_cache_in_eight_bits_is_the_same_everywhere() {
         let expected = logits(&checkpoint, model, Mesh::SINGLE, DType::S8, NATIVE);
         for (devices, lowering) in [(1, KERNELS), (2, NATIVE), (4, KERNELS), (1, TPU), (4, TPU)] {
             let found = logits(&checkpoint, model, Mesh { data: 1, model: devices }, DType::S8, lowering);
-            // A step is a 127th: where two devices round to different ones, logits differ by more than sums do.
+            // A step is a 127th: where two devices round to different ones, logits differ by more
+            // than sums do.
             assert_close(&found, &expected, 2e-2);
         }
         let error = error_at_99_percent(&expected, model);

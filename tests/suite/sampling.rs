@@ -52,7 +52,8 @@ fn draw(logits: &[f32], vocab: i64, params: &[Params], positions: &[i32]) -> Vec
     })
 }
 
-/// Probabilities after temperature, top-k and top-p, by sorting: the way of transformers' logits processors.
+/// Probabilities after temperature, top-k and top-p, by sorting: the way of transformers' logits
+/// processors.
 fn probabilities(logits: &[f32], params: &Params) -> Vec<f64> {
     let scaled: Vec<f64> = logits.iter().map(|&x| f64::from(x / params.temperature)).collect();
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -243,7 +244,8 @@ fn wrong_parameters_are_explained() {
     }
 }
 
-/// Penalties and biases as transformers and OpenAI define them, on a vocabulary that is whole and one that is split.
+/// Penalties and biases as transformers and OpenAI define them, on a vocabulary that is whole and
+/// one that is split.
 #[test]
 fn penalties_and_biases_change_logits_as_defined() {
     let _alone = several_devices();
@@ -318,7 +320,8 @@ fn penalties_and_biases_change_logits_as_defined() {
     }
 }
 
-/// The most likely tokens in order, the first of equal ones first; also where a device has fewer tokens than are told.
+/// The most likely tokens in order, the first of equal ones first; also where a device has fewer
+/// tokens than are told.
 #[test]
 fn the_most_likely_tokens_are_told_in_order() {
     let _alone = several_devices();
