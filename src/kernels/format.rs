@@ -6,7 +6,7 @@ use super::simd::Simd;
 pub(super) trait ElementFormat {
     type Element: Copy;
     /// Loads one half of the elements of two vectors. Of bf16 these are the elements of even or odd
-    /// number, of all other formats the first or second vector (see `matmul::LaneOrder`).
+    /// number, of all other formats the first or second vector (see `operands::LaneOrder`).
     ///
     /// # Safety
     /// Called inside a function compiled for S's instructions, on a processor that has them; two

@@ -149,6 +149,19 @@ pub(super) fn run<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
     panic!("this kernel is not compiled for {}", isa.name())
 }
 
+/// Returns the number of f32 lanes of a vector.
+pub(super) fn lanes(isa: Isa) -> usize {
+    struct Lanes;
+    impl Kernel for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> usize {
+            S::LANES
+        }
+    }
+    run(isa, Lanes)
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::super::simd::{Avx2, Avx512};

@@ -14,17 +14,18 @@ use super::{
     context::ExecContext,
     format::{Bf16, ElementFormat, F16, F32, I8},
     integer,
-    isa::{self, Isa, Kernel},
-    operands::{Activations, WeightData, WeightMatrix},
+    isa::{self, Isa, Kernel, lanes},
+    operands::{Activations, LaneOrder, WeightData, WeightMatrix},
+    panels::{self, PanelActivations},
     scratch::with_scratch,
     simd::Simd,
     tiles::BLOCK,
-    upcast::{DequantizeBlocks, Upcast, upcast_to_bf16},
+    upcast::{DequantizeBlocks, upcast_to_bf16},
 };
 
 /// Activation rows that are multiplied with a block of weights in one go: more rows need more
 /// memory for their f32 copy, and are not faster.
-const MAX_ROWS: usize = 128;
+const MAX_ROWS: usize = 256;
 /// The most activation rows that form a single tile, with several weight rows each.
 const FEW_ROWS: usize = 4;
 /// Weight rows of a block are a multiple of this, which is a multiple of all tiles' weight rows.
@@ -40,7 +41,7 @@ const AHEAD_IN_ROW: usize = 2048;
 const STREAM_BYTES: usize = 256 << 10;
 
 /// The most activation rows for which weights are converted as they are used. With more it pays to
-/// convert a block first.
+/// convert a block first, and to transpose it.
 const STREAM_ROWS: usize = 32;
 
 /// Returns the activation rows in a tile. A weight that is converted or fetched from memory as it
@@ -84,7 +85,7 @@ pub fn products(
     let path = MatmulPath::of(context.isa, &x, &weights[0].data, rows);
     for first_row in (0..rows).step_by(MAX_ROWS) {
         let rows = MAX_ROWS.min(rows - first_row);
-        with_scratch(path.scratch(rows, width), |scratch| {
+        with_scratch(path.scratch(context.isa, rows, width), |scratch| {
             let part = x.slice(first_row * width..(first_row + rows) * width);
             let packed = path.pack(context, part, &weights[0].data, width, scratch);
             let unit = block_rows(path, rows, columns, weights, context.pool.threads());
@@ -105,7 +106,10 @@ pub fn products(
 /// A way to multiply activations with weights.
 #[derive(Clone, Copy, PartialEq)]
 enum MatmulPath {
+    /// In f32: weights are converted as they are used.
     F32,
+    /// In f32: weights are converted first.
+    Panels,
     /// Both in bf16, by instructions that sum in f32.
     Bf16,
     /// Both in bf16, in tiles.
@@ -120,17 +124,19 @@ impl MatmulPath {
         }
         let becomes_bf16 = matches!(weights, WeightData::Bf16(_) | WeightData::I8(_) | WeightData::I4(_));
         match isa {
-            _ if !becomes_bf16 || !matches!(x, Activations::Bf16(_)) => Self::F32,
-            Isa::Amx if rows > FEW_ROWS => Self::Tiles,
-            Isa::Amx | Isa::Avx512Bf16 => Self::Bf16,
+            Isa::Amx | Isa::Avx512Bf16 if becomes_bf16 && matches!(x, Activations::Bf16(_)) => {
+                if isa == Isa::Amx && rows > FEW_ROWS { Self::Tiles } else { Self::Bf16 }
+            }
+            _ if rows > STREAM_ROWS => Self::Panels,
             _ => Self::F32,
         }
     }
 
     /// Returns the f32 elements of scratch memory that packed activations take.
-    fn scratch(self, rows: usize, width: usize) -> usize {
+    fn scratch(self, isa: Isa, rows: usize, width: usize) -> usize {
         match self {
             Self::F32 => rows * width,
+            Self::Panels => PanelActivations::scratch(isa, rows, width),
             Self::Bf16 => (rows * width).div_ceil(2),
             Self::Tiles => amx::TiledActivations::elements(rows, width) / 2,
             Self::Integers => integer::QuantActivations::scratch(rows, width),
@@ -171,6 +177,7 @@ impl MatmulPath {
                 width,
                 bytemuck::cast_slice_mut(scratch),
             )),
+            (Self::Panels, _) => PackedActivations::Panels(PanelActivations::new(context, x, weights, width, scratch)),
             _ => {
                 let (tile_rows, order) = (tile_rows::<F32>(rows), LaneOrder::of(context.isa, weights, width));
                 context.pool.run_chunks(scratch, tile_rows * width, &|tile, packed| {
@@ -188,6 +195,7 @@ impl MatmulPath {
 #[derive(Clone, Copy)]
 enum PackedActivations<'a> {
     F32(&'a [f32]),
+    Panels(PanelActivations<'a>),
     Bf16(&'a [u16]),
     Tiles(amx::TiledActivations<'a>),
     Integers(integer::QuantActivations<'a>),
@@ -198,6 +206,7 @@ impl PackedActivations<'_> {
     fn multiply(self, isa: Isa, weight: &WeightMatrix<'_>, out: &mut [f32]) {
         match (self, weight.data) {
             (Self::F32(x), _) => multiply(isa, x, weight, out),
+            (Self::Panels(x), _) => panels::multiply(isa, x, weight, out),
             (Self::Bf16(x), WeightData::Bf16(weights)) => {
                 multiply_part::<Bf16Pairs>(isa, x, weights, 0..weight.width, weight, out);
             }
@@ -214,7 +223,11 @@ impl PackedActivations<'_> {
 
 /// Returns the weight rows of one task.
 fn block_rows(path: MatmulPath, rows: usize, columns: usize, weights: &[WeightMatrix<'_>], threads: usize) -> usize {
-    let unit = if path == MatmulPath::Tiles { BLOCK } else { BLOCK_UNIT };
+    let unit = match path {
+        MatmulPath::Tiles => BLOCK,
+        MatmulPath::Panels => panels::COLUMNS,
+        _ => BLOCK_UNIT,
+    };
     let streamed = if path == MatmulPath::Bf16 { Bf16Pairs::STREAMED } else { FEW_ROWS };
     let wanted = if rows > streamed && path != MatmulPath::Integers {
         4 * BLOCK_UNIT / weights.len()
@@ -262,75 +275,17 @@ fn pack_tile<T>(packed: &mut [T], width: usize, pair: usize, element: impl Fn(us
     }
 }
 
-/// Returns the number of elements in a vector.
-fn lanes(isa: Isa) -> usize {
-    struct Lanes;
-    impl Kernel for Lanes {
-        type Output = usize;
-        #[inline(always)]
-        unsafe fn run<S: Simd>(self) -> usize {
-            S::LANES
-        }
-    }
-    isa::run(isa, Lanes)
-}
-
-/// The order of the elements in a packed row.
-#[derive(Clone, Copy)]
-pub(super) struct LaneOrder {
-    lanes: usize,
-    /// Up to this element, in each pair of vectors the elements of even number come before those of
-    /// odd number.
-    interleaved: usize,
-}
-
-impl LaneOrder {
-    pub(super) fn of(isa: Isa, elements: &WeightData<'_>, width: usize) -> Self {
-        let lanes = lanes(isa);
-        let pairs = width - width % (2 * lanes);
-        Self { lanes, interleaved: if matches!(elements, WeightData::Bf16(_)) { pairs } else { 0 } }
-    }
-
-    /// Returns which element is stored at `at`.
-    #[inline]
-    pub(super) fn element(self, at: usize) -> usize {
-        if at >= self.interleaved {
-            return at;
-        }
-        // Lanes are a power of two.
-        let (pair, lane) = (at & !(2 * self.lanes - 1), at & (self.lanes - 1));
-        pair + 2 * lane + usize::from(at & self.lanes != 0)
-    }
-}
-
 /// Sets `out` `[rows, columns]` to the products of packed activations with a block of weights.
 pub(super) fn multiply(isa: Isa, x: &[f32], weight: &WeightMatrix<'_>, out: &mut [f32]) {
     match weight.data {
         WeightData::F32(weights) => multiply_part::<F32>(isa, x, weights, 0..weight.width, weight, out),
-        WeightData::Bf16(weights) => multiply_as::<Bf16>(isa, x, weights, weight, out),
-        WeightData::F16(weights) => multiply_as::<F16>(isa, x, weights, weight, out),
-        WeightData::I8(weights) => multiply_as::<I8>(isa, x, weights, weight, out),
+        WeightData::Bf16(weights) => multiply_part::<Bf16>(isa, x, weights, 0..weight.width, weight, out),
+        WeightData::F16(weights) => multiply_part::<F16>(isa, x, weights, 0..weight.width, weight, out),
+        WeightData::I8(weights) => multiply_part::<I8>(isa, x, weights, 0..weight.width, weight, out),
         WeightData::I4(blocks) => multiply_upcast::<F32>(x, weight, out, isa, |part, values| {
             isa::run(isa, DequantizeBlocks { blocks, width: weight.width, part, values });
         }),
     }
-}
-
-/// Multiplies with weights that are converted as they are used for few rows, and converted once for
-/// many.
-fn multiply_as<F: ElementFormat>(
-    isa: Isa,
-    x: &[f32],
-    weights: &[F::Element],
-    weight: &WeightMatrix<'_>,
-    out: &mut [f32],
-) {
-    if x.len() <= STREAM_ROWS * weight.width {
-        return multiply_part::<F>(isa, x, weights, 0..weight.width, weight, out);
-    }
-    multiply_upcast::<F32>(x, weight, out, isa, |part, values| {
-        isa::run(isa, Upcast::<F> { weights, width: weight.width, part, values });
-    });
 }
 
 /// Multiplies as [`multiply`] does. `upcast` converts a part of each weight row, in the order of

@@ -21,6 +21,7 @@
 //! | [`integer`] | products in integers, for few activations and quantised weights |
 //! | `upcast` | weights converted to f32 or bf16 once, for many activations |
 //! | `amx` | products in tiles of bf16 |
+//! | `panels` | products in f32, for many activations |
 //! | [`matmul`] | products of activations with weights, in the fastest of these ways |
 //! | [`linear`] | epilogues: store, GELU, max, top-k |
 //! | [`segments`] | which tokens of a step belong to which slot |
@@ -43,6 +44,7 @@ pub mod linear;
 pub mod matmul;
 pub mod operands;
 pub mod output;
+mod panels;
 mod pool;
 pub mod probe;
 mod scratch;

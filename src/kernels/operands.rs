@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::format::{Bf16, ElementFormat};
+use super::{
+    format::{Bf16, ElementFormat},
+    isa::{Isa, lanes},
+};
 use crate::kernel_abi::GROUP;
 
 /// Elements of a weight or of a KV cache, as stored.
@@ -191,5 +194,33 @@ impl Activations<'_> {
             Self::F32(x) => x[at],
             Self::Bf16(x) => Bf16::to_f32(x[at]),
         }
+    }
+}
+
+/// The order of the elements in a packed row.
+#[derive(Clone, Copy)]
+pub(super) struct LaneOrder {
+    pub(super) lanes: usize,
+    /// Up to this element, in each pair of vectors the elements of even number come before those of
+    /// odd number.
+    interleaved: usize,
+}
+
+impl LaneOrder {
+    pub(super) fn of(isa: Isa, elements: &WeightData<'_>, width: usize) -> Self {
+        let lanes = lanes(isa);
+        let pairs = width - width % (2 * lanes);
+        Self { lanes, interleaved: if matches!(elements, WeightData::Bf16(_)) { pairs } else { 0 } }
+    }
+
+    /// Returns which element is stored at `at`.
+    #[inline]
+    pub(super) fn element(self, at: usize) -> usize {
+        if at >= self.interleaved {
+            return at;
+        }
+        // Lanes are a power of two.
+        let (pair, lane) = (at & !(2 * self.lanes - 1), at & (self.lanes - 1));
+        pair + 2 * lane + usize::from(at & self.lanes != 0)
     }
 }

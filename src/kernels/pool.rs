@@ -239,22 +239,49 @@ mod tests {
         }
     }
 
+    /// Jobs begin and end as fast as they can, with their data on the callers' stacks. A worker that
+    /// stayed in a job after its end, or took a chunk twice, would write into another job's data.
     #[test]
-    fn callers_that_share_a_pool_do_not_wait_for_each_other() {
-        let pool = Pool::new(3);
-        let total = AtomicUsize::new(0);
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..200 {
-                        pool.run(16, &|_| {
-                            total.fetch_add(1, Ordering::Relaxed);
-                        });
-                    }
-                });
-            }
-        });
-        assert_eq!(total.into_inner(), 4 * 200 * 16);
+    fn jobs_of_several_callers_keep_to_their_own_data() {
+        for (threads, callers) in [(2, 1), (2, 2), (3, 4), (8, 3)] {
+            let pool = Pool::new(threads);
+            thread::scope(|scope| {
+                for caller in 1..=callers {
+                    let pool = &pool;
+                    scope.spawn(move || {
+                        for job in 0..5000_usize {
+                            let mut sums = [0_usize; 16];
+                            let (chunks, size) = (2 + job * 7 % 15, 1 + job % 2);
+                            let used = &mut sums[..chunks.min(16)];
+                            pool.run_chunks(used, size, &|chunk, part| {
+                                part.iter_mut().enumerate().for_each(|(i, x)| *x += (chunk * size + i + job) * caller);
+                            });
+                            // Some workers park in between.
+                            if job % 1000 == 0 {
+                                thread::sleep(std::time::Duration::from_millis(1));
+                            }
+                            let right = |i: usize| if i < chunks { (i + job) * caller } else { 0 };
+                            assert!(sums.iter().enumerate().all(|(i, &x)| x == right(i)), "{job} of {caller}: {sums:?}");
+                        }
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_pool_is_dropped_whatever_its_workers_do() {
+        for spins in 0..300_u32 {
+            let pool = Pool::new(3);
+            let total = AtomicUsize::new(0);
+            pool.run(8, &|_| {
+                total.fetch_add(1, Ordering::Relaxed);
+            });
+            // Workers have not begun yet, spin or are parked.
+            (0..spins * 50).for_each(|_| std::hint::spin_loop());
+            drop(pool);
+            assert_eq!(total.into_inner(), 8);
+        }
     }
 
     #[test]

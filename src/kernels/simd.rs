@@ -12,7 +12,7 @@
 /// alignment.
 pub trait Simd: Copy + 'static {
     type VecF32: Copy;
-    /// Number of lanes.
+    /// Number of lanes, at most 16.
     const LANES: usize;
 
     unsafe fn splat(x: f32) -> Self::VecF32;
@@ -67,6 +67,31 @@ pub trait Simd: Copy + 'static {
     /// Broadcasts elements `2 * pair` and `2 * pair + 1` of a vector to the lanes in which
     /// [`Self::dot_nibbles`] has the first and the second block.
     unsafe fn broadcast_pair(x: Self::VecF32, pair: usize) -> Self::VecF32;
+
+    /// The lanes of `a` and `b` in turns: those of their first halves, and those of their second
+    /// halves.
+    unsafe fn interleave(a: Self::VecF32, b: Self::VecF32) -> [Self::VecF32; 2];
+
+    /// Transposes the first `LANES` vectors, a square. The others are left as they are.
+    #[inline(always)]
+    unsafe fn transpose(mut x: [Self::VecF32; 16]) -> [Self::VecF32; 16] {
+        // An element's place in the square is a number of which the upper half of the bits are its
+        // vector and the lower half its lane. Interleaving vectors that are half a square apart
+        // rotates that number by a bit; as many rounds as a lane has bits exchange the halves.
+        let half = Self::LANES / 2;
+        unrolled!(round < 4, {
+            if 1 << round < Self::LANES {
+                let y = x;
+                unrolled!(i < 8, {
+                    if i < half {
+                        // SAFETY: the caller's promise is that of every function here.
+                        [x[2 * i], x[2 * i + 1]] = unsafe { Self::interleave(y[i], y[i + half]) };
+                    }
+                });
+            }
+        });
+        x
+    }
 
     /// Computes e to the power of x, and NaN for NaN, with the polynomial of Cephes' `expf`. It is
     /// within 2 ulp where the result is a normal f32; below it is 0, above the largest number.
@@ -204,6 +229,9 @@ impl Simd for Portable {
     unsafe fn broadcast_pair(x: Self::VecF32, pair: usize) -> Self::VecF32 {
         each(|lane| x[2 * pair + lane / 4])
     }
+    unsafe fn interleave(a: Self::VecF32, b: Self::VecF32) -> [Self::VecF32; 2] {
+        [0, WIDTH / 2].map(|first| each(|i| if i % 2 == 0 { a[first + i / 2] } else { b[first + i / 2] }))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -337,6 +365,10 @@ mod x86 {
                 let (a, b) = (2 * pair as i32, 2 * pair as i32 + 1);
                 _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(a, a, a, a, b, b, b, b))
             };
+            interleave(a: __m256, b: __m256) -> [__m256; 2] = {
+                let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                [_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)]
+            };
         }
 
         #[inline(always)]
@@ -410,6 +442,11 @@ mod x86 {
                 let (a, b) = (2 * pair as i32, 2 * pair as i32 + 1);
                 let lanes = _mm256_setr_epi32(a, a, a, a, b, b, b, b);
                 _mm512_permutexvar_ps(_mm512_zextsi256_si512(lanes), x)
+            };
+            interleave(a: __m512, b: __m512) -> [__m512; 2] = {
+                let first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+                let second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+                [_mm512_permutex2var_ps(a, first, b), _mm512_permutex2var_ps(a, second, b)]
             };
             sum(x: __m512) -> f32 = _mm512_reduce_add_ps(x);
             sum_four(x: [__m512; 4]) -> [f32; 4] = {

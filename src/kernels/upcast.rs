@@ -4,44 +4,12 @@
 use std::ops::Range;
 
 use super::{
-    format::ElementFormat,
     isa::{self, Isa, Kernel},
     operands::{QuantBlocks, WeightData},
     scratch::with_scratch,
     simd::Simd,
 };
 use crate::kernel_abi::GROUP;
-
-/// Converts a part of each row to f32, in the order in which elements are loaded.
-pub(super) struct Upcast<'a, F: ElementFormat> {
-    pub weights: &'a [F::Element],
-    pub width: usize,
-    pub part: Range<usize>,
-    pub values: &'a mut [f32],
-}
-
-impl<F: ElementFormat> Kernel for Upcast<'_, F> {
-    type Output = ();
-    const FASTEST: Isa = Isa::Avx512;
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        for (row, values) in self.weights.chunks_exact(self.width).zip(self.values.chunks_exact_mut(self.part.len())) {
-            let row = &row[self.part.clone()];
-            let pairs = row.len() - row.len() % (2 * S::LANES);
-            for at in (0..pairs).step_by(2 * S::LANES) {
-                // SAFETY: two vectors of elements, and of values; the instruction set is the
-                // caller's promise.
-                unsafe {
-                    let (from, to) = (row.as_ptr().add(at), values.as_mut_ptr().add(at));
-                    S::store(to, F::load::<S>(from, 0));
-                    S::store(to.add(S::LANES), F::load::<S>(from, 1));
-                }
-            }
-            values[pairs..].iter_mut().zip(&row[pairs..]).for_each(|(to, &from)| *to = F::to_f32(from));
-        }
-    }
-}
 
 /// Dequantises a part of each row of four-bit elements to f32.
 pub(super) struct DequantizeBlocks<'a> {

@@ -2,12 +2,15 @@
 
 use std::{
     fs,
+    path::PathBuf,
+    process::Command,
     time::{Duration, Instant},
 };
 
+use gemma_pjrt::pjrt::ABI_SLOT_NAMES;
 use serde_json::{Value, json};
 
-use crate::Home;
+use crate::{Home, Ran, plugin};
 
 fn lines(path: &std::path::Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -91,4 +94,47 @@ fn a_run_that_is_killed_goes_on_where_it_was() {
     assert_eq!(lines(&home.path("out.jsonl")).len(), 60);
     let answers = |path| lines(path).into_iter().map(|line| line["choices"].clone()).collect::<Vec<_>>();
     assert_eq!(answers(&home.path("out.jsonl")), answers(&whole));
+}
+
+/// Compiles the plugin of which one execution fails.
+fn faulty_plugin(home: &Home) -> PathBuf {
+    let library = home.path("faulty.so");
+    let execute = ABI_SLOT_NAMES.iter().position(|&name| name == "LoadedExecutable_Execute").unwrap();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli/faulty_plugin.c");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(format!("-DEXECUTE={execute}")).arg(source).arg("-ldl");
+    assert!(cc.status().unwrap().success(), "{cc:?}");
+    library
+}
+
+#[test]
+fn a_step_that_fails_ends_its_requests_and_no_others() {
+    let home = Home::new();
+    let prompts: Vec<Value> = (0..12)
+        .map(|i| json!({"prompt": format!("What is {i} + {}?", i * 7 % 50), "temperature": 1.0, "seed": i}))
+        .collect();
+    let (input, output) = write(&home, &prompts);
+    let library = faulty_plugin(&home);
+    for lowering in ["kernels", "native"] {
+        let args = ["generate", "--input", &input, "--output", &output, "--slots", "2", "--lowering", lowering];
+        home.run(&args).ok();
+        let whole = lines(&home.path("out.jsonl"));
+        // The third and later executions are steps; slots are busy by the tenth.
+        for fault_at in [3, 10, 11] {
+            fs::remove_file(&output).unwrap();
+            let mut faulty = home.command(&args);
+            faulty.env("PJRT_PLUGIN", &library).env("REAL_PLUGIN", plugin()).env("FAULT_AT", fault_at.to_string());
+            Ran::of(faulty.output().unwrap()).fails(1, &["12 lines", "could not be run"]);
+            let found = lines(&home.path("out.jsonl"));
+            let (failed, answered): (Vec<_>, Vec<_>) =
+                found.iter().zip(&whole).partition(|(line, _)| line.get("error").is_some());
+            assert!((1..=2).contains(&failed.len()), "{fault_at}: {found:?}");
+            for (line, _) in failed {
+                assert!(line["error"].as_str().unwrap().contains("running "), "{line}");
+            }
+            for (line, undisturbed) in answered {
+                assert_eq!(line, undisturbed, "{fault_at}");
+            }
+        }
+    }
 }
