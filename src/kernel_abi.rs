@@ -7,6 +7,7 @@ pub const LINEAR: &str = "gemma_pjrt.linear";
 pub const GATE_UP: &str = "gemma_pjrt.gate_up";
 pub const LINEAR_MAX: &str = "gemma_pjrt.linear_max";
 pub const LINEAR_TOP: &str = "gemma_pjrt.linear_top";
+pub const LINEAR_SCORE: &str = "gemma_pjrt.linear_score";
 pub const ATTENTION: &str = "gemma_pjrt.attention";
 
 /// Elements of a row that share a scale in four-bit weights.

@@ -4,11 +4,11 @@
 use super::{
     Context,
     inputs::Inputs,
-    layers::{largest_logit, logits, top_logits},
+    layers::{largest_logit, logits, score_logits, top_logits},
     weights::Weights,
 };
 use crate::{
-    hlo::{Mesh, Op},
+    hlo::{DType, Mesh, Op},
     sampling::{self, Candidates, MAX_TOP_K, ParamOps, PenaltyOps, Sampler},
     tree,
 };
@@ -90,9 +90,18 @@ pub(super) fn score<'g>(
     targets: Op<'g>,
     top: bool,
 ) -> Op<'g> {
-    let logits = logits(cx, hidden, weights);
-    let greedy = sampling::greedy(logits, cx.model.mesh).reshape(&[targets.dim(0), 1]);
-    Op::concatenate(&[greedy, sampling::packed_logprobs(logits, targets, top, cx.model.mesh)], 1)
+    let (mesh, vocab) = (cx.model.mesh, weights.output().rows());
+    let column = |x: Op<'g>| x.reshape(&[targets.dim(0), 1]);
+    if top {
+        let logits = logits(cx, hidden, weights);
+        let greedy = column(sampling::greedy(logits, mesh));
+        return Op::concatenate(&[greedy, sampling::packed_logprobs(logits, targets, top, mesh)], 1);
+    }
+    let targets = sampling::on_this_device(targets, vocab, mesh);
+    let [largest, index, log_total, chosen] = score_logits(cx, hidden, weights, targets);
+    let greedy = sampling::largest(largest, index, vocab, mesh);
+    let logprob = sampling::merged_log_probability(chosen, log_total, mesh);
+    Op::concatenate(&[column(greedy), column(logprob).bitcast_convert(DType::S32)], 1)
 }
 
 /// `f32[rows, vocab]`, whole on every device.

@@ -9,7 +9,7 @@ use super::{
     Context,
     attention::{Tokens, attend},
     cache::Cache,
-    products::{gated_linear, linear, linear_max, linear_top},
+    products::{gated_linear, linear, linear_max, linear_score, linear_top},
     weights::{LayerWeights, Weights},
 };
 use crate::hlo::{DType, Literal, Op};
@@ -143,4 +143,11 @@ pub(super) fn top_logits<'g>(
 ) -> (Op<'g>, Option<Op<'g>>) {
     let _scope = x.graph().scope("logits");
     linear_top(cx, rms_norm(cx, x, weights.norm), weights.output(), most)
+}
+
+/// The largest of [`logits`] in each row, its number, their log-sum-exp, and the logit of `targets`,
+/// all in this device's part of the vocabulary; see [`linear_score`].
+pub(super) fn score_logits<'g>(cx: Context<'_, 'g>, x: Op<'g>, weights: &Weights<'g>, targets: Op<'g>) -> [Op<'g>; 4] {
+    let _scope = x.graph().scope("logits");
+    linear_score(cx, rms_norm(cx, x, weights.norm), weights.output(), targets)
 }

@@ -4,7 +4,7 @@
 use super::{Context, weights::Matrix};
 use crate::{
     hlo::{DType, DotDims, Op, Shape},
-    kernel_abi::{GATE_UP, GROUP, LINEAR, LINEAR_MAX, LINEAR_TOP},
+    kernel_abi::{GATE_UP, GROUP, LINEAR, LINEAR_MAX, LINEAR_SCORE, LINEAR_TOP},
 };
 
 /// Elements of a row that share a scale, in four bits.
@@ -55,14 +55,37 @@ pub(super) fn linear_top<'g>(
     (found[0], Some(found[1]))
 }
 
-/// Calls a kernel with activations, the number of real rows, and weights, followed by their scales
-/// or offsets.
+/// Of each row of `x wᵀ`: the largest element and its column, the log-sum-exp, and the element in the
+/// column `targets` `s32[rows]`, minus infinity where there is no such column. All are `[rows]`, the
+/// columns s32, the others f32.
+pub(super) fn linear_score<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>, targets: Op<'g>) -> [Op<'g>; 4] {
+    if !cx.model.lowering.kernels {
+        let products = linear(cx, x, weight, DType::F32);
+        let [largest, column] = products.max_with_index();
+        let in_column = |x: Op<'g>| x.reshape(&[x.dim(0), 1]);
+        let total = (products - in_column(largest)).exp().reduce_sum(&[1]);
+        let columns = x.graph().iota(products.shape().with_dtype(DType::S32), 1);
+        let is_target = columns.eq(in_column(targets));
+        let chosen = is_target.select(products, x.graph().f32(f64::NEG_INFINITY)).reduce_max(&[1]);
+        return [largest, column, largest + total.log(), chosen];
+    }
+    let results = [DType::F32, DType::S32, DType::F32, DType::F32].map(|dtype| Shape::new(dtype, [x.dim(0)]));
+    let operands = [vec![targets], product_operands(cx, x, &[weight])].concat();
+    let found = x.graph().custom_call(LINEAR_SCORE, &operands, &results, &[], &[]);
+    [found[0], found[1], found[2], found[3]]
+}
+
+/// Calls a kernel with the operands of a product.
 fn kernel<'g>(cx: Context<'_, 'g>, target: &str, x: Op<'g>, weights: &[Matrix<'g>], results: &[Shape]) -> Vec<Op<'g>> {
+    x.graph().custom_call(target, &product_operands(cx, x, weights), results, &[], &[])
+}
+
+/// Activations, the number of real rows, and weights, followed by their scales or offsets.
+fn product_operands<'g>(cx: Context<'_, 'g>, x: Op<'g>, weights: &[Matrix<'g>]) -> Vec<Op<'g>> {
     let elements = weights.iter().map(|weight| weight.elements);
     let scales = weights.iter().filter_map(|weight| weight.scale);
     let offsets = weights.iter().filter_map(|weight| weight.offset);
-    let operands: Vec<Op<'g>> = [x, cx.count].into_iter().chain(elements).chain(scales).chain(offsets).collect();
-    x.graph().custom_call(target, &operands, results, &[], &[])
+    [x, cx.count].into_iter().chain(elements).chain(scales).chain(offsets).collect()
 }
 
 /// `f32[rows, out]` from `[rows, in]` and `[out, in]`.

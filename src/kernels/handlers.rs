@@ -9,7 +9,7 @@ use super::{
     attention::attention,
     context::ExecContext,
     kv_cache::{CacheData, KvCacheMut, NewKv},
-    linear::{gate_up, linear, linear_max, linear_top},
+    linear::{RowScores, gate_up, linear, linear_max, linear_score, linear_top},
     operands::{Activations, QuantBlocks, WeightData, WeightMatrix},
     output::{OutputRows, zero_beyond},
     segments::{AttentionShape, Segments},
@@ -38,6 +38,7 @@ pub fn register(api: &Api) -> crate::pjrt::Result<()> {
         ffi::register::<GateUp>(api)?;
         ffi::register::<LinearMax>(api)?;
         ffi::register::<LinearTop>(api)?;
+        ffi::register::<LinearScore>(api)?;
         ffi::register::<Attention>(api)?;
         done.insert(api.path().to_owned());
     }
@@ -134,6 +135,38 @@ impl Handler for LinearTop {
         let values = zero_beyond(values.as_mut_slice()?, count * k);
         let columns = zero_beyond(columns.as_mut_slice()?, count * k);
         linear_top(ExecContext::whole(), x, weight, k, values, columns);
+        Ok(())
+    }
+}
+
+/// Scores a column of each row's products beside all of them.
+///
+/// Operands: target columns `s32[rows]`, then as [`Linear`]. Results: the largest products
+/// `f32[rows]`, their columns `s32[rows]`, the logarithms of the sums of all exponentials
+/// `f32[rows]`, and the targets' products `f32[rows]`, minus infinity where there is no such column.
+struct LinearScore;
+
+impl Handler for LinearScore {
+    const TARGET: &str = kernel_abi::LINEAR_SCORE;
+
+    fn call(frame: Frame<'_>) -> Result<()> {
+        let (operands, [largest, columns, log_totals, chosen]) = frame.arrays()?;
+        let [targets, operands @ ..] = &operands[..] else {
+            return Err("takes target columns, activations, a row count and a weight, not 0 operands".into());
+        };
+        let ProductOperands { x, rows, count, weights: [weight] } = product_operands(operands)?;
+        expect("the targets", targets.dims(), &[rows])?;
+        let results = [&largest, &columns, &log_totals, &chosen];
+        for (what, result) in ["largest values", "columns", "log totals", "targets' products"].iter().zip(results) {
+            expect(&format!("the {what}"), result.dims(), &[rows])?;
+        }
+        let scores = RowScores {
+            largest: zero_beyond(largest.as_mut_slice()?, count),
+            columns: zero_beyond(columns.as_mut_slice()?, count),
+            log_totals: zero_beyond(log_totals.as_mut_slice()?, count),
+            chosen: zero_beyond(chosen.as_mut_slice()?, count),
+        };
+        linear_score(ExecContext::whole(), x, weight, &targets.as_slice()?[..count], scores);
         Ok(())
     }
 }

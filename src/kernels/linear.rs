@@ -1,4 +1,4 @@
-//! Epilogues: store, GELU, max, top-k.
+//! Epilogues: store, GELU, max, top-k, log-sum-exp.
 
 use std::sync::{
     Mutex,
@@ -112,25 +112,142 @@ pub fn linear_max(
     columns.fill(i32::MAX);
     let best = Mutex::new((values, columns));
     products(context, x, &[weight], &|block| {
-        let mut found = Vec::with_capacity(block.rows);
-        for row in block.values.chunks_exact(block.columns) {
-            let mut at = 0;
-            for (i, &value) in row.iter().enumerate() {
-                if is_larger(value, row[at]) {
-                    at = i;
-                }
-            }
-            found.push((row[at], (block.first_column + at) as i32));
-        }
+        let rows = block.values.chunks_exact(block.columns);
+        let found: Vec<_> = rows.map(|row| Largest::in_row(row, block.first_column)).collect();
         let mut best = best.lock().expect("nothing panics while it is held");
-        for (i, (value, column)) in found.into_iter().enumerate() {
+        for (i, found) in found.into_iter().enumerate() {
             let row = block.first_row + i;
-            let (known, at) = (best.0[row], best.1[row]);
-            if is_larger(value, known) || (!is_larger(known, value) && column < at) {
-                (best.0[row], best.1[row]) = (value, column);
-            }
+            let known = Largest { value: best.0[row], column: best.1[row] };
+            let larger = known.or(found);
+            (best.0[row], best.1[row]) = (larger.value, larger.column);
         }
     });
+}
+
+/// A row's largest product, and its column.
+#[derive(Clone, Copy)]
+struct Largest {
+    value: f32,
+    column: i32,
+}
+
+impl Largest {
+    /// Finds the first one in a part of a row that begins at a column.
+    fn in_row(row: &[f32], first_column: usize) -> Self {
+        let mut at = 0;
+        for (i, &value) in row.iter().enumerate() {
+            if is_larger(value, row[at]) {
+                at = i;
+            }
+        }
+        Self { value: row[at], column: (first_column + at) as i32 }
+    }
+
+    /// Returns the larger of two, or the first where they are equal.
+    fn or(self, other: Self) -> Self {
+        let is_first = other.column < self.column && !is_larger(self.value, other.value);
+        if is_larger(other.value, self.value) || is_first { other } else { self }
+    }
+}
+
+/// What [`linear_score`] finds: an element for each row.
+pub struct RowScores<'a> {
+    /// The largest product and its column, as [`linear_max`] finds them.
+    pub largest: &'a mut [f32],
+    pub columns: &'a mut [i32],
+    /// The logarithm of the sum of all products' exponentials.
+    pub log_totals: &'a mut [f32],
+    /// The product in the row's target column; minus infinity where there is no such column.
+    pub chosen: &'a mut [f32],
+}
+
+/// Scores each row's target: its product, beside all products of the row. The log-softmax of the
+/// target is the difference of `chosen` and `log_totals`.
+///
+/// # Panics
+/// If shapes do not fit each other, or `targets` and `scores` do not have an element for each row of
+/// `x`.
+pub fn linear_score(
+    context: ExecContext<'_>,
+    x: Activations<'_>,
+    weight: WeightMatrix<'_>,
+    targets: &[i32],
+    scores: RowScores<'_>,
+) {
+    let RowScores { largest, columns, log_totals, chosen } = scores;
+    let lengths = [largest.len(), columns.len(), log_totals.len(), chosen.len()];
+    assert_eq!(lengths, [targets.len(); 4], "results of as many rows as there are targets");
+    chosen.fill(f32::NEG_INFINITY);
+    /// A block's part of a row.
+    struct Part {
+        row: usize,
+        largest: Largest,
+        /// Of exponentials of products minus the largest one.
+        sum: f32,
+    }
+    let found = Mutex::new((Vec::new(), chosen));
+    products(context, x, &[weight], &|block| {
+        let mut parts = Vec::with_capacity(block.rows);
+        for (i, row) in block.values.chunks_exact(block.columns).enumerate() {
+            let largest = Largest::in_row(row, block.first_column);
+            let sum = isa::run(context.isa, SumExp { values: row, largest: largest.value });
+            parts.push(Part { row: block.first_row + i, largest, sum });
+        }
+        let mut found = found.lock().expect("nothing panics while it is held");
+        for (part, row) in parts.iter().zip(block.values.chunks_exact(block.columns)) {
+            let column = usize::try_from(targets[part.row]).ok().and_then(|at| at.checked_sub(block.first_column));
+            if let Some(&product) = column.and_then(|at| row.get(at)) {
+                found.1[part.row] = product;
+            }
+        }
+        found.0.push((block.first_column, parts));
+    });
+    let (mut blocks, _) = found.into_inner().expect("nothing panics while it is held");
+    // In the order of the columns, whichever thread came first: sums are always the same.
+    blocks.sort_unstable_by_key(|(first_column, _)| *first_column);
+    let parts = || blocks.iter().flat_map(|(_, parts)| parts);
+    largest.fill(f32::NEG_INFINITY);
+    columns.fill(i32::MAX);
+    for Part { row, largest: part, .. } in parts() {
+        let larger = Largest { value: largest[*row], column: columns[*row] }.or(*part);
+        (largest[*row], columns[*row]) = (larger.value, larger.column);
+    }
+    let mut totals = vec![0.0; targets.len()];
+    for Part { row, largest: part, sum } in parts() {
+        totals[*row] += f64::from(*sum) * f64::from(part.value - largest[*row]).exp();
+    }
+    for ((log_total, total), largest) in log_totals.iter_mut().zip(totals).zip(largest) {
+        *log_total = (f64::from(*largest) + total.ln()) as f32;
+    }
+}
+
+/// Sums the exponentials of values minus the largest one.
+struct SumExp<'a> {
+    values: &'a [f32],
+    largest: f32,
+}
+
+impl Kernel for SumExp<'_> {
+    type Output = f32;
+    const FASTEST: Isa = Isa::Avx512;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        let (whole, rest) = self.values.split_at(self.values.len() / S::LANES * S::LANES);
+        // The remaining values, in a vector of their own whose other lanes add nothing.
+        let mut padded = [f32::NEG_INFINITY; 16];
+        padded[..rest.len()].copy_from_slice(rest);
+        // SAFETY: a vector is at most 16 long; the instruction set is the caller's promise.
+        unsafe {
+            // A closure would not be compiled for the instruction set.
+            let largest = S::splat(self.largest);
+            let mut sums = S::exp(S::sub(S::load(padded.as_ptr()), largest));
+            for values in whole.chunks_exact(S::LANES) {
+                sums = S::add(sums, S::exp(S::sub(S::load(values.as_ptr()), largest)));
+            }
+            S::sum(sums)
+        }
+    }
 }
 
 /// Finds each row's `k` largest products and their columns, from large to small. Where products are
@@ -149,7 +266,7 @@ pub fn linear_top(
 ) {
     assert!(values.len() == columns.len() && values.len().is_multiple_of(k), "rows of {k}");
     assert!(0 < k && k <= weight.rows(), "{k} of {} products", weight.rows());
-    let rows: Vec<Largest> = (0..values.len() / k).map(|_| Largest::new(k)).collect();
+    let rows: Vec<LargestFew> = (0..values.len() / k).map(|_| LargestFew::new(k)).collect();
     products(context, x, &[weight], &|block| {
         for (row, products) in rows[block.first_row..].iter().zip(block.values.chunks_exact(block.columns)) {
             row.add(products, block.first_column);
@@ -164,14 +281,14 @@ pub fn linear_top(
 }
 
 /// The `k` largest products of a row, which several threads collect.
-struct Largest {
+struct LargestFew {
     k: usize,
     /// A rank that `k` products exceed: smaller ones need not be collected.
     threshold: AtomicU64,
     found: Mutex<Vec<u64>>,
 }
 
-impl Largest {
+impl LargestFew {
     fn new(k: usize) -> Self {
         Self { k, threshold: AtomicU64::new(0), found: Mutex::new(Vec::new()) }
     }

@@ -108,13 +108,7 @@ pub(super) fn multiply(isa: Isa, x: PanelActivations<'_>, weight: &WeightMatrix<
     });
 }
 
-fn pack<F: ElementFormat>(
-    isa: Isa,
-    weights: &[F::Element],
-    width: usize,
-    part: Range<usize>,
-    panels: &mut [f32],
-) {
+fn pack<F: ElementFormat>(isa: Isa, weights: &[F::Element], width: usize, part: Range<usize>, panels: &mut [f32]) {
     isa::run(isa, PackPanels::<F> { weights, width, part, panels });
 }
 
@@ -138,7 +132,8 @@ impl<F: ElementFormat> Kernel for PackPanels<'_, F> {
         let pairs = depth - depth % (2 * S::LANES);
         // Half a panel, one vector of columns, at a time.
         for first in (0..rows.next_multiple_of(columns)).step_by(S::LANES) {
-            let panel = &mut panels[first / columns * columns * depth + first % columns..][..depth * columns - S::LANES];
+            let panel =
+                &mut panels[first / columns * columns * depth + first % columns..][..depth * columns - S::LANES];
             let start = |column: usize| (first + column).min(rows - 1) * width + part.start;
             for at in (0..pairs).step_by(2 * S::LANES) {
                 unrolled!(half < 2, {

@@ -261,7 +261,10 @@ mod tests {
                                 thread::sleep(std::time::Duration::from_millis(1));
                             }
                             let right = |i: usize| if i < chunks { (i + job) * caller } else { 0 };
-                            assert!(sums.iter().enumerate().all(|(i, &x)| x == right(i)), "{job} of {caller}: {sums:?}");
+                            assert!(
+                                sums.iter().enumerate().all(|(i, &x)| x == right(i)),
+                                "{job} of {caller}: {sums:?}"
+                            );
                         }
                     });
                 }

@@ -17,6 +17,17 @@ pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, mesh: Mesh) -> Op<'g
     mesh.sum(is_target.select(logits, zero).reduce_sum(&[1])) - log_total(logits, mesh)
 }
 
+/// Log-probability of each row's target, `f32[rows]`, from what each device has of its own part of
+/// the vocabulary: the target's logit, minus infinity where another device has it, and the
+/// log-sum-exp of all logits.
+pub fn merged_log_probability<'g>(chosen: Op<'g>, log_total: Op<'g>, mesh: Mesh) -> Op<'g> {
+    if mesh.model == 1 {
+        return chosen - log_total;
+    }
+    let largest = mesh.max(log_total);
+    mesh.max(chosen) - (largest + mesh.sum((log_total - largest).exp()).log())
+}
+
 /// The [`TOP_LOGPROBS`] most likely tokens of each row, `s32[rows, n]`, and their
 /// log-probabilities, `f32[rows, n]`; of equal ones the first comes first.
 pub fn top_logprobs<'g>(logits: Op<'g>, mesh: Mesh) -> [Op<'g>; 2] {

@@ -15,7 +15,7 @@ mod penalties;
 mod random;
 mod threshold;
 
-pub use logprobs::{TOP_LOGPROBS, log_probability, packed_logprobs, top_logprobs};
+pub use logprobs::{TOP_LOGPROBS, log_probability, merged_log_probability, packed_logprobs, top_logprobs};
 pub use penalties::{MAX_BIAS, Penalties, PenaltyInputs, PenaltyOps};
 pub use random::{gumbel, threefry2x32};
 
@@ -219,6 +219,12 @@ pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: 
     let none = graph.s32(0);
     let token = numbers.eq(column(index)).select(tokens, none).reduce_sum(&[1]);
     largest(value, token, vocab, mesh)
+}
+
+/// Numbers of tokens `s32[rows]` in this device's part of the vocabulary, of `vocab` tokens; a token
+/// of another device has none of its numbers.
+pub fn on_this_device<'g>(tokens: Op<'g>, vocab: i64, mesh: Mesh) -> Op<'g> {
+    if mesh.model == 1 { tokens } else { tokens - token_offset(tokens.graph(), vocab, mesh) }
 }
 
 /// Id of the first token of this device's part of the vocabulary, of `vocab` tokens: `s32[]`.

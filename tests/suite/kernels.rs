@@ -10,7 +10,7 @@ use gemma_pjrt::{
         attention::attention,
         integer::{most_rows, quantize_group},
         kv_cache::{CacheData, KvCache, KvCacheMut, NewKv},
-        linear::{gate_up, linear, linear_max, linear_top},
+        linear::{RowScores, gate_up, linear, linear_max, linear_score, linear_top},
         operands::{Activations, QuantBlocks, WeightData, WeightMatrix},
         output::OutputRows,
         segments::{AttentionShape, Segment, Segments},
@@ -140,7 +140,7 @@ proptest! {
 
     #[test]
     fn linear_and_its_epilogues(
-        rows in prop_oneof![1_usize..20, Just(131)], out in 1_usize..80, width in prop_oneof![1_usize..70, Just(192), 1020_usize..1100, 2040_usize..2120],
+        rows in prop_oneof![1_usize..20, Just(33), Just(131), Just(265)], out in 1_usize..80, width in prop_oneof![1_usize..70, Just(192), 1020_usize..1100, 2040_usize..2120],
         activations in 0_usize..2, weights in 0_usize..5, scaled: bool, threads in prop_oneof![1_usize..4, Just(64)], seed: u64,
     ) {
         let pool = Pool::new(threads);
@@ -183,6 +183,22 @@ proptest! {
             for (row, found) in found.chunks_exact(out).enumerate() {
                 let first = found.iter().enumerate().fold(0, |best, (i, v)| if *v > found[best] { i } else { best });
                 prop_assert_eq!((largest[row], columns[row]), (found[first], first as i32));
+            }
+
+            // A target beyond the last column, or before the first one, is no error.
+            let targets: Vec<i32> = (0..rows).map(|row| (row * 7 + seed as usize % 90) as i32 - 3).collect();
+            let (mut first, mut at, mut log_totals, mut chosen) = (vec![0.0; rows], vec![0; rows], vec![0.0; rows], vec![0.0; rows]);
+            let scores =
+                RowScores { largest: &mut first, columns: &mut at, log_totals: &mut log_totals, chosen: &mut chosen };
+            linear_score(context, x.activations(), w, &targets, scores);
+            prop_assert_eq!((&first, &at), (&largest, &columns));
+            for (row, found) in found.chunks_exact(out).enumerate() {
+                let target = usize::try_from(targets[row]).ok().and_then(|at| found.get(at));
+                prop_assert_eq!(chosen[row], target.copied().unwrap_or(f32::NEG_INFINITY));
+                let total: f64 = found.iter().map(|&x| f64::from(x - first[row]).exp()).sum();
+                let expected = f64::from(first[row]) + total.ln();
+                let error = (f64::from(log_totals[row]) - expected).abs();
+                prop_assert!(error <= 1e-6 * (1.0 + expected.abs()), "{} for {expected}", log_totals[row]);
             }
 
             let most = 1 + seed as usize % out;
@@ -611,6 +627,17 @@ fn products_leave_padding_rows_out() {
         assert_eq!(numbers::<f32>(&found[0]), padded(expected, 3));
         let expected: Vec<i32> = (0..3).map(|row| if row < count { largest(row) as i32 } else { 0 }).collect();
         assert_eq!(numbers::<i32>(&found[1]), expected);
+
+        let scored = [[Literal::s32s([3], &[0, 1, 2])].as_slice(), &operands].concat();
+        let results = [floats(&[3]), columns(&[3]), floats(&[3]), floats(&[3])];
+        let found = call(kernel_abi::LINEAR_SCORE, &scored, &results, &[]).unwrap();
+        let score = |row: usize, value: &dyn Fn(f64, f64) -> f64| {
+            if row < count { value(products[2 * row], products[2 * row + 1]) as f32 } else { 0.0 }
+        };
+        let expected: Vec<f32> = (0..3).map(|row| score(row, &|a, b| (a.exp() + b.exp()).ln())).collect();
+        assert_close(&numbers(&found[2]), &expected, 1e-6);
+        let expected: Vec<f32> = (0..3).map(|row| score(row, &|a, b| [a, b, f64::NEG_INFINITY][row])).collect();
+        assert_eq!(numbers::<f32>(&found[3]), expected);
 
         let found = call(kernel_abi::LINEAR_TOP, &operands, &[floats(&[3, 2]), columns(&[3, 2])], &[]).unwrap();
         let order = (0..count).flat_map(|row| [(row, largest(row)), (row, 1 - largest(row))]);
