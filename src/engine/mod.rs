@@ -240,8 +240,9 @@ impl Engine {
     /// Runs the next step: admits what fits, and extends sequences by what the scheduler chooses.
     ///
     /// # Errors
-    /// The caches could not be allocated anew after a step that failed; the engine cannot go on. A
-    /// step that fails is no error here, but [`Event::Failed`] of each request that was under way.
+    /// The engine cannot go on: the weights could not be loaded, or the caches could not be
+    /// allocated anew after a step that failed. A step that fails is no error here, but
+    /// [`Event::Failed`] of each request that was under way.
     pub fn step(&mut self) -> Result<Vec<Event>> {
         let slots: Vec<SlotView<'_>> = self.slots.iter().map(Slot::view).collect();
         let queue: Vec<_> = self.queue.iter().map(Sequence::view).collect();
@@ -249,6 +250,9 @@ impl Engine {
         let mut events = Vec::new();
         let ran = self.admit(&next).and_then(|()| self.run(&next, &mut events));
         if let Err(error) = ran {
+            if self.session.model().placement().is_err() {
+                return Err(error);
+            }
             self.fail(&error.to_string(), &mut events);
             self.session.reset()?;
         }

@@ -115,12 +115,12 @@ fn a_step_that_fails_ends_its_requests_and_no_others() {
         .collect();
     let (input, output) = write(&home, &prompts);
     let library = faulty_plugin(&home);
-    for lowering in ["kernels", "native"] {
-        let args = ["generate", "--input", &input, "--output", &output, "--slots", "2", "--lowering", lowering];
+    // For an accelerator, caches and weights are placed by executions, too.
+    for (lowering, faults) in [(&[][..], [1, 9, 10]), (&["--lowering", "tpu"], [24, 25, 26])] {
+        let args = [&["generate", "--input", &input, "--output", &output, "--slots", "2"], lowering].concat();
         home.run(&args).ok();
         let whole = lines(&home.path("out.jsonl"));
-        // The third and later executions are steps; slots are busy by the tenth.
-        for fault_at in [3, 10, 11] {
+        for fault_at in faults {
             fs::remove_file(&output).unwrap();
             let mut faulty = home.command(&args);
             faulty.env("PJRT_PLUGIN", &library).env("REAL_PLUGIN", plugin()).env("FAULT_AT", fault_at.to_string());
@@ -133,8 +133,23 @@ fn a_step_that_fails_ends_its_requests_and_no_others() {
                 assert!(line["error"].as_str().unwrap().contains("running "), "{line}");
             }
             for (line, undisturbed) in answered {
-                assert_eq!(line, undisturbed, "{fault_at}");
+                // Whose beginning was cached may differ.
+                assert_eq!(line["choices"], undisturbed["choices"], "{fault_at}");
             }
         }
+        fs::remove_file(&output).unwrap();
     }
+}
+
+#[test]
+fn weights_that_cannot_be_placed_end_the_run_and_no_line() {
+    let home = Home::new();
+    let (input, output) = write(&home, &[json!({"prompt": "What is 1 + 2?"}), json!({"prompt": "What is 3 + 4?"})]);
+    let args = ["generate", "--input", &input, "--output", &output, "--lowering", "tpu"];
+    let mut faulty = home.command(&args);
+    faulty.env("PJRT_PLUGIN", faulty_plugin(&home)).env("REAL_PLUGIN", plugin()).env("FAULT_AT", "3");
+    Ran::of(faulty.output().unwrap()).fails(1, &["placing the weights of layer 0"]);
+    assert!(!home.path("out.jsonl").exists());
+    home.run(&args).ok();
+    assert_eq!(lines(&home.path("out.jsonl")).len(), 2);
 }
