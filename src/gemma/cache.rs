@@ -30,7 +30,7 @@ tree!(Cache { keys, values, layer } keeping { heads_last });
 pub(super) struct Cached<'g> {
     pub elements: Op<'g>,
     /// Of eight-bit elements: what each head of each position is to be multiplied by, `f32[slots,
-    /// kv_heads, cache_len, 1]`, or `f32[layers, cache_len, slots * kv_heads]` of all layers,
+    /// kv_heads, cache_len, 1]`, or `f32[layers, slots * kv_heads, cache_len]` of all layers,
     /// because a TPU pads the last dimension to 128.
     pub scale: Option<Op<'g>>,
 }
@@ -55,7 +55,7 @@ impl<'g> Cache<'g> {
             } else {
                 [&[layers], &of_layer[..]].concat()
             };
-            (elements, vec![layers, cache_len, slots * kv_heads])
+            (elements, vec![layers, slots * kv_heads, cache_len])
         } else {
             (of_layer.to_vec(), vec![slots, kv_heads, cache_len, 1])
         };
@@ -130,7 +130,7 @@ impl<'g> Cache<'g> {
         // One layer's arrays, scales of all layers, elements of all layers.
         let (dim, size) = match sizes.len() {
             4 => (0, 1),
-            3 => (2, kv_heads),
+            3 => (1, kv_heads),
             _ => (1, 1),
         };
         sizes[dim] = size;
@@ -153,8 +153,8 @@ impl<'g> Cache<'g> {
             let scale = cached.scale.map(|scale| match self.layer {
                 None => scale.dynamic_slice(&starts, &[1, heads, len, 1]).reshape(&[heads, len, 1]),
                 Some(_) => {
-                    let block = scale.dynamic_slice(&self.scale_starts(slot, position, heads), &[1, len, heads]);
-                    block.reshape(&[len, heads]).transpose(&[1, 0]).reshape(&[heads, len, 1])
+                    let starts = self.scale_starts(slot, position, heads);
+                    scale.dynamic_slice(&starts, &[1, heads, len]).reshape(&[heads, len, 1])
                 }
             });
             Block { elements, scale }
@@ -175,8 +175,8 @@ impl<'g> Cache<'g> {
             let scale = cached.scale.map(|scale| match self.layer {
                 None => scale.slice_in_dim(2, 0, len),
                 Some(layer) => {
-                    let part = scale.dynamic_slice(&[layer, zero, zero], &[1, len, slots * heads]);
-                    part.reshape(&[len, slots * heads]).transpose(&[1, 0]).reshape(&[slots, heads, len, 1])
+                    let part = scale.dynamic_slice(&[layer, zero, zero], &[1, slots * heads, len]);
+                    part.reshape(&[slots, heads, len, 1])
                 }
             });
             Block { elements, scale }
@@ -196,8 +196,7 @@ impl<'g> Cache<'g> {
                 None => scale.dynamic_update_slice(in_rank(new), &starts),
                 Some(_) => {
                     let [heads, len] = [new.dim(0), new.dim(1)];
-                    let new = new.reshape(&[heads, len]).transpose(&[1, 0]).reshape(&[1, len, heads]);
-                    scale.dynamic_update_slice(new, &self.scale_starts(slot, position, heads))
+                    scale.dynamic_update_slice(new.reshape(&[1, heads, len]), &self.scale_starts(slot, position, heads))
                 }
             });
             Cached { elements, scale }
@@ -240,7 +239,7 @@ impl<'g> Cache<'g> {
 
     /// Where a slot's position begins in an array of all layers' scales.
     fn scale_starts(&self, slot: Op<'g>, position: Op<'g>, heads: i64) -> [Op<'g>; 3] {
-        [self.layer.expect("an array of all layers"), position, slot * heads]
+        [self.layer.expect("an array of all layers"), slot * heads, position]
     }
 }
 

@@ -100,6 +100,19 @@ fn models_fit_v5e_with_nothing_copied() {
     }
 }
 
+/// One head of eight-bit elements is packed across positions: XLA copies the keys once a dispatch,
+/// into memory that it has anyway.
+#[test]
+fn an_eight_bit_cache_of_one_head_needs_no_second_memory() {
+    let machine = slice("v5e:1x1", 1);
+    for program in [DECODE, step(512)] {
+        let compiled = compile(&machine, &spec("gemma-1.1-2b", program, tp(1), int8(), DType::S8));
+        let memory = compiled.memory_stats().unwrap();
+        println!("{memory:?}");
+        assert!(memory.temporaries <= 16 << 20 && memory.peak as f64 / GIB < 2.55, "{memory:?}");
+    }
+}
+
 /// Instructions whose results are arrays in memory: all but those inside fusions.
 fn instructions(module: &proto::Module) -> impl Iterator<Item = &proto::Instruction> {
     let all = || module.computations.iter().flat_map(|c| &c.instructions);
