@@ -145,8 +145,8 @@ pub(super) fn top_logits<'g>(
     linear_top(cx, rms_norm(cx, x, weights.norm), weights.output(), most)
 }
 
-/// The largest of [`logits`] in each row, its number, their log-sum-exp, and the logit of `targets`,
-/// all in this device's part of the vocabulary; see [`linear_score`].
+/// The largest of [`logits`] in each row, its number, their log-sum-exp, and the logit of
+/// `targets`, all in this device's part of the vocabulary; see [`linear_score`].
 pub(super) fn score_logits<'g>(cx: Context<'_, 'g>, x: Op<'g>, weights: &Weights<'g>, targets: Op<'g>) -> [Op<'g>; 4] {
     let _scope = x.graph().scope("logits");
     linear_score(cx, rms_norm(cx, x, weights.norm), weights.output(), targets)

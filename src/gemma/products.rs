@@ -55,9 +55,9 @@ pub(super) fn linear_top<'g>(
     (found[0], Some(found[1]))
 }
 
-/// Of each row of `x wᵀ`: the largest element and its column, the log-sum-exp, and the element in the
-/// column `targets` `s32[rows]`, minus infinity where there is no such column. All are `[rows]`, the
-/// columns s32, the others f32.
+/// Of each row of `x wᵀ`: the largest element and its column, the log-sum-exp, and the element in
+/// the column `targets` `s32[rows]`, minus infinity where there is no such column. All are
+/// `[rows]`, the columns s32, the others f32.
 pub(super) fn linear_score<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>, targets: Op<'g>) -> [Op<'g>; 4] {
     if !cx.model.lowering.kernels {
         let products = linear(cx, x, weight, DType::F32);

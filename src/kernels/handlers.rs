@@ -143,7 +143,8 @@ impl Handler for LinearTop {
 ///
 /// Operands: target columns `s32[rows]`, then as [`Linear`]. Results: the largest products
 /// `f32[rows]`, their columns `s32[rows]`, the logarithms of the sums of all exponentials
-/// `f32[rows]`, and the targets' products `f32[rows]`, minus infinity where there is no such column.
+/// `f32[rows]`, and the targets' products `f32[rows]`, minus infinity where there is no such
+/// column.
 struct LinearScore;
 
 impl Handler for LinearScore {

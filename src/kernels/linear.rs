@@ -165,8 +165,8 @@ pub struct RowScores<'a> {
 /// target is the difference of `chosen` and `log_totals`.
 ///
 /// # Panics
-/// If shapes do not fit each other, or `targets` and `scores` do not have an element for each row of
-/// `x`.
+/// If shapes do not fit each other, or `targets` and `scores` do not have an element for each row
+/// of `x`.
 pub fn linear_score(
     context: ExecContext<'_>,
     x: Activations<'_>,

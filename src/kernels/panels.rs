@@ -1,9 +1,9 @@
 //! Products of many activation rows in f32, at the speed of the multipliers.
 //!
-//! A block of weights is converted and transposed into panels of two vectors of columns. The product
-//! of a panel and a tile of activation rows is a sum of outer products: each activation is broadcast
-//! and multiplied with two vectors of weights (Goto and van de Geijn 2008). Lanes are never added to
-//! each other, and the sums are stored as vectors.
+//! A block of weights is converted and transposed into panels of two vectors of columns. The
+//! product of a panel and a tile of activation rows is a sum of outer products: each activation is
+//! broadcast and multiplied with two vectors of weights (Goto and van de Geijn 2008). Lanes are
+//! never added to each other, and the sums are stored as vectors.
 
 use std::ops::Range;
 
@@ -24,8 +24,8 @@ pub(super) const COLUMNS: usize = 32;
 const DEPTH: usize = 512;
 
 /// Activation rows `[rows, width]` packed as f32: for each tile of rows, the first element of each
-/// row, then the second of each, and so on. Elements have the order in which those of the weight are
-/// loaded; rows that fill the last tile are zeros.
+/// row, then the second of each, and so on. Elements have the order in which those of the weight
+/// are loaded; rows that fill the last tile are zeros.
 #[derive(Clone, Copy)]
 pub(super) struct PanelActivations<'a> {
     packed: &'a [f32],

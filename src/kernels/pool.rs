@@ -239,8 +239,9 @@ mod tests {
         }
     }
 
-    /// Jobs begin and end as fast as they can, with their data on the callers' stacks. A worker that
-    /// stayed in a job after its end, or took a chunk twice, would write into another job's data.
+    /// Jobs begin and end as fast as they can, with their data on the callers' stacks. A worker
+    /// that stayed in a job after its end, or took a chunk twice, would write into another job's
+    /// data.
     #[test]
     fn jobs_of_several_callers_keep_to_their_own_data() {
         for (threads, callers) in [(2, 1), (2, 2), (3, 4), (8, 3)] {

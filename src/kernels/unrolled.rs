@@ -1,7 +1,7 @@
 //! Loops that are unrolled before the compiler sees them.
 
-/// Repeats a block for every index below a constant of at most 8, or of at most 16 with `unrolled16`,
-/// which takes the compiler longer.
+/// Repeats a block for every index below a constant of at most 8, or of at most 16 with
+/// `unrolled16`, which takes the compiler longer.
 ///
 /// The compiler unrolls a `for` loop too late to keep an array that is indexed in it in registers.
 macro_rules! unrolled {

@@ -221,8 +221,8 @@ pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: 
     largest(value, token, vocab, mesh)
 }
 
-/// Numbers of tokens `s32[rows]` in this device's part of the vocabulary, of `vocab` tokens; a token
-/// of another device has none of its numbers.
+/// Numbers of tokens `s32[rows]` in this device's part of the vocabulary, of `vocab` tokens; a
+/// token of another device has none of its numbers.
 pub fn on_this_device<'g>(tokens: Op<'g>, vocab: i64, mesh: Mesh) -> Op<'g> {
     if mesh.model == 1 { tokens } else { tokens - token_offset(tokens.graph(), vocab, mesh) }
 }
