@@ -436,11 +436,14 @@ impl<F: ElementFormat> Accumulate<'_, F> {
             }
             at += 2 * S::LANES;
         }
-        for m in 0..M {
-            for at in at..head_dim {
-                let sum = &mut sums[m * head_dim + at];
-                let added: f32 = (0..n).map(|i| weights[m * n + i] * F::to_f32(self.values[i * head_dim + at])).sum();
-                *sum = *sum * rescale[m] + added;
+        // The columns that are left, position by position: their loop is vectorised by the compiler.
+        for (sums, rescale) in sums.chunks_exact_mut(head_dim).zip(rescale) {
+            sums[at..].iter_mut().for_each(|sum| *sum *= rescale);
+        }
+        for (i, values) in self.values.chunks_exact(head_dim).enumerate() {
+            for (m, sums) in sums.chunks_exact_mut(head_dim).enumerate() {
+                let weight = weights[m * n + i];
+                sums[at..].iter_mut().zip(&values[at..]).for_each(|(sum, &v)| *sum += weight * F::to_f32(v));
             }
         }
     }

@@ -591,31 +591,46 @@ impl<P: DotProduct> BlockKernel<'_, P> {
                 });
                 return;
             }
+            let mut totals = [[0.0; M]; N];
             unrolled!(n < N, {
-                let mut totals = [0.0; M];
                 unrolled!(m < M, {
                     let of = |m: usize| S::add(sums[n][m][0], sums[n][m][1]);
                     if m % 4 == 0 && m + 4 <= M {
                         let four = S::sum_four([of(m), of(m + 1), of(m + 2), of(m + 3)]);
-                        totals[m..m + 4].copy_from_slice(&four);
+                        totals[n][m..m + 4].copy_from_slice(&four);
                     } else if m >= M / 4 * 4 {
-                        totals[m] = S::sum(of(m));
+                        totals[n][m] = S::sum(of(m));
                     }
                 });
-                unrolled!(m < M, {
-                    let mut sum = totals[m];
-                    for i in at..depth.end {
-                        let x = x.add(pairs * M + m * (width - pairs) + i - pairs);
-                        sum += P::product(*w(n, i), *x);
-                    }
-                    let column = column + n * step;
+            });
+            for (n, totals) in totals.iter().enumerate() {
+                let column = column + n * step;
+                for (m, &total) in totals.iter().enumerate() {
+                    let rest = depth.end - at;
+                    let weights = std::slice::from_raw_parts(w(n, at), rest);
+                    let x = std::slice::from_raw_parts(x.add(pairs * M + m * (width - pairs) + at - pairs), rest);
+                    let mut sum = total + short_product::<P>(weights, x);
                     if let Some(scales) = self.scales {
                         sum *= scales.get_unchecked(column);
                     }
                     let out = self.out.get_unchecked_mut((row + m) * columns + column);
                     *out = if self.part.start == 0 { sum } else { *out + sum };
-                });
-            });
+                }
+            }
         }
     }
+}
+
+/// The dot product of what is left of two rows, in sums that the compiler makes a vector of.
+#[inline(always)]
+fn short_product<P: DotProduct>(weights: &[P::Weight], activations: &[P::Activation]) -> f32 {
+    let (eights, rest) = weights.as_chunks::<8>();
+    let (of_eights, of_rest) = activations.as_chunks::<8>();
+    let mut sums = [0.0_f32; 8];
+    for (w, x) in eights.iter().zip(of_eights) {
+        for i in 0..8 {
+            sums[i] += P::product(w[i], x[i]);
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().zip(of_rest).map(|(&w, &x)| P::product(w, x)).sum::<f32>()
 }
