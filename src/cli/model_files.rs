@@ -95,8 +95,13 @@ impl ModelFiles {
     /// # Errors
     /// A file cannot be read.
     pub fn others(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        const NAMES: [&str; 4] =
-            ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
+        const NAMES: [&str; 5] = [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "chat_template.json",
+            "generation_config.json",
+        ];
         let dir = match self {
             #[cfg(feature = "demo")]
             Self::Demo => {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::{
     checkpoint::Checkpoint,
     pjrt::HostMemory,
-    tokenizer::{ChatTemplate, Tokenizer},
+    tokenizer::{TextFiles, Tokenizer},
 };
 
 /// `config.json`.
@@ -33,6 +33,10 @@ pub fn checkpoint() -> Checkpoint {
 
 /// Returns the tokenizer: 1024 entries, with Gemma's special tokens at Gemma's ids.
 pub fn tokenizer() -> Tokenizer {
-    let template = ChatTemplate::of_config(TOKENIZER_CONFIG).expect("the embedded chat template compiles");
-    Tokenizer::new(TOKENIZER, template).expect("the embedded tokenizer is complete")
+    let files = TextFiles {
+        tokenizer_config: Some(TOKENIZER_CONFIG.into()),
+        config: Some(CONFIG.into()),
+        ..TextFiles::default()
+    };
+    Tokenizer::new(TOKENIZER, &files).expect("the embedded tokenizer is complete")
 }

@@ -9,14 +9,14 @@ use super::{Driven, Engine, Event, FinishReason, Request, RequestId, Workload, d
 use crate::{
     runtime::{Error, Model, Result},
     sampling::Params,
-    tokenizer::{Message, Role, Tokenizer},
+    tokenizer::{Message, RenderedChat, Role, Tokenizer},
 };
 
 /// A conversation in the only slot of an engine.
 pub struct Conversation {
     tokenizer: Arc<Tokenizer>,
     engine: Engine,
-    /// Text before the first message: Gemma has no system role.
+    /// Instructions before the first message.
     system: Option<String>,
     /// Questions and answers in turn.
     messages: Vec<Message>,
@@ -27,7 +27,7 @@ pub struct Conversation {
 /// A conversation up to the end of an answer, as the chat template writes it. An answer's tokens
 /// are those that the model chose, which need not be those that its text would be tokenized into.
 struct RenderedTurns {
-    text: String,
+    chat: RenderedChat,
     tokens: Vec<u32>,
 }
 
@@ -115,12 +115,12 @@ impl Conversation {
         params: Params,
         mut on_text: impl FnMut(&str) -> Option<FinishReason>,
     ) -> Result<Turn> {
-        let (text, tokens) = self.prompt(question)?;
+        let (mut chat, tokens) = self.prompt(question)?;
         if tokens.len() + room > self.context() as usize {
             return Err(Error::ContextFull { prompt: tokens.len(), room, context: self.context() });
         }
         let request =
-            Request { params, stop_ids: self.tokenizer.stop_ids(), ..Request::greedy(tokens.clone(), max_tokens) };
+            Request { params, stop_ids: self.tokenizer.chat_stop_ids(), ..Request::greedy(tokens.clone(), max_tokens) };
         let (cached, started) = (self.engine.stats().cached, Instant::now());
         let (mut answer, mut new, mut prefill) = (String::new(), vec![], None);
         let finish_reason = self.run(request, &mut |piece, tokens| {
@@ -134,7 +134,8 @@ impl Conversation {
         let decode = started.elapsed() - prefill;
         let prompt = tokens.len();
         self.messages.extend([Message::user(question), Message::assistant(&answer)]);
-        self.rendered.push(RenderedTurns { text: text + &answer, tokens: [tokens, new.clone()].concat() });
+        chat.push_str(&answer);
+        self.rendered.push(RenderedTurns { chat, tokens: [tokens, new.clone()].concat() });
         Ok(Turn { answer, prompt, kept, tokens: new, finish_reason, prefill, decode })
     }
 
@@ -173,24 +174,22 @@ impl Conversation {
     }
 
     /// The conversation with one more question, as the template writes it and as tokens.
-    fn prompt(&self, question: &str) -> Result<(String, Vec<u32>)> {
-        let mut messages = self.messages.clone();
-        messages.push(Message::user(question));
-        if let Some(system) = &self.system {
-            messages[0].content = format!("{system}\n\n{}", messages[0].content);
+    fn prompt(&self, question: &str) -> Result<(RenderedChat, Vec<u32>)> {
+        let system = self.system.iter().map(Message::system);
+        let messages: Vec<Message> =
+            system.chain(self.messages.iter().cloned()).chain([Message::user(question)]).collect();
+        let chat = self.tokenizer.render_chat(&messages)?;
+        // The end of a turn is a token of its own, so that what follows can be cut into tokens
+        // alone. A template may have trimmed the answer; then it is another text, and is written
+        // anew.
+        if let Some(rendered) = self.rendered.last()
+            && let Some(new) = chat.strip_prefix(&rendered.chat)
+            && let Some(ids) = self.tokenizer.encode_next_turn(&new)?
+        {
+            return Ok((chat, [rendered.tokens.clone(), ids].concat()));
         }
-        let text = self.tokenizer.render_chat(&messages)?;
-        if let Some(rendered) = self.rendered.last() {
-            // The end of a turn is a token of its own, so that what follows can be cut into tokens
-            // alone. A template may have trimmed the answer; then it is another text, and is
-            // written anew.
-            if let Some(new) = text.strip_prefix(&rendered.text).filter(|new| new.starts_with("<end_of_turn>")) {
-                let tokens = [rendered.tokens.clone(), self.tokenizer.encode_continuation(new)?].concat();
-                return Ok((text, tokens));
-            }
-        }
-        let tokens = self.tokenizer.encode(&text)?;
-        Ok((text, tokens))
+        let tokens = self.tokenizer.encode_rendered(&chat)?;
+        Ok((chat, tokens))
     }
 }
 

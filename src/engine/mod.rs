@@ -196,8 +196,10 @@ impl Engine {
     ///
     /// # Errors
     /// Why it is refused; the engine is as before.
-    pub fn submit(&mut self, request: Request) -> std::result::Result<RequestId, Refusal> {
+    pub fn submit(&mut self, mut request: Request) -> std::result::Result<RequestId, Refusal> {
         request.check(self.cache_len(), self.vocab)?;
+        // Control tokens are no text in which their names could be found.
+        request.stop_ids.extend(request.stop.iter().filter_map(|stop| self.tokenizer.control_token(stop)));
         let id = self.new_request(request.n)?;
         let request = Arc::new(request);
         for index in 0..request.n {

@@ -230,7 +230,8 @@ impl Builder<'_> {
                 examples.iter().flat_map(turns).chain([Message::user(question)]).collect()
             }
         };
-        self.format.tokenizer.render_chat(&messages).map_err(|e| e.to_string())
+        // As the harness does it: a document's text may have control tokens.
+        self.format.tokenizer.render_chat_as_text(&messages).map_err(|e| e.to_string())
     }
 
     fn item(&self, id: usize, doc: &Doc, examples: &[Example]) -> std::result::Result<Item, String> {

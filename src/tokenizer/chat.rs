@@ -1,124 +1,122 @@
-//! The chat format: the template of the checkpoint, or Gemma's own.
+//! Conversations as tokens. Control tokens come from the template alone: what a message's text
+//! looks like, it stays text. Otherwise a user could write the model's turns.
 
-use serde::{Deserialize, Serialize};
+use super::{Tokenizer, error::TokenizerError, message::Message};
 
-use super::TokenizerError;
-
-/// The author of a message. Gemma has no system role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    User,
-    /// The model. Templates get `assistant`, and write `model`.
-    Assistant,
+/// A conversation as the template writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RenderedChat {
+    text: String,
+    /// Stands in the text where a message has what looks like a control token: what is before and
+    /// after it is tokenized apart. No message has this character.
+    mark: char,
 }
 
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    pub role: Role,
-    pub content: String,
-}
-
-impl Message {
-    /// Returns a message of the user.
-    pub fn user(content: impl Into<String>) -> Self {
-        Self { role: Role::User, content: content.into() }
+impl RenderedChat {
+    /// Returns the text.
+    pub fn text(&self) -> String {
+        self.text.replace(self.mark, "")
     }
 
-    /// Returns a message of the model.
-    pub fn assistant(content: impl Into<String>) -> Self {
-        Self { role: Role::Assistant, content: content.into() }
+    /// Adds text at the end.
+    pub fn push_str(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    /// Returns what follows `earlier`, if this begins with it.
+    pub fn strip_prefix(&self, earlier: &Self) -> Option<Self> {
+        let text = self.text.strip_prefix(&earlier.text).filter(|_| self.mark == earlier.mark)?;
+        Some(Self { text: text.to_owned(), mark: self.mark })
     }
 }
 
-/// Gemma's template, as in the model card: turns alternate, start with the user, and are trimmed.
-const GEMMA: &str = "{{ bos_token }}{% for message in messages %}\
-{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
-{{ raise_exception('turns must alternate between user and model, starting with the user') }}{% endif %}\
-{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}\
-{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}\
-{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}";
-
-/// A compiled chat template.
-pub struct ChatTemplate(minijinja::Environment<'static>);
-
-const NAME: &str = "chat";
-
-impl ChatTemplate {
-    /// Compiles the template in `tokenizer_config.json`, or Gemma's own if it has none. Of several
-    /// named ones, it takes `default`.
+impl Tokenizer {
+    /// Returns a conversation in the chat format, up to the start of the model's answer.
     ///
     /// # Errors
-    /// The file is not JSON, or its template is not valid.
-    pub fn of_config(json: &str) -> Result<Self, String> {
-        let json: serde_json::Value = serde_json::from_str(json).map_err(|e| e.to_string())?;
-        match json.get("chat_template") {
-            None | Some(serde_json::Value::Null) => Ok(Self::gemma()),
-            Some(serde_json::Value::String(template)) => Self::compile(template.clone()),
-            Some(serde_json::Value::Array(named)) => {
-                let default = named.iter().find(|t| t["name"] == "default").and_then(|t| t["template"].as_str());
-                Self::compile(default.ok_or("it has no default chat template")?.to_owned())
-            }
-            Some(_) => Err("its chat_template is not a string".into()),
-        }
-    }
-
-    /// Returns Gemma's own template.
-    pub fn gemma() -> Self {
-        Self::compile(GEMMA.to_owned()).expect("our own template compiles")
-    }
-
-    pub(super) fn compile(source: String) -> Result<Self, String> {
-        let mut environment = minijinja::Environment::new();
-        // These are the settings of transformers.
-        let syntax = minijinja::syntax::SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| e.to_string())?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
-        });
-        environment.add_template_owned(NAME, source).map_err(|e| format!("its chat template is broken: {e}"))?;
-        Ok(Self(environment))
-    }
-
-    /// Returns the conversation as text, ending with the start of the model's answer.
-    pub(super) fn render(&self, messages: &[Message]) -> Result<String, TokenizerError> {
-        let context = minijinja::context! {
-            messages => minijinja::value::Serde(messages),
-            bos_token => "<bos>",
-            eos_token => "<eos>",
-            add_generation_prompt => true,
+    /// The chat template is broken or refuses the conversation.
+    pub fn render_chat(&self, messages: &[Message]) -> Result<RenderedChat, TokenizerError> {
+        let mark = mark(messages)?;
+        let guard = |message: &Message| {
+            let content = self.break_control_tokens(&message.content, mark)?;
+            Ok(Message { role: message.role, content })
         };
-        let template = self.0.get_template(NAME).expect("added when it was compiled");
-        template.render(context).map_err(|e| {
-            let reason = e.detail().map_or_else(|| e.to_string(), str::to_owned);
-            TokenizerError::Template(reason)
-        })
+        let messages: Result<Vec<Message>, TokenizerError> = messages.iter().map(guard).collect();
+        Ok(RenderedChat { text: self.template.render(&messages?)?, mark })
+    }
+
+    /// Returns a conversation in the chat format as one text, in which control tokens of messages
+    /// are control tokens, as everything has them that tokenizes the text of a template.
+    ///
+    /// # Errors
+    /// The chat template is broken or refuses the conversation.
+    pub fn render_chat_as_text(&self, messages: &[Message]) -> Result<String, TokenizerError> {
+        self.template.render(messages)
+    }
+
+    /// Returns the token ids of a conversation, with exactly one `<bos>` in front.
+    ///
+    /// # Errors
+    /// Its text cannot be tokenized.
+    pub fn encode_rendered(&self, chat: &RenderedChat) -> Result<Vec<u32>, TokenizerError> {
+        Ok(self.with_one_bos(&self.encode_rendered_continuation(chat)?))
+    }
+
+    /// Returns the token ids of what follows an earlier part, if it begins with a control token:
+    /// only then are they the ids of the whole.
+    ///
+    /// # Errors
+    /// Its text cannot be tokenized.
+    pub fn encode_next_turn(&self, chat: &RenderedChat) -> Result<Option<Vec<u32>>, TokenizerError> {
+        let ids = self.encode_rendered_continuation(chat)?;
+        Ok(Some(ids).filter(|ids| ids.first().is_some_and(|id| self.control.contains_key(id))))
+    }
+
+    /// Returns the token ids of a conversation in the chat format, up to the start of the model's
+    /// answer.
+    ///
+    /// # Errors
+    /// The chat template is broken or refuses the conversation, or its text cannot be tokenized.
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_rendered(&self.render_chat(messages)?)
+    }
+
+    fn encode_rendered_continuation(&self, chat: &RenderedChat) -> Result<Vec<u32>, TokenizerError> {
+        let parts = chat.text.split(chat.mark).map(|part| self.encode_continuation(part));
+        Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    /// Puts marks into all control tokens of a text.
+    fn break_control_tokens(&self, text: &str, mark: char) -> Result<String, TokenizerError> {
+        let mut text = text.to_owned();
+        loop {
+            // A mark may bring a new token about: "<eos" and "<eos>" are in "<eos<eos>".
+            let encoding =
+                self.inner.encode(text.as_str(), false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
+            let mut marks = vec![];
+            for (id, &(from, to)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
+                let Some(token) = self.control.get(id) else { continue };
+                // Spaces around it may belong to the token.
+                let at = text[from..to].find(token.as_str()).map_or(from, |at| from + at);
+                let first = text[at..].chars().next().map_or(0, char::len_utf8);
+                if at + first >= to {
+                    let refused = format!("a message has the control token {token:?}, which cannot be written as text");
+                    return Err(TokenizerError::Template(refused));
+                }
+                marks.push(at + first);
+            }
+            if marks.is_empty() {
+                return Ok(text);
+            }
+            marks.iter().rev().for_each(|&at| text.insert(at, mark));
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gemma_format() {
-        let text = ChatTemplate::gemma()
-            .render(&[Message::user(" Hi "), Message::assistant("Hello!"), Message::user("2+2?")])
-            .unwrap();
-        assert_eq!(
-            text,
-            "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello!<end_of_turn>\n\
-             <start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n"
-        );
-    }
-
-    #[test]
-    fn turns_must_alternate() {
-        for bad in [vec![Message::assistant("x")], vec![Message::user("a"), Message::user("b")]] {
-            let error = ChatTemplate::gemma().render(&bad).unwrap_err().to_string();
-            assert!(error.contains("alternate"), "{error}");
-        }
-    }
+/// Returns a character that no message has: the first of Unicode's noncharacters, or of a private
+/// plane.
+fn mark(messages: &[Message]) -> Result<char, TokenizerError> {
+    let mut candidates = ('\u{FDD0}'..='\u{FDEF}').chain('\u{F0000}'..='\u{FFFFD}');
+    let is_free = |c: &char| !messages.iter().any(|message| message.content.contains(*c));
+    candidates.find(is_free).ok_or_else(|| TokenizerError::Template("its messages have all private characters".into()))
 }

@@ -19,11 +19,17 @@ use tokenizers::{
 /// # Errors
 /// They are not a tokenizer. The message says what is wrong.
 pub fn tokenizer(json: &[u8]) -> Result<Tokenizer, String> {
-    let mut parts: HashMap<String, &RawValue> = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    let text = json.strip_prefix("\u{FEFF}".as_bytes()).unwrap_or(json);
+    let mut parts: HashMap<String, &RawValue> = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    // Left over from training. transformers sets both for each call, and so by default to none.
+    parts.remove("truncation");
+    parts.remove("padding");
     let model = parts.remove("model").ok_or("it has no model")?;
     let Ok(model) = serde_json::from_str::<BpeModel>(model.get()) else {
         // Another kind of model than Gemma's, or a damaged one, whose error the crate explains.
-        return Tokenizer::from_bytes(json).map_err(|e| e.to_string());
+        parts.insert("model".into(), model);
+        let whole = serde_json::to_string(&parts).map_err(|e| e.to_string())?;
+        return whole.parse().map_err(|e: tokenizers::Error| e.to_string());
     };
     let added: Vec<AddedEntry> = match parts.remove("added_tokens") {
         Some(added) => serde_json::from_str(added.get()).map_err(|e| format!("added_tokens: {e}"))?,
@@ -35,15 +41,8 @@ pub fn tokenizer(json: &[u8]) -> Result<Tokenizer, String> {
     parts.insert("model".into(), &empty);
     let rest = serde_json::to_string(&parts).map_err(|e| e.to_string())?;
     let mut tokenizer: Tokenizer = rest.parse().map_err(|e: tokenizers::Error| e.to_string())?;
-    tokenizer.with_model(model.build()?);
-    for AddedEntry { id, token } in added {
-        let content = token.content.clone();
-        if token.special { tokenizer.add_special_tokens([token]) } else { tokenizer.add_tokens([token]) }
-            .map_err(|e| e.to_string())?;
-        if tokenizer.token_to_id(&content) != Some(id) {
-            return Err(format!("the added token {content:?} has id {id}, which is another one's or leaves a gap"));
-        }
-    }
+    tokenizer.with_model(model.build(&added)?);
+    tokenizer.add_tokens(added.into_iter().map(|entry| entry.token)).map_err(|e| e.to_string())?;
     Ok(tokenizer)
 }
 
@@ -64,7 +63,30 @@ struct BpeModel {
 }
 
 impl BpeModel {
-    fn build(self) -> Result<BPE, String> {
+    /// Returns the model. Its vocabulary has the added tokens, too: the crate gives those that are
+    /// not in it the next free ids, whatever ids the file says.
+    fn build(mut self, added: &[AddedEntry]) -> Result<BPE, String> {
+        let own = self.vocab.len();
+        for AddedEntry { id, token } in added {
+            if *self.vocab.entry(token.content.clone()).or_insert(*id) != *id {
+                let other = self.vocab[&token.content];
+                return Err(format!("the added token {:?} has id {id}, and in the vocabulary {other}", token.content));
+            }
+        }
+        let mut names: HashMap<u32, &str> = HashMap::with_capacity(self.vocab.len());
+        for (token, &id) in &self.vocab {
+            if let Some(other) = names.insert(id, token) {
+                return Err(format!("{token:?} and {other:?} have the same id {id}"));
+            }
+        }
+        let ids = names.keys().max().map_or(0, |&id| id as usize + 1);
+        if self.vocab.len() > own && ids > names.len() {
+            tracing::info!(
+                "tokenizer.json has {} tokens with ids up to {}: the others are no text",
+                names.len(),
+                ids - 1
+            );
+        }
         let merges = self.merges.into_iter().map(|Merge(pair)| pair).collect();
         let mut bpe = BPE::builder()
             .vocab_and_merges(self.vocab, merges)
@@ -158,10 +180,39 @@ mod tests {
     }
 
     #[test]
+    fn added_tokens_keep_their_ids() {
+        let added = json!([added("<b>", 9, true), added("<a>", 7, false), added("<c>", 6, true)]);
+        let tokenizer = tokenizer(&file(json!([]), added)).unwrap();
+        let ids = tokenizer.encode_fast("<a><b>a<c>", false).unwrap().get_ids().to_vec();
+        assert_eq!(ids, [7, 9, 1, 6]);
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "<a> a");
+    }
+
+    #[test]
+    fn settings_left_over_from_training_have_no_effect() {
+        let mut json: Value = serde_json::from_slice(&file(json!([]), json!([]))).unwrap();
+        json["truncation"] = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        json["padding"] = json!({"strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"});
+        let ids = |json: &Value| {
+            let text = format!("\u{FEFF}{json}");
+            tokenizer(text.as_bytes()).unwrap().encode_fast("abab", false).unwrap().get_ids().to_vec()
+        };
+        assert_eq!(ids(&json), [1, 2, 1, 2]);
+        json["model"] = json!({"type": "WordLevel", "vocab": {"<unk>": 0, "abab": 1}, "unk_token": "<unk>"});
+        assert_eq!(ids(&json), [1]);
+    }
+
+    #[test]
     fn what_does_not_fit_is_explained() {
         let error = |merges: Value, added: Value| tokenizer(&file(merges, added)).unwrap_err();
-        let error_of_id = error(json!([]), json!([added("<new>", 9, false)]));
-        assert!(error_of_id.contains("\"<new>\" has id 9"), "{error_of_id}");
+        for (entry, named) in [
+            (added("<eos>", 9, true), "\"<eos>\" has id 9, and in the vocabulary 5"),
+            (added("<new>", 3, true), "the same id 3"),
+        ] {
+            let error_of_id = error(json!([]), json!([entry]));
+            assert!(error_of_id.contains(named), "{error_of_id}");
+        }
         assert!(error(json!(["a c"]), json!([])).contains('c'));
         assert!(!error(json!(["a"]), json!([])).is_empty());
         assert!(error(json!([]), json!([{"id": "x"}])).contains("added_tokens"));

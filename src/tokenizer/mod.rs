@@ -4,37 +4,30 @@
 //! two its quality drops.
 
 mod chat;
+mod error;
 mod fast_bpe;
+mod files;
+mod jinja;
+mod message;
 mod minimal;
 mod stop;
 mod stream;
+mod template;
 
-pub use chat::{ChatTemplate, Message, Role};
+pub use chat::RenderedChat;
+pub use error::TokenizerError;
+pub use files::{StopIds, TextFiles};
+pub use message::{Message, Role};
 pub use minimal::minimal_tokenizer_json;
 pub use stop::StopStrings;
 pub use stream::Detokenizer;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
-/// An error of loading or using a tokenizer.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
-    #[error("there is no tokenizer {0}; copy tokenizer.json from the model's repository next to config.json")]
-    Missing(PathBuf),
-    #[error("{path} is not a usable tokenizer ({reason}); download it again from the model's repository")]
-    Damaged { path: PathBuf, reason: String },
-    #[error("the text cannot be tokenized: {0}")]
-    Encode(String),
-    #[error("the chat template refuses this conversation: {0}")]
-    Template(String),
-    #[error("token id {id} is not in the vocabulary, which has {size} entries")]
-    UnknownId { id: u32, size: usize },
-}
+use files::TextSettings;
+use template::ChatTemplate;
 
-/// Gemma's special tokens.
+/// The ids of tokens that this program itself uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpecialTokens {
     pub bos: u32,
@@ -47,45 +40,43 @@ pub struct SpecialTokens {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: SpecialTokens,
+    /// Tokens that are no text, by their ids.
+    control: HashMap<u32, String>,
+    stop: StopIds,
     template: ChatTemplate,
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` of a model directory, and its chat template: that of
-    /// `chat_template.jinja`, as in newer exports, else of `tokenizer_config.json`, else Gemma's
-    /// own.
+    /// Loads `tokenizer.json` of a model directory, and what other files say of its tokens and
+    /// chat template. Without a template it is Gemma's own.
     ///
     /// # Errors
-    /// A file is missing or damaged.
+    /// `tokenizer.json` is missing, or a file is damaged.
     pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
             return Err(TokenizerError::Missing(path));
         }
-        let damaged = |path: &Path, reason: String| TokenizerError::Damaged { path: path.to_owned(), reason };
-        let read = |name: &str| std::fs::read_to_string(dir.join(name)).ok();
-        let json = std::fs::read(&path).map_err(|e| damaged(&path, e.to_string()))?;
-        let template = if let Some(source) = read("chat_template.jinja") {
-            ChatTemplate::compile(source).map_err(|reason| damaged(&dir.join("chat_template.jinja"), reason))?
-        } else if let Some(config) = read("tokenizer_config.json") {
-            ChatTemplate::of_config(&config).map_err(|reason| damaged(&dir.join("tokenizer_config.json"), reason))?
-        } else {
-            ChatTemplate::gemma()
-        };
-        Self::new(&json, template).map_err(|reason| damaged(&path, reason))
+        let json = std::fs::read(&path).map_err(|e| TokenizerError::damaged(&path, e))?;
+        Self::new(&json, &TextFiles::read(dir)?).map_err(|e| e.in_dir(dir))
     }
 
-    /// Makes a tokenizer from the contents of `tokenizer.json`.
+    /// Makes a tokenizer from the contents of `tokenizer.json` and other files.
     ///
     /// # Errors
-    /// They are not a tokenizer with Gemma's special tokens. The message says what is wrong.
-    pub fn new(json: &[u8], template: ChatTemplate) -> Result<Self, String> {
-        let inner = fast_bpe::tokenizer(json)?;
+    /// They are damaged, or name tokens that are not there.
+    pub fn new(json: &[u8], files: &TextFiles) -> Result<Self, TokenizerError> {
+        let damaged = |reason| TokenizerError::damaged("tokenizer.json", reason);
+        let inner = fast_bpe::tokenizer(json).map_err(damaged)?;
+        let TextSettings { names, stop, template } = files.settings()?;
         let id = |token: &str| inner.token_to_id(token);
-        let required = |token: &str| id(token).ok_or_else(|| format!("it has no {token} token"));
+        let required = |token: &str| id(token).ok_or_else(|| damaged(format!("it has no {token} token")));
         let special =
-            SpecialTokens { bos: required("<bos>")?, eos: required("<eos>")?, end_of_turn: id("<end_of_turn>") };
-        Ok(Self { inner, special, template })
+            SpecialTokens { bos: required(&names.bos)?, eos: required(&names.eos)?, end_of_turn: id("<end_of_turn>") };
+        let control = inner.get_added_tokens_decoder().into_iter();
+        let control = control.filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
+        let stop = stop.unwrap_or_else(|| StopIds { ids: vec![special.eos], source: "the tokenizer's eos_token" });
+        Ok(Self { inner, special, control, stop, template: ChatTemplate::new(template, names) })
     }
 
     /// Returns the ids of the special tokens.
@@ -93,9 +84,41 @@ impl Tokenizer {
         self.special
     }
 
-    /// Returns the ids that end a generation: `<eos>` and `<end_of_turn>`.
-    pub fn stop_ids(&self) -> Vec<u32> {
-        [Some(self.special.eos), self.special.end_of_turn].into_iter().flatten().collect()
+    /// Returns the ids that end a generation, as `generate` of transformers has them: those of
+    /// `generation_config.json`, else of `config.json`, else the tokenizer's `eos_token`.
+    pub fn stop_ids(&self) -> &StopIds {
+        &self.stop
+    }
+
+    /// Returns the ids that end an answer in the chat format: those of [`Self::stop_ids`], the
+    /// tokenizer's `eos_token` and `<end_of_turn>`, after which the model would write the user's
+    /// turn.
+    pub fn chat_stop_ids(&self) -> Vec<u32> {
+        let mut ids = self.stop.ids.clone();
+        for id in [Some(self.special.eos), self.special.end_of_turn].into_iter().flatten() {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids
+    }
+
+    /// Returns the id of a text that is a control token, from one end to the other.
+    pub fn control_token(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text).filter(|id| self.control.contains_key(id))
+    }
+
+    /// Returns where the chat template is from.
+    pub fn template_source(&self) -> &'static str {
+        self.template.source()
+    }
+
+    /// Returns whether the chat template takes instructions as a message of their own.
+    ///
+    /// # Errors
+    /// There is no chat template that can be used.
+    pub fn takes_system_messages(&self) -> Result<bool, TokenizerError> {
+        self.template.takes_system_messages()
     }
 
     /// Returns the size of the vocabulary, special tokens included.
@@ -122,23 +145,6 @@ impl Tokenizer {
         // template writes.
         let encoding = self.inner.encode_fast(text, false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
-    }
-
-    /// Returns the token ids of a conversation in the chat format, up to the start of the model's
-    /// answer.
-    ///
-    /// # Errors
-    /// The chat template refuses the conversation, or its text cannot be tokenized.
-    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TokenizerError> {
-        self.encode(&self.template.render(messages)?)
-    }
-
-    /// Returns a conversation in the chat format, as text.
-    ///
-    /// # Errors
-    /// The chat template refuses the conversation.
-    pub fn render_chat(&self, messages: &[Message]) -> Result<String, TokenizerError> {
-        self.template.render(messages)
     }
 
     fn with_one_bos(&self, ids: &[u32]) -> Vec<u32> {

@@ -92,7 +92,7 @@ fn answers_by<const SLOTS: usize>(model: &Arc<Model>, items: &[Item], keep_cache
 }
 
 fn answers_in_slots<const SLOTS: usize>(session: &mut Session, items: &[Item], keep_cache: bool) -> Vec<Answers> {
-    let stop = demo_tokenizer().stop_ids();
+    let stop = demo_tokenizer().chat_stop_ids();
     let mut conversations = vec![vec![2_u32]; items.len()];
     let mut cached = [0_usize; SLOTS];
     let mut answers: Vec<Answers> = vec![vec![]; items.len()];

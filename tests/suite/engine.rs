@@ -38,7 +38,7 @@ fn questions() -> Vec<Vec<u32>> {
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> Request {
-    Request { stop_ids: demo_tokenizer().stop_ids(), ..Request::greedy(prompt.to_vec(), max_tokens) }
+    Request { stop_ids: demo_tokenizer().chat_stop_ids(), ..Request::greedy(prompt.to_vec(), max_tokens) }
 }
 
 /// Runs until all is done.

@@ -182,10 +182,9 @@ fn respond(
     let cache_len = opened.cache_len(longest as i64);
     let mut engine = Engine::new(loaded.model, tokenizer.clone(), args.slots.into(), cache_len)?;
     // In a conversation an answer ends with its turn.
-    let stop_ids = if args.chat().is_some() { tokenizer.stop_ids() } else { vec![tokenizer.special().eos] };
     let keys: Vec<Key> = remaining.keys().copied().collect();
     let items: Vec<_> = remaining.iter().map(|(key, item)| (*item, generation(key))).collect();
-    eval::respond(&mut engine, &items, &stop_ids, goes_on, |i, response| keep(keys[i], response))?;
+    eval::respond(&mut engine, &items, &tokenizer.stop_ids().ids, goes_on, |i, response| keep(keys[i], response))?;
     let stats = engine.stats();
     note(&format!(
         "{} tokens of documents were computed, {} came from the cache; {} tokens were generated",

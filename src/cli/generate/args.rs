@@ -7,7 +7,6 @@ use anyhow::Result;
 use crate::{
     cli::model_args::{ModelArgs, PenaltyArgs, SamplingArgs, parse_tokens},
     engine::Request,
-    tokenizer::Tokenizer,
 };
 
 #[derive(Debug, clap::Args)]
@@ -55,15 +54,16 @@ pub struct Args {
 }
 
 impl Args {
-    /// Returns the request that this command line makes of a prompt.
+    /// Returns the request that this command line makes of a prompt, whose answer ends at one of
+    /// these ids.
     ///
     /// # Errors
     /// A sampling parameter or penalty is out of range.
-    pub fn request(&self, prompt: Vec<u32>, tokenizer: &Tokenizer) -> Result<Request> {
+    pub fn request(&self, prompt: Vec<u32>, stop_ids: Vec<u32>) -> Result<Request> {
         Ok(Request {
             params: self.sampling.params()?,
             penalties: self.penalties.penalties()?,
-            stop_ids: tokenizer.stop_ids(),
+            stop_ids,
             stop: self.stop.clone(),
             ..Request::greedy(prompt, self.max_tokens as usize)
         })

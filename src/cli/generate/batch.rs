@@ -63,14 +63,18 @@ struct RequestLine {
 
 impl RequestLine {
     fn request(self, args: &Args, tokenizer: &Tokenizer) -> Result<Request> {
-        let prompt = match (self.prompt, self.messages, self.tokens) {
-            (Some(text), None, None) if self.raw.unwrap_or(args.raw) => tokenizer.encode(&text)?,
-            (Some(text), None, None) => tokenizer.encode_chat(&[Message::user(text)])?,
-            (None, Some(messages), None) => tokenizer.encode_chat(&messages)?,
-            (None, None, Some(tokens)) => tokens,
+        let plain = |tokens| (tokens, tokenizer.stop_ids().ids.clone());
+        let chat = |messages: &[Message]| {
+            Ok::<_, anyhow::Error>((tokenizer.encode_chat(messages)?, tokenizer.chat_stop_ids()))
+        };
+        let (prompt, stop_ids) = match (self.prompt, self.messages, self.tokens) {
+            (Some(text), None, None) if self.raw.unwrap_or(args.raw) => plain(tokenizer.encode(&text)?),
+            (Some(text), None, None) => chat(&[Message::user(text)])?,
+            (None, Some(messages), None) => chat(&messages)?,
+            (None, None, Some(tokens)) => plain(tokens),
             _ => bail!("give one of \"prompt\", \"messages\" and \"tokens\""),
         };
-        let mut request = args.request(prompt, tokenizer)?;
+        let mut request = args.request(prompt, stop_ids)?;
         let set = |target: &mut f32, given: Option<f32>| *target = given.unwrap_or(*target);
         set(&mut request.params.temperature, self.temperature);
         set(&mut request.params.top_p, self.top_p);

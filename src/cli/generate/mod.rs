@@ -41,7 +41,9 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
 
     let loaded = args.model.load(&opened, &platform)?;
     let tokenizer = opened.tokenizer()?;
-    let request = args.request(prompt.clone(), tokenizer)?;
+    let is_chat = args.prompt_tokens.is_none() && !args.raw;
+    let stop_ids = if is_chat { tokenizer.chat_stop_ids() } else { tokenizer.stop_ids().ids.clone() };
+    let request = args.request(prompt.clone(), stop_ids)?;
     let cache_len = opened.cache_len(prompt.len() as i64 + i64::from(args.max_tokens));
     let mut engine = Engine::new(loaded.model.clone(), tokenizer.clone(), 1, cache_len)?;
     engine.prepare(&request)?;

@@ -1,0 +1,176 @@
+//! The files of a model that have to do with text, beside `tokenizer.json`: which tokens begin and
+//! end it, and the chat template. They are read as transformers reads them.
+
+use std::{fs, io::ErrorKind, path::Path};
+
+use serde_json::Value;
+
+use super::{
+    error::TokenizerError,
+    template::{TemplateSource, TokenNames},
+};
+
+/// The contents of the files; a model has any of them, or none.
+#[derive(Clone, Debug, Default)]
+pub struct TextFiles {
+    pub tokenizer_config: Option<String>,
+    pub chat_template_jinja: Option<String>,
+    pub chat_template_json: Option<String>,
+    pub generation_config: Option<String>,
+    pub config: Option<String>,
+}
+
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const CHAT_TEMPLATE_JINJA: &str = "chat_template.jinja";
+const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+const CONFIG: &str = "config.json";
+
+/// Ids that end a generation, and the file that names them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StopIds {
+    pub ids: Vec<u32>,
+    pub source: &'static str,
+}
+
+/// What the files say.
+pub(super) struct TextSettings {
+    pub names: TokenNames,
+    /// From `generation_config.json` or `config.json`; otherwise `eos` ends a generation.
+    pub stop: Option<StopIds>,
+    pub template: TemplateSource,
+}
+
+impl TextFiles {
+    /// Reads the files of a model's directory.
+    ///
+    /// # Errors
+    /// One is there and cannot be read as text.
+    pub fn read(dir: &Path) -> Result<Self, TokenizerError> {
+        let read = |name: &str| match fs::read(dir.join(name)) {
+            Ok(bytes) => match String::from_utf8(bytes) {
+                Ok(text) => Ok(Some(text)),
+                Err(e) => Err(TokenizerError::damaged(dir.join(name), format!("it is not UTF-8 text: {e}"))),
+            },
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(TokenizerError::damaged(dir.join(name), e)),
+        };
+        Ok(Self {
+            tokenizer_config: read(TOKENIZER_CONFIG)?,
+            chat_template_jinja: read(CHAT_TEMPLATE_JINJA)?,
+            chat_template_json: read(CHAT_TEMPLATE_JSON)?,
+            generation_config: read(GENERATION_CONFIG)?,
+            config: read(CONFIG)?,
+        })
+    }
+
+    /// # Errors
+    /// A file is damaged.
+    pub(super) fn settings(&self) -> Result<TextSettings, TokenizerError> {
+        let tokens = json(TOKENIZER_CONFIG, &self.tokenizer_config)?;
+        let stop_of = |name, text| stop_ids(name, &json(name, text)?);
+        let stop = match stop_of(GENERATION_CONFIG, &self.generation_config)? {
+            None => stop_of(CONFIG, &self.config)?,
+            found => found,
+        };
+        Ok(TextSettings {
+            names: TokenNames {
+                bos: token(&tokens, "bos_token")?.unwrap_or_else(|| "<bos>".into()),
+                eos: token(&tokens, "eos_token")?.unwrap_or_else(|| "<eos>".into()),
+                unk: token(&tokens, "unk_token")?,
+                pad: token(&tokens, "pad_token")?,
+            },
+            stop,
+            template: self.template(&tokens)?,
+        })
+    }
+
+    fn template(&self, tokens: &Value) -> Result<TemplateSource, TokenizerError> {
+        if let Some(source) = &self.chat_template_jinja {
+            return Ok(TemplateSource::text(CHAT_TEMPLATE_JINJA, source.trim_start_matches('\u{FEFF}')));
+        }
+        let given = |file, json: &Value| match &json["chat_template"] {
+            Value::Null => Ok(None),
+            Value::String(source) => Ok(Some(TemplateSource::text(file, source))),
+            Value::Array(named) => TemplateSource::of_list(file, named).map(Some),
+            _ => Err("its chat_template is neither a string nor a list of named templates".to_owned()),
+        };
+        for (file, json) in
+            [(TOKENIZER_CONFIG, tokens), (CHAT_TEMPLATE_JSON, &json(CHAT_TEMPLATE_JSON, &self.chat_template_json)?)]
+        {
+            if let Some(source) = given(file, json).map_err(|e| TokenizerError::damaged(file, e))? {
+                return Ok(source);
+            }
+        }
+        Ok(TemplateSource::gemma())
+    }
+}
+
+/// Parses a file; one that is missing has no values.
+fn json(name: &str, text: &Option<String>) -> Result<Value, TokenizerError> {
+    let Some(text) = text else { return Ok(Value::Null) };
+    serde_json::from_str(text.trim_start_matches('\u{FEFF}')).map_err(|e| TokenizerError::damaged(name, e))
+}
+
+/// Returns a token's name: a string, or an object with its `content`.
+fn token(json: &Value, field: &str) -> Result<Option<String>, TokenizerError> {
+    let value = json.get(field).unwrap_or(&Value::Null);
+    match value.get("content").unwrap_or(value) {
+        Value::Null => Ok(None),
+        Value::String(name) => Ok(Some(name.clone())),
+        _ => Err(TokenizerError::damaged(TOKENIZER_CONFIG, format!("its {field} is {value}, which is no token"))),
+    }
+}
+
+/// Returns `eos_token_id`: an id, or a list of ids.
+fn stop_ids(file: &'static str, json: &Value) -> Result<Option<StopIds>, TokenizerError> {
+    let value = json.get("eos_token_id").unwrap_or(&Value::Null);
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids: Option<Vec<u32>> = match value {
+        Value::Null => return Ok(None),
+        Value::Array(all) => all.iter().map(id).collect(),
+        one => id(one).map(|id| vec![id]),
+    };
+    match ids {
+        Some(ids) => Ok(Some(StopIds { ids, source: file })),
+        None => {
+            Err(TokenizerError::damaged(file, format!("its eos_token_id is {value}, which is no list of token ids")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stops(generation: Option<&str>, config: Option<&str>) -> Result<Option<Vec<u32>>, String> {
+        let text = |json: Option<&str>| json.map(str::to_owned);
+        let files = TextFiles { generation_config: text(generation), config: text(config), ..TextFiles::default() };
+        files.settings().map(|s| s.stop.map(|stop| stop.ids)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn stop_ids_are_those_of_generate() {
+        let (list, one) = (Some(r#"{"eos_token_id": [1, 107, 99]}"#), Some(r#"{"eos_token_id": 1}"#));
+        assert_eq!(stops(list, one), Ok(Some(vec![1, 107, 99])));
+        assert_eq!(stops(None, list), Ok(Some(vec![1, 107, 99])));
+        assert_eq!(stops(Some(r#"{"eos_token_id": null}"#), one), Ok(Some(vec![1])));
+        assert_eq!(stops(Some("{}"), None), Ok(None));
+        assert_eq!(stops(Some("\u{FEFF}{\"eos_token_id\": 7}"), None), Ok(Some(vec![7])));
+        for bad in [r#"{"eos_token_id": "x"}"#, r#"{"eos_token_id": [-1]}"#, "{"] {
+            assert!(stops(Some(bad), None).unwrap_err().contains("generation_config.json"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_strings_or_objects() {
+        let names = |json: &str| {
+            let files = TextFiles { tokenizer_config: Some(json.into()), ..TextFiles::default() };
+            files.settings().map(|s| (s.names.bos, s.names.eos)).map_err(|e| e.to_string())
+        };
+        let both = r#"{"bos_token": "<s>", "eos_token": {"content": "<|im_end|>", "lstrip": false}}"#;
+        assert_eq!(names(both), Ok(("<s>".into(), "<|im_end|>".into())));
+        assert_eq!(names(r#"{"bos_token": null}"#), Ok(("<bos>".into(), "<eos>".into())));
+        assert!(names(r#"{"eos_token": 7}"#).unwrap_err().contains("eos_token is 7"));
+    }
+}

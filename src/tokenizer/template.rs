@@ -1,0 +1,227 @@
+//! The chat format: the template of the checkpoint, or Gemma's own.
+
+use minijinja::{Value, context, value::Serde};
+
+use super::{
+    error::TokenizerError,
+    jinja::Template,
+    message::{Message, alternating},
+};
+
+/// Gemma's template, as in the model card: turns alternate, start with the user, and are trimmed.
+const GEMMA: &str = "{{ bos_token }}{% for message in messages %}\
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+{{ raise_exception('turns must alternate between user and model, starting with the user') }}{% endif %}\
+{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}\
+{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}";
+
+/// Names of tokens that a chat template may write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TokenNames {
+    pub bos: String,
+    pub eos: String,
+    pub unk: Option<String>,
+    pub pad: Option<String>,
+}
+
+/// A template's text, or why there is none, and the file that it is from.
+pub(super) struct TemplateSource {
+    file: &'static str,
+    text: Result<String, String>,
+}
+
+impl TemplateSource {
+    /// Gemma's own template.
+    pub fn gemma() -> Self {
+        Self::text("none, so Gemma's own is used", GEMMA)
+    }
+
+    pub fn text(file: &'static str, text: &str) -> Self {
+        Self { file, text: Ok(text.to_owned()) }
+    }
+
+    /// Of several named templates, the one called `default`.
+    ///
+    /// # Errors
+    /// The list does not hold named templates.
+    pub fn of_list(file: &'static str, named: &[serde_json::Value]) -> Result<Self, String> {
+        let mut names = vec![];
+        for entry in named {
+            let (Some(name), Some(template)) = (entry["name"].as_str(), entry["template"].as_str()) else {
+                return Err(format!("an entry of its chat_template has no name or no template: {entry}"));
+            };
+            if name == "default" {
+                return Ok(Self::text(file, template));
+            }
+            names.push(name);
+        }
+        let text = Err(format!(
+            "its chat templates are called {}, and none is called default; copy the one that you want to \
+             chat_template.jinja",
+            names.join(", ")
+        ));
+        Ok(Self { file, text })
+    }
+}
+
+/// A compiled chat template. One that is broken is an error only of what uses it.
+pub(super) struct ChatTemplate {
+    file: &'static str,
+    template: Result<Template, String>,
+    names: TokenNames,
+}
+
+impl ChatTemplate {
+    pub fn new(source: TemplateSource, names: TokenNames) -> Self {
+        let compile = |text: String| Template::compile(&text).map_err(|e| format!("its chat template is broken: {e}"));
+        Self { file: source.file, template: source.text.and_then(compile), names }
+    }
+
+    /// Returns the file that it is from, in words.
+    pub fn source(&self) -> &'static str {
+        self.file
+    }
+
+    /// Returns the conversation as text, ending with the start of the model's answer. If the
+    /// template refuses the messages as they are, instructions go into the first turn, and
+    /// neighbours of the same role are joined.
+    ///
+    /// # Errors
+    /// There is no template, or it refuses both.
+    pub fn render(&self, messages: &[Message]) -> Result<String, TokenizerError> {
+        self.try_render(messages).or_else(|error| {
+            let turns = alternating(messages);
+            if turns == messages { Err(error) } else { self.try_render(&turns).map_err(|_| error) }
+        })
+    }
+
+    /// Whether the template takes instructions as a message of their own.
+    ///
+    /// # Errors
+    /// There is no template that could be asked.
+    pub fn takes_system_messages(&self) -> Result<bool, TokenizerError> {
+        self.try_render(&[Message::user("u")])?;
+        let probe = "instructions";
+        let text = self.try_render(&[Message::system(probe), Message::user("u")]);
+        Ok(text.is_ok_and(|text| text.contains(probe)))
+    }
+
+    fn try_render(&self, messages: &[Message]) -> Result<String, TokenizerError> {
+        let template = self.template.as_ref().map_err(|reason| TokenizerError::damaged(self.file, reason))?;
+        let TokenNames { bos, eos, unk, pad } = &self.names;
+        // Names that are not set are undefined in transformers, too.
+        let name = |token: &Option<String>| token.as_ref().map_or(Value::UNDEFINED, Value::from);
+        let values = context! {
+            messages => Serde(messages),
+            tools => (),
+            documents => (),
+            bos_token => bos,
+            eos_token => eos,
+            unk_token => name(unk),
+            pad_token => name(pad),
+            add_generation_prompt => true,
+        };
+        template.render(values).map_err(TokenizerError::Template)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> TokenNames {
+        TokenNames { bos: "<bos>".into(), eos: "<|im_end|>".into(), unk: None, pad: Some("<pad>".into()) }
+    }
+
+    fn rendered(template: &str, messages: &[Message]) -> Result<String, String> {
+        ChatTemplate::new(TemplateSource::text("test", template), names()).render(messages).map_err(|e| e.to_string())
+    }
+
+    fn hi() -> Vec<Message> {
+        vec![Message::user("hi")]
+    }
+
+    #[test]
+    fn gemma_format() {
+        let messages = [Message::user(" Hi "), Message::assistant("Hello!"), Message::user("2+2?")];
+        let text = ChatTemplate::new(TemplateSource::gemma(), names()).render(&messages).unwrap();
+        assert_eq!(
+            text,
+            "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello!<end_of_turn>\n\
+             <start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n"
+        );
+    }
+
+    #[test]
+    fn turns_are_made_to_alternate_and_begin_with_the_user() {
+        let joined = rendered(GEMMA, &[Message::user("a"), Message::user("b")]).unwrap();
+        assert_eq!(joined, "<bos><start_of_turn>user\na\n\nb<end_of_turn>\n<start_of_turn>model\n");
+        let folded = rendered(GEMMA, &[Message::system("s"), Message::user("a")]).unwrap();
+        assert_eq!(folded, "<bos><start_of_turn>user\ns\n\na<end_of_turn>\n<start_of_turn>model\n");
+        let error = rendered(GEMMA, &[Message::assistant("x")]).unwrap_err();
+        assert!(error.contains("alternate"), "{error}");
+    }
+
+    #[test]
+    fn a_template_with_a_system_role_gets_it() {
+        let chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+        let text = rendered(chatml, &[Message::system("s"), Message::user("a"), Message::user("b")]).unwrap();
+        assert_eq!(
+            text,
+            "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>user\nb<|im_end|>\n"
+        );
+        let takes = |t: &str| ChatTemplate::new(TemplateSource::text("test", t), names()).takes_system_messages();
+        assert!(takes(chatml).unwrap() && !takes(GEMMA).unwrap());
+    }
+
+    /// Expected texts are those of jinja2 3.1 as transformers 5.23 calls it.
+    #[test]
+    fn what_transformers_has_beside_jinja() {
+        for (template, expected) in [
+            ("{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ unk_token }}", "<bos>|<|im_end|>|<pad>|"),
+            ("a{%- generation %} b {%- endgeneration -%} c", "a bc"),
+            ("{% for m in [1, 2, 3] %}{% if m == 2 %}{% continue %}{% endif %}{{ m }}{% endfor %}", "13"),
+            ("{% for m in [1, 2, 3] %}{% if m == 2 %}{% break %}{% endif %}{{ m }}{% endfor %}", "1"),
+            ("{% if tools is not none and tools | length > 0 %}x{% else %}y{% endif %}", "y"),
+            ("{% if tools is iterable and tools | length > 0 %}x{% else %}y{% endif %}", "y"),
+            ("{{ documents }}{{ true }}{{ none }}", "NoneTrueNone"),
+            ("{{ ['a', \"b'\", 1, true] }}", "['a', \"b'\", 1, True]"),
+            ("{{ messages[0] }}", "{'role': 'user', 'content': 'hi'}"),
+            ("{{ messages | tojson }}", "[{\"role\": \"user\", \"content\": \"hi\"}]"),
+            ("{{ {'a': [1, 2], 'b': []} | tojson(indent=2) }}", "{\n  \"a\": [\n    1,\n    2\n  ],\n  \"b\": []\n}"),
+            ("{{ '<é🙂>' | tojson }}", "\"<é🙂>\""),
+            ("{{ '<é🙂>' | tojson(ensure_ascii=true) }}", "\"<\\u00e9\\ud83d\\ude42>\""),
+            ("a\r\nb\rc", "a\nb\nc"),
+            ("{% if strftime_now('%Y') | int > 2025 %}now{% endif %}", "now"),
+        ] {
+            assert_eq!(rendered(template, &hi()).as_deref(), Ok(expected), "{template}");
+        }
+    }
+
+    #[test]
+    fn a_broken_template_fails_where_it_is_used() {
+        for (template, named) in [
+            ("{% for %}", "its chat template is broken"),
+            ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+            ("{{ strftime_now('%Q') }}", "no time format"),
+            ("{{ messages[0].content.nothing() }}", "nothing"),
+        ] {
+            let error = rendered(template, &hi()).unwrap_err();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn of_several_templates_default_is_used() {
+        let list = |called: &[&str]| {
+            let entry = |name: &&str| serde_json::json!({"name": name, "template": format!("this is {name}")});
+            let source =
+                TemplateSource::of_list("tokenizer_config.json", &called.iter().map(entry).collect::<Vec<_>>());
+            ChatTemplate::new(source.unwrap(), names()).render(&hi()).map_err(|e| e.to_string())
+        };
+        assert_eq!(list(&["tool_use", "default"]).as_deref(), Ok("this is default"));
+        let error = list(&["tool_use", "rag"]).unwrap_err();
+        assert!(error.contains("tool_use, rag"), "{error}");
+    }
+}
