@@ -451,6 +451,8 @@ pub fn read_text(argument: Option<&str>, file: Option<&Path>) -> Result<String> 
             ("standard input".to_owned(), bytes)
         }
     };
+    // A byte order mark is no text.
+    let bytes = bytes.strip_prefix("\u{FEFF}".as_bytes()).map(<[u8]>::to_vec).unwrap_or(bytes);
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         anyhow::anyhow!("{name} is not UTF-8 text (byte {at}); convert it, e.g. with iconv -t UTF-8")

@@ -4,6 +4,7 @@
 use std::{fs, io::ErrorKind, path::Path};
 
 use serde_json::Value;
+use tokenizers::AddedToken;
 
 use super::{
     error::TokenizerError,
@@ -39,6 +40,8 @@ pub(super) struct TextSettings {
     /// From `generation_config.json` or `config.json`; otherwise `eos` ends a generation.
     pub stop: Option<StopIds>,
     pub template: TemplateSource,
+    /// All control tokens that are named.
+    pub control: Vec<AddedToken>,
 }
 
 impl TextFiles {
@@ -73,16 +76,25 @@ impl TextFiles {
             None => stop_of(CONFIG, &self.config)?,
             found => found,
         };
-        Ok(TextSettings {
-            names: TokenNames {
-                bos: token(&tokens, "bos_token")?.unwrap_or_else(|| "<bos>".into()),
-                eos: token(&tokens, "eos_token")?.unwrap_or_else(|| "<eos>".into()),
-                unk: token(&tokens, "unk_token")?,
-                pad: token(&tokens, "pad_token")?,
-            },
-            stop,
-            template: self.template(&tokens)?,
-        })
+        let mut control = vec![];
+        let mut named = |field| {
+            let token = token(field, tokens.get(field).unwrap_or(&Value::Null))?;
+            control.extend(token.clone());
+            Ok::<_, TokenizerError>(token.map(|token| token.content))
+        };
+        let names = TokenNames {
+            bos: named("bos_token")?.unwrap_or_else(|| "<bos>".into()),
+            eos: named("eos_token")?.unwrap_or_else(|| "<eos>".into()),
+            unk: named("unk_token")?,
+            pad: named("pad_token")?,
+        };
+        // Newer files have the second name.
+        for field in ["additional_special_tokens", "extra_special_tokens"] {
+            for value in tokens.get(field).and_then(Value::as_array).into_iter().flatten() {
+                control.extend(token(field, value)?);
+            }
+        }
+        Ok(TextSettings { names, stop, template: self.template(&tokens)?, control })
     }
 
     fn template(&self, tokens: &Value) -> Result<TemplateSource, TokenizerError> {
@@ -112,12 +124,18 @@ fn json(name: &str, text: &Option<String>) -> Result<Value, TokenizerError> {
     serde_json::from_str(text.trim_start_matches('\u{FEFF}')).map_err(|e| TokenizerError::damaged(name, e))
 }
 
-/// Returns a token's name: a string, or an object with its `content`.
-fn token(json: &Value, field: &str) -> Result<Option<String>, TokenizerError> {
-    let value = json.get(field).unwrap_or(&Value::Null);
+/// Returns a token: its name, or an object with its `content` and where it is found in a text.
+fn token(field: &str, value: &Value) -> Result<Option<AddedToken>, TokenizerError> {
+    let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
     match value.get("content").unwrap_or(value) {
         Value::Null => Ok(None),
-        Value::String(name) => Ok(Some(name.clone())),
+        Value::String(name) => Ok(Some(
+            AddedToken::from(name.as_str(), true)
+                .lstrip(flag("lstrip"))
+                .rstrip(flag("rstrip"))
+                .single_word(flag("single_word"))
+                .normalized(flag("normalized")),
+        )),
         _ => Err(TokenizerError::damaged(TOKENIZER_CONFIG, format!("its {field} is {value}, which is no token"))),
     }
 }

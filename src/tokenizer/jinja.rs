@@ -26,6 +26,7 @@ impl Template {
         environment.set_formatter(write_value);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
+        environment.add_test("iterable", is_iterable);
         environment.add_function("strftime_now", strftime_now);
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -90,8 +91,27 @@ fn python_text(value: &Value) -> Result<String, Error> {
             let entries: Result<Vec<String>, Error> = value.try_iter()?.map(entry).collect();
             format!("{{{}}}", entries?.join(", "))
         }
+        ValueKind::Number if !value.is_integer() => python_float(&value.to_string()),
         _ => value.to_string(),
     })
+}
+
+/// A decimal number as Python writes it: in powers of ten from 1e16 on, and below 1e-4.
+fn python_float(text: &str) -> String {
+    match text.parse::<f64>() {
+        Ok(x) if x != 0.0 && x.is_finite() && !(1e-4..1e16).contains(&x.abs()) => {
+            let scientific = format!("{x:e}");
+            let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+            let sign = if exponent.starts_with('-') { '-' } else { '+' };
+            format!("{digits}e{sign}{:0>2}", exponent.trim_start_matches('-'))
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// Whether a value is iterable: `none` is not, as in Python.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
 }
 
 /// A value as Python's `repr` writes it.

@@ -26,6 +26,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use files::TextSettings;
 use template::ChatTemplate;
+use tokenizers::AddedToken;
 
 /// The ids of tokens that this program itself uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,12 +68,17 @@ impl Tokenizer {
     /// They are damaged, or name tokens that are not there.
     pub fn new(json: &[u8], files: &TextFiles) -> Result<Self, TokenizerError> {
         let damaged = |reason| TokenizerError::damaged("tokenizer.json", reason);
-        let inner = fast_bpe::tokenizer(json).map_err(damaged)?;
-        let TextSettings { names, stop, template } = files.settings()?;
+        let mut inner = fast_bpe::tokenizer(json).map_err(damaged)?;
+        let TextSettings { names, stop, template, control } = files.settings()?;
         let id = |token: &str| inner.token_to_id(token);
         let required = |token: &str| id(token).ok_or_else(|| damaged(format!("it has no {token} token")));
         let special =
             SpecialTokens { bos: required(&names.bos)?, eos: required(&names.eos)?, end_of_turn: id("<end_of_turn>") };
+        // What other files call control tokens are such, and new ones if they are unknown.
+        let known = inner.get_added_tokens_decoder();
+        let is_new = |token: &AddedToken| !known.values().any(|other| other.content == token.content);
+        let new: Vec<AddedToken> = control.into_iter().filter(is_new).collect();
+        inner.add_special_tokens(new).map_err(|e| damaged(e.to_string()))?;
         let control = inner.get_added_tokens_decoder().into_iter();
         let control = control.filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
         let stop = stop.unwrap_or_else(|| StopIds { ids: vec![special.eos], source: "the tokenizer's eos_token" });

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod common;
+mod compat;
 mod demo;
 mod engine;
 mod eval;

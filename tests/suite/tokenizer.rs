@@ -73,10 +73,7 @@ fn renamed_control_tokens_are_those_of_the_tokenizer_config() {
         assert_eq!((t.special().eos, t.special().end_of_turn), (107, None));
         assert_eq!((t.stop_ids().ids.as_slice(), t.chat_stop_ids()), ([107].as_slice(), vec![107]));
         let text = t.render_chat(&[Message::system("s"), Message::user("hi")]).unwrap().text();
-        assert_eq!(
-            text,
-            "<bos><|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant"
-        );
+        assert_eq!(text, "<bos><|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant");
         assert_eq!(t.encode_chat(&[Message::user("hi")]).unwrap()[..2], [2, 106]);
     }
     let error = Tokenizer::from_dir(chatml(serde_json::json!({"eos_token": "</s>"})).path()).err().unwrap();
