@@ -22,6 +22,11 @@ pub enum Error {
     Tokenizer(#[from] TokenizerError),
     #[error("{0}")]
     Invalid(String),
+    #[error(
+        "the logits are not numbers: NaN or infinity appears first in {0}. Check these weights (gemma-pjrt inspect), or compute \
+         with --dtype f32"
+    )]
+    NotNumbers(String),
     #[error("the context is full: {prompt} tokens of conversation and {room} for an answer are more than {context}")]
     ContextFull { prompt: usize, room: usize, context: i64 },
     #[error(

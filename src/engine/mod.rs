@@ -24,7 +24,7 @@ mod scoring;
 mod sequence;
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -341,8 +341,11 @@ impl Engine {
                 let StepOutput::Scores(scores) = self.session.step(&StepBatch { segments, head })? else {
                     unreachable!("the head scores")
                 };
+                let mut failed = BTreeMap::new();
                 for ((slot, id, target), score) in targets.into_iter().zip(scores) {
-                    if let Some(progress) = self.scores.get_mut(&id) {
+                    if !score.is_number() {
+                        failed.insert(id, slot);
+                    } else if let Some(progress) = self.scores.get_mut(&id) {
                         if let Some(likelihoods) = progress.receive(target, &score) {
                             self.scores.remove(&id);
                             events.push(Event::Scored { id, likelihoods });
@@ -353,6 +356,11 @@ impl Engine {
                 }
                 for part in &parts {
                     self.extend(part);
+                }
+                for (id, slot) in failed {
+                    self.fail_not_numbers(id, slot, events);
+                }
+                for part in &parts {
                     self.finish_scored(part, events);
                 }
             }
@@ -413,6 +421,11 @@ impl Engine {
     /// Adds tokens to a slot's answer, up to what ends it. All but the last one are in the cache
     /// then.
     fn receive(&mut self, slot: usize, tokens: Vec<Token>, events: &mut Vec<Event>) {
+        if !tokens.iter().all(Token::is_chosen) {
+            let (id, held) = (sequence_of(&self.slots, slot).id, &mut self.slots[slot]);
+            held.cached.extend(tokens.iter().take_while(|token| token.is_chosen()).map(|token| token.id));
+            return self.fail_not_numbers(id, slot, events);
+        }
         let cache_len = self.cache_len() as usize;
         let held = &mut self.slots[slot];
         let sequence = held.sequence.as_mut().expect("it was sampled");
@@ -462,6 +475,14 @@ impl Engine {
         self.clock += 1;
         self.slots[slot].freed = self.clock;
         self.slots[slot].sequence.take()
+    }
+
+    /// Ends a request whose logits are not numbers. What its slot holds is of no use to others.
+    fn fail_not_numbers(&mut self, id: RequestId, slot: usize, events: &mut Vec<Event>) {
+        let tokens = std::mem::take(&mut self.slots[slot].cached);
+        let error = self.session.not_numbers(slot as i64, &tokens).to_string();
+        self.cancel(id);
+        events.push(Event::Failed { id, error });
     }
 
     /// Ends all requests that have a slot: a step that failed takes the caches with it.

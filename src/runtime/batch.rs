@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::{
     gemma::{Field, MAX_STOP_IDS, PackedInputs},
-    sampling::{MAX_BIAS, Params, Penalties, Sampler, TOP_LOGPROBS},
+    sampling::{MAX_BIAS, NO_TOKEN, Params, Penalties, Sampler, TOP_LOGPROBS},
 };
 
 /// Consecutive tokens of one slot's sequence.
@@ -180,7 +180,7 @@ pub enum StepOutput {
     /// `f32[vocab]` each.
     Logits(Vec<Vec<f32>>),
     /// What each layer takes and what the last one gives, before the final norm: `f32[layers + 1,
-    /// tokens, hidden]`, of the tokens of the first replica.
+    /// tokens, hidden]`, of the first segment's tokens.
     Hidden(Vec<f32>),
 }
 
@@ -189,6 +189,13 @@ pub enum StepOutput {
 pub struct Token {
     pub id: u32,
     pub logprobs: Option<Logprobs>,
+}
+
+impl Token {
+    /// Whether the logits that it was chosen from are numbers. Otherwise there is no such token.
+    pub fn is_chosen(&self) -> bool {
+        self.id != NO_TOKEN as u32
+    }
 }
 
 /// Natural log-probabilities, of the model's own distribution (before temperature, penalties and
@@ -206,6 +213,13 @@ pub struct Logprobs {
 pub struct TokenScore {
     pub logprobs: Logprobs,
     pub greedy: u32,
+}
+
+impl TokenScore {
+    /// Whether the logits are numbers.
+    pub fn is_number(&self) -> bool {
+        self.greedy != NO_TOKEN as u32 && self.logprobs.own.is_finite()
+    }
 }
 
 /// Unpacks a sampled row: the token, and its log-probabilities if `logprobs`.

@@ -107,6 +107,7 @@ pub(super) fn unpack(
     places: &[Place],
     outputs: &[Option<Buffer>],
     config: &Config,
+    slots: SlotLayout,
 ) -> Result<StepOutput> {
     Ok(match &batch.head {
         BatchHead::None => StepOutput::None,
@@ -126,7 +127,7 @@ pub(super) fn unpack(
             StepOutput::Logits(places.iter().map(|&place| logits.get(place).to_vec()).collect())
         }
         BatchHead::Hidden => {
-            let all: Vec<f32> = read(&outputs[0])?;
+            let all: Vec<f32> = read(&outputs[slots.replica_of(batch.segments[0].slot)])?;
             let of_layer = all.chunks_exact(all.len() / (config.num_hidden_layers as usize + 1));
             let len = batch.segments[0].tokens.len() * config.hidden_size as usize;
             StepOutput::Hidden(of_layer.flat_map(|layer| &layer[..len]).copied().collect())

@@ -168,7 +168,7 @@ impl Session {
         let spec = self.step_spec(size, head_of(&batch.head));
         let packed = PackedBatch::new(batch, &spec, size, self.layout);
         let outputs = self.run(&spec, &packed.inputs)?;
-        unpack(batch, &packed.places, &outputs, self.model.config())
+        unpack(batch, &packed.places, &outputs, self.model.config(), self.layout)
     }
 
     /// One dispatch of up to `steps` tokens of each row's slot; the tokens of each, the one that

@@ -2,7 +2,9 @@
 //! inside the model.
 
 use super::{
-    batch::{BatchHead, DecodeRow, RowRef, SamplingInputs, ScoredRow, Segment, StepBatch, StepOutput},
+    batch::{
+        BatchHead, DecodeRow, RowRef, SamplingInputs, ScoredRow, Segment, StepBatch, StepOutput, Token, TokenScore,
+    },
     session::Session,
 };
 use crate::{
@@ -30,7 +32,8 @@ impl Session {
     pub fn prefill(&mut self, slot: i64, start: i64, tokens: &[u32], params: &Params) -> Result<u32> {
         let head = BatchHead::Sample(vec![(0, SamplingInputs::plain(*params))]);
         match self.prefill_with(slot, start, tokens, |_| head)? {
-            StepOutput::Tokens(tokens) => Ok(tokens[0].id),
+            StepOutput::Tokens(found) if found[0].is_chosen() => Ok(found[0].id),
+            StepOutput::Tokens(_) => Err(self.not_numbers(slot, tokens)),
             other => unreachable!("the head samples: {other:?}"),
         }
     }
@@ -90,7 +93,10 @@ impl Session {
             let sampling = SamplingInputs::plain(params);
             rows.push(DecodeRow { slot: slot as i64, token, position, max_new_tokens: 1, stop_ids: &[], sampling });
         }
-        Ok(self.decode(&rows, 1)?.into_iter().map(|tokens| tokens[0].id).collect())
+        let decoded = self.decode(&rows, 1)?;
+        let chosen = |tokens: &Vec<Token>| tokens.first().filter(|token| token.is_chosen()).map(|token| token.id);
+        let unknown = || Error::NotNumbers("a layer that a trace of the whole text would show".into());
+        decoded.iter().map(|tokens| chosen(tokens).ok_or_else(unknown)).collect()
     }
 
     /// Likelihood of a whole text, in slot 0, which is overwritten.
@@ -121,19 +127,43 @@ impl Session {
             let StepOutput::Scores(scores) = self.step(&StepBatch { segments, head })? else {
                 unreachable!("the head scores")
             };
+            if !scores.iter().all(TokenScore::is_number) {
+                return Err(self.not_numbers(0, tokens));
+            }
             scored.logprobs.extend(scores.iter().map(|score| score.logprobs.own));
             scored.greedy.extend(scores.iter().map(|score| score.greedy));
         }
         Ok(scored)
     }
 
+    /// The error of a text whose logits are not numbers: it names the first layer where NaN or
+    /// infinity appears, which it finds by tracing the text once more, in `slot`.
+    pub fn not_numbers(&mut self, slot: i64, tokens: &[u32]) -> Error {
+        let (max, hidden) = (self.max_step_tokens() as usize, self.model().config().hidden_size as usize);
+        let mut first: Option<usize> = None;
+        for (i, part) in tokens.chunks(max).enumerate() {
+            let trace = match self.trace(slot, (i * max) as i64, part) {
+                Ok(trace) => trace,
+                Err(error) => return error,
+            };
+            let layer = trace.chunks_exact(part.len() * hidden).position(|layer| layer.iter().any(|x| !x.is_finite()));
+            first = [first, layer].into_iter().flatten().min();
+        }
+        Error::NotNumbers(match first {
+            Some(0) => "the embedding (model.embed_tokens.weight)".into(),
+            Some(layer) => format!("layer {} (model.layers.{0}.*)", layer - 1),
+            None => "the final norm or the output layer (model.norm.weight, lm_head.weight)".into(),
+        })
+    }
+
     /// What each layer takes, and what the last one gives, before the final norm: `f32 [layers + 1,
-    /// tokens, hidden]`. In slot 0, which is overwritten. The tokens must fit one step.
+    /// tokens, hidden]`, of tokens that follow the `start` ones that `slot` has. They must fit one
+    /// step.
     ///
     /// # Errors
     /// As [`Session::step`].
-    pub fn trace(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let segments = vec![Segment { slot: 0, start: 0, tokens }];
+    pub fn trace(&mut self, slot: i64, start: i64, tokens: &[u32]) -> Result<Vec<f32>> {
+        let segments = vec![Segment { slot, start, tokens }];
         match self.step(&StepBatch { segments, head: BatchHead::Hidden })? {
             StepOutput::Hidden(hidden) => Ok(hidden),
             other => unreachable!("the head gives hidden states: {other:?}"),

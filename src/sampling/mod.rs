@@ -132,6 +132,9 @@ pub struct ParamOps<'g> {
 }
 tree!(ParamOps { temperature, top_k, top_p, min_p, seed });
 
+/// Stands in place of the token of a row whose logits are not numbers: NaN or infinite.
+pub const NO_TOKEN: i32 = i32::MAX;
+
 /// The largest logit's token of each row: `s32[rows]` from `f32[rows, vocab / mesh.model]`. First
 /// one wins.
 pub fn greedy(logits: Op<'_>, mesh: Mesh) -> Op<'_> {
@@ -141,14 +144,22 @@ pub fn greedy(logits: Op<'_>, mesh: Mesh) -> Op<'_> {
 
 /// The token of the largest logit, from each device's largest and its index there: `s32[rows]` from
 /// `f32[rows]` and `s32[rows]`, where each device has `vocab` tokens. The first one where several
-/// are equal.
+/// are equal; [`NO_TOKEN`] where the largest one is not a number.
 pub fn largest<'g>(value: Op<'g>, index: Op<'g>, vocab: i64, mesh: Mesh) -> Op<'g> {
+    let most = mesh.max(value);
     if mesh.model == 1 {
-        return index;
+        return token_if_number(most, index);
     }
     let token = index + token_offset(value.graph(), vocab, mesh);
-    let none = value.graph().s32(i64::from(i32::MAX));
-    mesh.min(value.ge(mesh.max(value)).select(token, none))
+    let none = value.graph().s32(i64::from(NO_TOKEN));
+    token_if_number(most, mesh.min(value.ge(most).select(token, none)))
+}
+
+/// The token where the row's largest logit is a number, and [`NO_TOKEN`] elsewhere.
+fn token_if_number<'g>(most: Op<'g>, token: Op<'g>) -> Op<'g> {
+    let graph = token.graph();
+    let is_number = most.abs().lt(graph.f32(f64::INFINITY));
+    is_number.select(token, graph.s32(i64::from(NO_TOKEN)))
 }
 
 /// Tokens to choose from, of those that a device has.
@@ -202,8 +213,8 @@ pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: 
 
     let by_top_k = threshold::top_k(scaled, column(params.top_k), mesh);
     let by_top_p = threshold::top_p(scaled, by_top_k, column(params.top_p), mesh);
-    let most_likely = column(mesh.max(scaled.reduce_max(&[1])));
-    let by_min_p = scaled.ge(most_likely + column(params.min_p).log());
+    let most = mesh.max(scaled.reduce_max(&[1])); // [rows]
+    let by_min_p = scaled.ge(column(most) + column(params.min_p).log());
     let kept = threshold::key(scaled).ge(by_top_p).and(by_min_p);
 
     // The noise of a token depends on its id, not on where its shard starts.
@@ -215,10 +226,12 @@ pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: 
     let masked = kept.or(is_greedy).select(noisy, graph.f32(f64::NEG_INFINITY));
 
     let [value, index] = masked.max_with_index();
-    let Some(tokens) = tokens else { return largest(value, index, vocab, mesh) };
-    let none = graph.s32(0);
-    let token = numbers.eq(column(index)).select(tokens, none).reduce_sum(&[1]);
-    largest(value, token, vocab, mesh)
+    let token = match tokens {
+        Some(tokens) => numbers.eq(column(index)).select(tokens, graph.s32(0)).reduce_sum(&[1]),
+        None => index,
+    };
+    // NaN may be among the logits that are not kept.
+    token_if_number(most, largest(value, token, vocab, mesh))
 }
 
 /// Numbers of tokens `s32[rows]` in this device's part of the vocabulary, of `vocab` tokens; a

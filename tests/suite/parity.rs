@@ -83,7 +83,7 @@ fn every_layer_is_that_of_transformers(lowering: Lowering) {
     let golden = Golden::read("mqa");
     let prompt = &golden.ids("prompt")[..32];
     let mut session = Session::new(golden_model("mqa", TP1, DType::F32, lowering), 1, CACHE).unwrap();
-    let trace = session.trace(prompt).unwrap();
+    let trace = session.trace(0, 0, prompt).unwrap();
     let config = golden_config("mqa");
     let layers: Vec<&[f32]> = trace.chunks_exact(32 * config.hidden_size as usize).collect();
     assert_eq!(layers.len() as i64, config.num_hidden_layers + 1);

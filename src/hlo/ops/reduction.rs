@@ -74,7 +74,7 @@ impl<'g> Op<'g> {
     }
 
     /// The largest element along the last dimension, and its index, s32 (the first one where
-    /// several are equal).
+    /// several are equal). NaN is larger than all numbers.
     #[track_caller]
     pub fn max_with_index(self) -> [Self; 2] {
         let shape = self.shape();
@@ -83,7 +83,7 @@ impl<'g> Op<'g> {
         let inits =
             [self.graph.scalar(shape.dtype, f64::NEG_INFINITY), self.graph.scalar(DType::S32, f64::from(i32::MAX))];
         let reduced = Self::reduce_many(&[self, index], &inits, &[last], "argmax", |a, b| {
-            let first = a[0].gt(b[0]).or(a[0].eq(b[0]).and(a[1].lt(b[1])));
+            let first = a[0].gt(b[0]).or(a[0].eq(b[0]).and(a[1].lt(b[1]))).or(a[0].eq(a[0]).not());
             vec![first.select(a[0], b[0]), first.select(a[1], b[1])]
         });
         if let [value, index] = reduced[..] { [value, index] } else { [self, self] }
