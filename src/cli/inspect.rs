@@ -1,12 +1,14 @@
-//! `inspect`: a model's sizes, tensors and tokenizer, and whether it can be run.
+//! `inspect`: a model's sizes, tensors and tokenizer, what each of its files means, and whether it
+//! can be run.
 
 use std::{collections::BTreeMap, io::Write};
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use serde_json::json;
 
 use super::{Outcome, model_files::ModelFiles, process::size};
-use crate::{checkpoint::ALIGNMENT, gemma::tensors::num_parameters, runtime::select};
+use crate::{checkpoint::ALIGNMENT, gemma::tensors::num_parameters, runtime::select, tokenizer::Tokenizer};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -38,6 +40,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let fit = select(&checkpoint, &config).map(drop);
     let tokenizer = files.tokenizer();
+    let text = tokenizer.as_ref().ok().map(TextReport::of);
+    let meanings = files.meanings(&checkpoint)?;
     let kv_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
 
     let mut out = std::io::stdout().lock();
@@ -54,6 +58,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
             }).collect::<Vec<_>>(),
             "problem": fit.as_ref().err().map(ToString::to_string),
             "tokenizer_problem": tokenizer.as_ref().err().map(ToString::to_string),
+            "text": text,
+            "files": meanings,
         });
         writeln!(out, "{object}")?;
     } else {
@@ -82,9 +88,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
             writeln!(out, "weights     {count} tensors {name}, {}", size(*bytes))?;
         }
         writeln!(out, "zero copy   {} of {} on one CPU device", size(aligned), size(total))?;
-        match &tokenizer {
-            Ok(t) => writeln!(out, "tokenizer   {} entries", t.vocab_size())?,
-            Err(e) => writeln!(out, "tokenizer   {e}")?,
+        match (&text, &tokenizer) {
+            (Some(text), _) => text.write(&mut out)?,
+            (None, Err(e)) => writeln!(out, "tokenizer   {e}")?,
+            (None, Ok(_)) => {}
+        }
+        for (i, (file, meaning)) in meanings.iter().enumerate() {
+            writeln!(out, "{:12}{file}: {meaning}", if i == 0 { "files" } else { "" })?;
         }
         if args.tensors {
             for (name, tensor) in checkpoint.tensors() {
@@ -97,4 +107,52 @@ pub fn run(args: &Args) -> Result<Outcome> {
     fit?;
     tokenizer?;
     Ok(Outcome::Done)
+}
+
+/// What the files say of text.
+#[derive(Serialize)]
+struct TextReport {
+    tokens: usize,
+    bos: u32,
+    eos: u32,
+    stop_ids: Vec<u32>,
+    stop_ids_from: &'static str,
+    /// Ids that end an answer in the chat format.
+    chat_stop_ids: Vec<u32>,
+    template: &'static str,
+    /// Whether the template takes instructions as a message of their own; `None` if it cannot be
+    /// used.
+    takes_system_messages: Option<bool>,
+    template_problem: Option<String>,
+}
+
+impl TextReport {
+    fn of(tokenizer: &Tokenizer) -> Self {
+        let (special, stop) = (tokenizer.special(), tokenizer.stop_ids());
+        let takes_system = tokenizer.takes_system_messages();
+        Self {
+            tokens: tokenizer.vocab_size(),
+            bos: special.bos,
+            eos: special.eos,
+            stop_ids: stop.ids.clone(),
+            stop_ids_from: stop.source,
+            chat_stop_ids: tokenizer.chat_stop_ids(),
+            template: tokenizer.template_source(),
+            takes_system_messages: takes_system.as_ref().ok().copied(),
+            template_problem: takes_system.err().map(|e| e.to_string()),
+        }
+    }
+
+    fn write(&self, out: &mut impl Write) -> Result<()> {
+        writeln!(out, "tokenizer   {} entries, <bos> {}, <eos> {}", self.tokens, self.bos, self.eos)?;
+        let (ids, from, chat) = (&self.stop_ids, self.stop_ids_from, &self.chat_stop_ids);
+        writeln!(out, "stop ids    {ids:?} ({from}), and {chat:?} in the chat format")?;
+        let roles = match (self.takes_system_messages, &self.template_problem) {
+            (Some(true), _) => "instructions are a message of their own",
+            (_, None) => "instructions go into the first turn of the user",
+            (_, Some(problem)) => problem,
+        };
+        writeln!(out, "template    {}; {roles}", self.template)?;
+        Ok(())
+    }
 }

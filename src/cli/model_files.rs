@@ -117,6 +117,40 @@ impl ModelFiles {
         present.map(read).collect()
     }
 
+    /// Returns the files of the model, each with what it is used for.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn meanings(&self, checkpoint: &Checkpoint) -> Result<Vec<(String, String)>> {
+        let dir = match self {
+            #[cfg(feature = "demo")]
+            Self::Demo => return Ok(vec![]),
+            Self::Directory(dir) => dir,
+        };
+        let mut names = vec![];
+        for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        let weights: Vec<_> = checkpoint.tensors().values().filter_map(|t| t.file.file_name()).collect();
+        let meaning = |name: &str| match name {
+            "config.json" => "sizes of the model".to_owned(),
+            "tokenizer.json" => "vocabulary; truncation and padding in it have no effect".to_owned(),
+            "tokenizer_config.json" => {
+                "control tokens, and the chat template unless a chat_template file has it".to_owned()
+            }
+            "chat_template.jinja" => "the chat template".to_owned(),
+            "chat_template.json" => "the chat template, unless another file has it".to_owned(),
+            "generation_config.json" => {
+                "ids that end a generation; sampling is set by the command line alone".to_owned()
+            }
+            _ if weights.iter().any(|file| *file == name) => "weights".to_owned(),
+            _ if name.ends_with(".safetensors.index.json") => "which file has which tensor".to_owned(),
+            _ => "not used".to_owned(),
+        };
+        Ok(names.into_iter().map(|name| (name.clone(), meaning(&name))).collect())
+    }
+
     /// Returns a digest that identifies the model: of its files' paths, sizes and times of change,
     /// or of the demo model's bytes.
     ///

@@ -5,6 +5,7 @@ mod batch;
 mod bench;
 mod chat;
 mod commands;
+mod compat;
 mod eval;
 mod hub;
 mod plan;
