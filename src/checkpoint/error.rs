@@ -19,6 +19,8 @@ pub enum CheckpointError {
         "{tensor} is stored as {found}; only float checkpoints (BF16, F16, F32) can be quantised. Start from the original"
     )]
     NotQuantizable { tensor: String, found: String },
+    #[error("the adapter {dir} cannot be merged: {problem}. Give a LoRA adapter of this model, as PEFT saves it")]
+    Adapter { dir: PathBuf, problem: String },
     #[error("cannot write {path}: {cause}")]
     Write { path: PathBuf, cause: std::io::Error },
 }

@@ -2,12 +2,14 @@
 //! before use.
 
 mod error;
+mod lora;
 mod open;
 mod quantize;
 mod random;
 mod write;
 
 pub use error::CheckpointError;
+pub use lora::{ADAPTER_CONFIG, LoraAdapter};
 pub use open::{Checkpoint, Tensor};
 pub use quantize::{Quantization, Quantized, quantize, write_quantized};
 pub use random::write_random;

@@ -30,7 +30,7 @@ pub struct Tensor {
 
 /// An opened checkpoint. Tensor names have the `model.` prefix, whether the files have it or not.
 pub struct Checkpoint {
-    tensors: BTreeMap<String, Tensor>,
+    pub(super) tensors: BTreeMap<String, Tensor>,
 }
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -192,11 +192,11 @@ impl Checkpoint {
 }
 
 /// Adds the `model.` prefix, which exports of base models lack.
-fn canonical(name: &str) -> String {
+pub(super) fn canonical(name: &str) -> String {
     if name.starts_with("model.") || name.starts_with("lm_head.") { name.to_owned() } else { format!("model.{name}") }
 }
 
-fn dtype_of(dtype: safetensors::Dtype) -> Result<DType, String> {
+pub(super) fn dtype_of(dtype: safetensors::Dtype) -> Result<DType, String> {
     match dtype {
         safetensors::Dtype::BF16 => Ok(DType::BF16),
         safetensors::Dtype::F16 => Ok(DType::F16),

@@ -89,7 +89,7 @@ pub fn quantize(tensor: &Tensor, how: Quantization) -> Option<Quantized> {
     Some(whole)
 }
 
-fn to_f32(bytes: &[u8], dtype: DType) -> Vec<f32> {
+pub(super) fn to_f32(bytes: &[u8], dtype: DType) -> Vec<f32> {
     match dtype {
         DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         DType::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),

@@ -149,6 +149,9 @@ pub struct ModelArgs {
     /// they are stored]
     #[arg(long, value_enum)]
     pub weights: Option<WeightQuantization>,
+    /// Merge this LoRA adapter (a directory as PEFT saves it) into the model
+    #[arg(long, value_name = "DIR")]
+    pub lora: Option<PathBuf>,
     /// The longest context in tokens, prompt and answer together [default: the context that the
     /// model was trained for]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(i64).range(1..))]
@@ -279,7 +282,7 @@ pub struct LoadedModel {
 impl ModelArgs {
     /// Returns the settings on which a model's answers depend.
     pub fn identity(&self) -> impl std::fmt::Debug {
-        (&self.model, self.dtype, self.kv, self.weights)
+        (&self.model, self.dtype, self.kv, self.weights, &self.lora)
     }
 
     /// Reads and checks all files but the weights. Gemma's tokenizer takes a second, so another
@@ -289,6 +292,9 @@ impl ModelArgs {
     /// The model is missing or damaged, or the arguments do not fit it.
     pub fn open(&self) -> Result<OpenedModel> {
         let mut files = ModelFiles::locate(&self.model, self.platform.offline)?;
+        if let Some(adapter) = &self.lora {
+            files = files.with_adapter(adapter);
+        }
         let config = files.config()?;
         files.introduce(&config);
         if let Some(weights) = self.weights {
@@ -381,6 +387,7 @@ impl ModelArgs {
         add("--dtype", name(self.dtype.to_possible_value()));
         add("--kv", name(self.kv.and_then(|kv| kv.to_possible_value())));
         add("--weights", name(self.weights.and_then(|w| w.to_possible_value())));
+        add("--lora", self.lora.as_ref().map(Into::into));
         add("--lowering", name(self.lowering.and_then(|l| l.to_possible_value())));
         add("--bundle", self.bundle.as_ref().map(Into::into));
         add("--context", self.context.map(|c| c.to_string().into()));

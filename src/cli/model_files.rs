@@ -1,14 +1,14 @@
 //! The files of the model that `--model` names: the embedded demo model, a directory, or a model on
 //! the hub.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use super::{note, progress::DownloadProgress};
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{ADAPTER_CONFIG, Checkpoint, LoraAdapter},
     gemma::Config,
     hub::{Hub, HubCache, Repo},
     tokenizer::Tokenizer,
@@ -22,6 +22,11 @@ pub enum ModelFiles {
     #[cfg(feature = "demo")]
     Demo,
     Directory(PathBuf),
+    /// Another model with a LoRA adapter, which is merged into its weights.
+    Adapted {
+        base: Box<Self>,
+        adapter: PathBuf,
+    },
 }
 
 impl ModelFiles {
@@ -41,6 +46,14 @@ impl ModelFiles {
         }
         let path = PathBuf::from(model);
         if path.is_dir() {
+            let has = |name: &str| path.join(name).exists();
+            let is_adapter = has(ADAPTER_CONFIG);
+            if is_adapter && !has("model.safetensors") && !has("model.safetensors.index.json") {
+                return Self::locate_adapted(path, offline);
+            }
+            if is_adapter {
+                note("note: the directory has full weights and an adapter, which is not used; --lora DIR merges one");
+            }
             return Ok(Self::Directory(path));
         }
         let Some(repo) = Repo::parse(model) else {
@@ -55,6 +68,29 @@ impl ModelFiles {
         Ok(Self::Directory(
             found.with_context(|| format!("there is no directory {model}, so it was taken for a name on the hub"))?,
         ))
+    }
+
+    /// Finds the model that an adapter in a directory of its own names as its base.
+    fn locate_adapted(adapter: PathBuf, offline: bool) -> Result<Self> {
+        let base = LoraAdapter::open(&adapter)?.base.with_context(|| {
+            format!(
+                "{} is a LoRA adapter that names no base; give the base with --model, and it with --lora",
+                adapter.display()
+            )
+        })?;
+        note(&format!("note: {} is a LoRA adapter of {base}, which it is merged into", adapter.display()));
+        let finding = || {
+            format!("{} is a LoRA adapter of {base}; give its base with --model, and it with --lora", adapter.display())
+        };
+        if Path::new(&base) == adapter {
+            bail!(finding());
+        }
+        Ok(Self::locate(&base, offline).with_context(finding)?.with_adapter(&adapter))
+    }
+
+    /// Returns the model with an adapter.
+    pub fn with_adapter(self, adapter: &Path) -> Self {
+        Self::Adapted { base: Box::new(self), adapter: adapter.to_owned() }
     }
 
     /// Reads `config.json`. Remarks on it go to stderr.
@@ -83,6 +119,7 @@ impl ModelFiles {
             #[cfg(feature = "demo")]
             Self::Demo => return Ok(("the demo model".into(), demo::CONFIG.into())),
             Self::Directory(dir) => dir,
+            Self::Adapted { base, .. } => return base.config_text(),
         };
         let path = dir.join("config.json");
         let text = std::fs::read_to_string(&path)
@@ -108,6 +145,7 @@ impl ModelFiles {
                 return Ok(vec![(NAMES[0], demo::TOKENIZER.into()), (NAMES[1], demo::TOKENIZER_CONFIG.into())]);
             }
             Self::Directory(dir) => dir,
+            Self::Adapted { base, .. } => return base.others(),
         };
         let present = NAMES.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
         let read = |(name, path): (&'static str, PathBuf)| {
@@ -126,6 +164,12 @@ impl ModelFiles {
             #[cfg(feature = "demo")]
             Self::Demo => return Ok(vec![]),
             Self::Directory(dir) => dir,
+            Self::Adapted { base, adapter } => {
+                let changed = LoraAdapter::open(adapter)?.targets().count();
+                let mut all = base.meanings(checkpoint)?;
+                all.push((adapter.display().to_string(), format!("a LoRA adapter, merged into {changed} matrices")));
+                return Ok(all);
+            }
         };
         let mut names = vec![];
         for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
@@ -171,6 +215,10 @@ impl ModelFiles {
                 lines.sort();
                 hasher.update(lines.concat());
             }
+            Self::Adapted { base, adapter } => {
+                hasher.update(base.fingerprint()?);
+                hasher.update(Self::Directory(adapter.clone()).fingerprint()?);
+            }
         }
         Ok(hasher.finalize().into())
     }
@@ -184,6 +232,11 @@ impl ModelFiles {
             #[cfg(feature = "demo")]
             Self::Demo => demo::checkpoint(),
             Self::Directory(dir) => Checkpoint::open(dir)?,
+            Self::Adapted { base, adapter } => {
+                let mut checkpoint = base.checkpoint()?;
+                checkpoint.merge(&LoraAdapter::open(adapter)?)?;
+                checkpoint
+            }
         })
     }
 
@@ -196,6 +249,7 @@ impl ModelFiles {
             #[cfg(feature = "demo")]
             Self::Demo => demo::tokenizer(),
             Self::Directory(dir) => Tokenizer::from_dir(dir)?,
+            Self::Adapted { base, .. } => base.tokenizer()?,
         })
     }
 

@@ -43,6 +43,9 @@ pub struct Args {
     /// A checkpoint's directory, its name on Hugging Face, or "demo"
     #[arg(value_name = "MODEL")]
     model: String,
+    /// Merge this LoRA adapter into the model first
+    #[arg(long, value_name = "DIR")]
+    lora: Option<PathBuf>,
     /// How to store matrices
     #[arg(long, value_enum)]
     weights: WeightQuantization,
@@ -58,7 +61,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if args.out.join("config.json").exists() {
         bail!("{} holds a model already; name a new directory", args.out.display());
     }
-    let files = ModelFiles::locate(&args.model, args.offline)?;
+    let mut files = ModelFiles::locate(&args.model, args.offline)?;
+    if let Some(adapter) = &args.lora {
+        files = files.with_adapter(adapter);
+    }
     let (before, after) = write(&files, args.weights, &args.out)?;
     let name = args.weights.name();
     note(&format!("{}: {} of weights in {name}, from {}", args.out.display(), size(after), size(before)));

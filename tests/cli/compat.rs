@@ -152,3 +152,42 @@ fn byte_order_marks_are_no_text() {
     }
     assert_eq!(tokens(&answer(&home, &dir, &["--prompt-file", &prompt.to_string_lossy()])), PARIS);
 }
+
+/// An adapter of the golden model `mha`, with `--lora` and by itself.
+#[test]
+fn adapters_are_merged() {
+    let home = Home::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let base = home.path("base");
+    fs::create_dir(&base).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(golden.join("mha").join(file), base.join(file)).unwrap();
+    }
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/demo").join(file), base.join(file)).unwrap();
+    }
+    let adapter = home.path("adapter");
+    fs::create_dir(&adapter).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(golden.join("lora/attention").join(file), adapter.join(file)).unwrap();
+    }
+    let [base, adapter] = [base, adapter].map(|dir| dir.to_string_lossy().into_owned());
+    let logprobs = |args: &[&str]| {
+        let fixed = ["score", "--prompt-tokens", "2,5,6,7,8,9", "--dtype", "f32", "--json"];
+        home.run(&[&fixed[..], args].concat()).json()["logprobs"].clone()
+    };
+    let merged = logprobs(&["--model", &base, "--lora", &adapter]);
+    assert_ne!(merged, logprobs(&["--model", &base]));
+    assert_eq!(merged, logprobs(&["--model", &base, "--lora", &adapter, "--mesh", "1x1"]));
+    assert_ne!(merged, logprobs(&["--model", &base, "--lora", &adapter, "--weights", "int8"]));
+
+    let config = Path::new(&adapter).join("adapter_config.json");
+    edit(&config, |json| json["base_model_name_or_path"] = json!(base));
+    assert_eq!(merged, logprobs(&["--model", &adapter]));
+    let text = home.run(&["inspect", &adapter]).ok().stdout;
+    assert!(text.contains("a LoRA adapter, merged into 4 matrices"), "{text}");
+    edit(&config, |json| json["base_model_name_or_path"] = json!("/nowhere"));
+    home.run(&["generate", "hi", "--model", &adapter]).fails(1, &["LoRA adapter of /nowhere", "--lora"]);
+    edit(&config, |json| json["base_model_name_or_path"] = Value::Null);
+    home.run(&["generate", "hi", "--model", &adapter]).fails(1, &["names no base"]);
+}

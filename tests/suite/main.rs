@@ -10,6 +10,7 @@ mod floors;
 mod golden_hlo;
 mod hlo_ops;
 mod kernels;
+mod lora;
 mod not_numbers;
 mod parity;
 mod pjrt;
