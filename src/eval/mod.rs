@@ -9,6 +9,7 @@
 
 mod bias;
 mod code;
+mod data_file;
 mod dataset;
 mod filter;
 mod grade;
@@ -25,7 +26,8 @@ mod task;
 mod template;
 
 pub use code::run_programs;
-pub use dataset::{Dataset, Doc, digest};
+pub use data_file::Doc;
+pub use dataset::{Dataset, digest};
 pub use filter::{Expression, Filter};
 pub use grade::{GradedResponse, grade};
 pub use html::html;

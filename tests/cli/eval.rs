@@ -213,6 +213,51 @@ fn an_interrupted_run_goes_on_where_it_was() {
     assert!(ran.stdout.contains("| triviaqa | 0 | exact_match, remove_whitespace |"), "{}", ran.stdout);
 }
 
+/// A task of the user's with two choices, of the dataset `org/mine`.
+fn own_task(home: &Home) -> String {
+    let text = r#"
+        name = "mine"
+        version = 1
+        dataset = "org/mine"
+        split = "test"
+        text = "{{question}}"
+        choices = "[right, wrong]"
+        target = "0"
+        metrics = ["acc"]
+    "#;
+    fs::write(home.path("mine.toml"), text).unwrap();
+    path(home, "mine.toml")
+}
+
+#[test]
+fn the_hubs_cache_is_read_with_several_snapshots_and_formats() {
+    let home = Home::new();
+    let (task, data) = (own_task(&home), path(&home, "hub"));
+    let cached = home.path("hub/datasets--org--mine");
+    let rows = |n: usize| (0..n).map(|i| format!("{i} + 1 =,{},x\r\n", i + 1)).collect::<String>();
+    for (snapshot, name, text) in [
+        ("old", "data/test.csv", format!("\u{feff}question,right,wrong\r\n{}", rows(3))),
+        ("new", "data/test.json", r#"[{"question": "1 + 1 =", "right": 2, "wrong": "x"}]"#.into()),
+        ("new", "data/test_extra-00000-of-00001.json", "[{}]".into()),
+    ] {
+        let file = cached.join("snapshots").join(snapshot).join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+    fs::create_dir(cached.join("refs")).unwrap();
+    fs::write(cached.join("refs/main"), "old").unwrap();
+    let eval = || home.run(&["eval", "--tasks", &task, "--data", &data]);
+    // Columns of numbers are numbers.
+    eval().fails(1, &["document 0", "[right, wrong] has a wrong value"]);
+    let text = fs::read_to_string(home.path("mine.toml")).unwrap();
+    fs::write(home.path("mine.toml"), text.replace("[right, wrong]", "[right | string, wrong]")).unwrap();
+    let ran = eval().ok();
+    assert!(ran.stdout.contains("| mine | 0 | acc |") && ran.stdout.contains("| 3 |"), "{}", ran.stdout);
+    fs::remove_file(cached.join("refs/main")).unwrap();
+    let ran = eval().ok();
+    assert!(ran.stderr.contains("has 2 snapshots, and refs/main names none of them"), "{}", ran.stderr);
+}
+
 #[test]
 fn wrong_tasks_and_data_are_explained() {
     let home = Home::new();
