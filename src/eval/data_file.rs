@@ -27,6 +27,8 @@ pub(super) enum FileFormat {
         delimiter: u8,
         gzip: bool,
     },
+    /// Any other text: each line is the field `text` of a row.
+    Lines,
 }
 
 impl FileFormat {
@@ -54,6 +56,9 @@ impl FileFormat {
             Self::Parquet => parquet_rows(path),
             Self::Json { gzip } => json_rows(&text(path, gzip)?),
             Self::Table { delimiter, gzip } => table_rows(&text(path, gzip)?, delimiter),
+            Self::Lines => {
+                Ok(text(path, false)?.lines().filter(|line| !line.trim().is_empty()).map(line_row).collect())
+            }
         }
     }
 }
@@ -72,6 +77,10 @@ fn text(path: &Path, gzip: bool) -> Result<String, String> {
         text.remove(0);
     }
     Ok(text)
+}
+
+fn line_row(line: &str) -> Doc {
+    Doc::from_iter([("text".to_owned(), Value::from(line))])
 }
 
 fn json_rows(text: &str) -> Result<Vec<Doc>, String> {

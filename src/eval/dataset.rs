@@ -38,9 +38,13 @@ impl Dataset {
         let cached = root.join(format!("datasets--{}", name.replace('/', "--")));
         let direct = [root.join(name), root.join(short)].into_iter().find(|dir| dir.is_dir());
         let dir = direct.or_else(|| snapshot(&cached)).ok_or_else(|| {
+            let fetch = match name.strip_prefix("github.com/") {
+                Some(_) => format!("git clone https://{name} {short}"),
+                None => format!("hf download --repo-type dataset {name} --local-dir {name}"),
+            };
             Error::Invalid(format!(
-                "the dataset {name} is not in {}: put it there as {name}/ or {short}/, in the layout of the hub (for example with \
-                 `hf download --repo-type dataset {name} --local-dir {name}`)",
+                "the dataset {name} is not in {}: put it there as {name}/ or {short}/, in the layout that it is published in (for \
+                 example with `{fetch}`)",
                 root.display()
             ))
         })?;
@@ -52,16 +56,34 @@ impl Dataset {
     /// # Errors
     /// The split has no files or no rows, or a file cannot be read.
     pub fn split(&self, split: &str) -> Result<Vec<Doc>> {
-        let files = self.files(split)?;
+        self.rows(&self.files(split)?, &format!("the split {split}"))
+    }
+
+    /// Reads all rows of a file, in order. Of text in no known format, each line is the field
+    /// `text` of a row.
+    ///
+    /// # Errors
+    /// The file has no rows, or cannot be read.
+    pub fn file(&self, name: &str) -> Result<Vec<Doc>> {
+        let path = self.dir.join(name);
+        if !path.is_file() {
+            let message = format!("{} has no file {name}: download it again", self.dir.display());
+            return Err(Error::Invalid(message));
+        }
+        let format = FileFormat::of(name).map_or(FileFormat::Lines, |(format, _)| format);
+        self.rows(&[(format, path)], name)
+    }
+
+    fn rows(&self, files: &[DataFile], of: &str) -> Result<Vec<Doc>> {
         let mut docs = Vec::new();
-        for (format, file) in &files {
+        for (format, file) in files {
             docs.extend(format.read(file).map_err(|reason| {
                 let message = format!("{} cannot be read: {reason}; download it again", file.display());
                 Error::Invalid(message)
             })?);
         }
         if docs.is_empty() {
-            return Err(Error::Invalid(format!("the split {split} of {} has no rows", self.name)));
+            return Err(Error::Invalid(format!("{of} of {} has no rows", self.name)));
         }
         Ok(docs)
     }
@@ -187,6 +209,19 @@ mod tests {
         assert_eq!(rows("org/d", Some("two")).unwrap(), 1);
         assert!(rows("org/c", None).unwrap_err().to_string().contains("no files of the split test"));
         assert!(rows("org/e", None).unwrap_err().to_string().contains("org/e is not in"));
+    }
+
+    #[test]
+    fn files_are_read_by_their_names_too() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("a")).unwrap();
+        fs::write(root.path().join("a/pro.txt.test"), "1 One.\r\n\n2 Two.\n").unwrap();
+        let dataset = Dataset::open(root.path(), "github.com/org/a", None).unwrap();
+        let rows = dataset.file("pro.txt.test").unwrap();
+        assert_eq!(serde_json::json!(rows), serde_json::json!([{"text": "1 One."}, {"text": "2 Two."}]));
+        assert!(dataset.file("anti.txt.test").unwrap_err().to_string().contains("has no file anti.txt.test"));
+        let missing = Dataset::open(root.path(), "github.com/org/b", None).err().unwrap().to_string();
+        assert!(missing.contains("git clone https://github.com/org/b b"), "{missing}");
     }
 
     #[test]

@@ -258,6 +258,53 @@ fn the_hubs_cache_is_read_with_several_snapshots_and_formats() {
     assert!(ran.stderr.contains("has 2 snapshots, and refs/main names none of them"), "{}", ran.stderr);
 }
 
+/// Texts that go on from prompts are in the log; their score is a program of the user's.
+#[test]
+fn generated_texts_are_scored_by_a_command_of_the_users() {
+    let home = Home::new();
+    let (data, output) = (path(&home, "data"), path(&home, "out.json"));
+    for (name, text) in [
+        (
+            "bold/gender_prompt.json",
+            r#"[{"name": "A", "prompts": ["A is ", "An A "]}, {"name": "B", "prompts": ["B is "]}]"#,
+        ),
+        ("allenai/real-toxicity-prompts/prompts.jsonl", r#"{"prompt": {"text": "What is"}, "challenging": false}"#),
+    ] {
+        let file = home.path("data").join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+    let args = ["eval", "--tasks", "bold_gender,realtoxicityprompts", "--data", &data, "--output", &output];
+    let scored = |command: &str| home.run(&[&args[..], &["--scorer", command]].concat());
+    let samples = || {
+        let text = fs::read_to_string(home.path("out.json.samples.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let ran = home.run(&args).ok();
+    assert!(ran.stderr.contains("4 texts were not scored; --scorer"), "{}", ran.stderr);
+    assert!(ran.stdout.contains("| bold_gender | 0 | score | – |  |  |  | 3 |"), "{}", ran.stdout);
+    assert!(samples().iter().all(|sample| sample["score"].is_null()));
+
+    // As many points as lines so far.
+    let ran = scored("awk '{ print \"{\\\"score\\\": \" NR \"}\" }'").ok();
+    assert!(ran.stdout.contains("| bold_gender | 0 | score | 2.000 | 0.577 |  |  | 3 |"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("| realtoxicityprompts | 0 | score | 4.000 |"), "{}", ran.stdout);
+    assert_eq!(json(&home.path("out.json"))["results"]["bold"]["score,none"], 2.0);
+    let samples = samples();
+    let texts: Vec<&str> = samples.iter().map(|sample| sample["filtered_resps"][0].as_str().unwrap()).collect();
+    assert!(texts[0].starts_with("A is") && texts[1].starts_with("An A") && texts[2].starts_with("B is"), "{texts:?}");
+    assert_eq!(
+        samples.iter().map(|sample| sample["score"].as_f64().unwrap()).collect::<Vec<_>>(),
+        [1.0, 2.0, 3.0, 4.0]
+    );
+
+    scored("cat").fails(1, &["the scorer `cat` answers line 1", "is to answer each line with a number"]);
+    let ran = home.run(&["eval", "--tasks", "piqa", "--data", &data, "--scorer", "cat"]);
+    ran.fails(1, &["--scorer has nothing to score", "bold"]);
+    fs::write(home.path("data/bold/gender_prompt.json"), r#"[{"name": "A"}]"#).unwrap();
+    scored("cat").fails(1, &["task bold_gender, document 0", "it has no list prompts"]);
+}
+
 #[test]
 fn wrong_tasks_and_data_are_explained() {
     let home = Home::new();
