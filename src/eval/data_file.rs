@@ -18,7 +18,7 @@ pub type Doc = Map<String, Value>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum FileFormat {
     Parquet,
-    /// Objects one after another, or an array of them.
+    /// An object in each line, or an array of them.
     Json {
         gzip: bool,
     },
@@ -87,8 +87,8 @@ fn json_rows(text: &str) -> Result<Vec<Doc>, String> {
     if text.trim_start().starts_with('[') {
         return serde_json::from_str(text).map_err(|e| e.to_string());
     }
-    let rows = serde_json::Deserializer::from_str(text).into_iter();
-    rows.collect::<Result<_, _>>().map_err(|e| e.to_string())
+    let given = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    given.map(|(i, line)| serde_json::from_str(line).map_err(|e| format!("line {}: {e}", i + 1))).collect()
 }
 
 fn table_rows(text: &str, delimiter: u8) -> Result<Vec<Doc>, String> {
@@ -192,8 +192,8 @@ mod tests {
             }
         }
         assert_eq!(rows("a.jsonl.gz", &[gzip("{\"x\": 1}\n"), gzip("{\"x\": [2]}\n")].concat()).unwrap(), both);
-        assert!(rows("a.jsonl", b"{\"x\": 1}\n{\"x\": \n").unwrap_err().contains("line 3"));
-        assert!(rows("a.jsonl", b"{\"x\": 1}\n3\n").unwrap_err().contains("line 2"));
+        assert!(rows("a.jsonl", b"{\"x\": 1}\n{\"x\": \n").unwrap_err().contains("line 2: EOF"));
+        assert!(rows("a.jsonl", b"{\"x\": 1}\n3\n").unwrap_err().contains("line 2: "));
     }
 
     #[test]
