@@ -15,7 +15,7 @@ pub struct GradedResponse {
     /// The text that the filter made of a generated answer; `None` for choices.
     pub filtered: Option<String>,
     /// For each of the task's metrics one value, or the values that the task's result is computed
-    /// from. NaN until it is known whether a program passes its tests.
+    /// from. NaN until it is known whether a program passes its tests, or how an answer is scored.
     pub values: Vec<Vec<f64>>,
 }
 
@@ -64,9 +64,23 @@ impl GradedResponse {
 
     /// Records whether the program passed its tests.
     pub fn set_passes(&mut self, task: &Task, passes: bool) {
-        for (metric, value) in task.metrics.iter().zip(&mut self.values) {
-            if matches!(metric, Metric::Passes(_)) {
-                *value = vec![f64::from(u8::from(passes))];
+        self.set(task, f64::from(u8::from(passes)), |metric| matches!(metric, Metric::Passes(_)));
+    }
+
+    /// Returns the text that a program of the user's is to score.
+    pub fn text_to_score(&self, task: &Task) -> Option<&str> {
+        self.filtered.as_deref().filter(|_| task.metrics.contains(&Metric::Score))
+    }
+
+    /// Records the text's score.
+    pub fn set_score(&mut self, task: &Task, score: f64) {
+        self.set(task, score, |metric| *metric == Metric::Score);
+    }
+
+    fn set(&mut self, task: &Task, value: f64, is_it: impl Fn(&Metric) -> bool) {
+        for (metric, values) in task.metrics.iter().zip(&mut self.values) {
+            if is_it(metric) {
+                *values = vec![value];
             }
         }
     }
@@ -108,14 +122,19 @@ impl Metric {
                 let bias = Bias::of(doc, &choices.texts[best], best < 2)?;
                 return Ok(bias.values(is_gold(best), category.as_deref()));
             }
-            Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_) => {
+            Self::ExactMatch
+            | Self::FinalAnswer
+            | Self::MathVerify
+            | Self::SameAnswer
+            | Self::Passes(_)
+            | Self::Score => {
                 return Err(format!("{} is of generated answers", self.name()));
             }
         }])
     }
 
-    /// Returns the metric of a document's filtered answer; NaN where it depends on running a
-    /// program.
+    /// Returns the metric of a document's filtered answer; NaN where it depends on running the
+    /// answer, or another program.
     ///
     /// # Errors
     /// The target has no final answer.

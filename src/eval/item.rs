@@ -106,6 +106,31 @@ struct RenderedDoc {
     target: Value,
 }
 
+/// Reads the documents of a task.
+///
+/// # Errors
+/// The dataset lacks them, or one has no list where the task expects it.
+pub fn docs(task: &Task, dataset: &Dataset) -> Result<Vec<Doc>> {
+    let rows = match &task.file {
+        Some(file) => dataset.file(file)?,
+        None => dataset.split(&task.split)?,
+    };
+    let Some(field) = &task.explode else { return Ok(rows) };
+    let mut docs = Vec::new();
+    for (id, mut row) in rows.into_iter().enumerate() {
+        let Some(Value::Array(elements)) = row.get_mut(field).map(Value::take) else {
+            let reason = with_fields(format!("it has no list {field}"), &row);
+            return Err(Error::Document { task: task.name.clone(), doc: id, reason });
+        };
+        docs.extend(elements.into_iter().map(|element| {
+            let mut doc = row.clone();
+            doc.insert(field.clone(), element);
+            doc
+        }));
+    }
+    Ok(docs)
+}
+
 /// Builds the items of those documents whose numbers `keep` accepts. `docs` are the first documents
 /// of the task's split. Few-shot examples, from the same dataset, are drawn for every document: a
 /// draw depends on those before it.

@@ -33,6 +33,8 @@ pub enum Metric {
     /// 1 if a program passes its tests. Holds the name that the harness gives the metric in this
     /// task.
     Passes(String),
+    /// The number that a program of the user's gives a generated answer, such as its toxicity.
+    Score,
 }
 
 impl TryFrom<String> for Metric {
@@ -53,6 +55,7 @@ impl TryFrom<String> for Metric {
             "math_verify" => Self::MathVerify,
             "same_answer" => Self::SameAnswer,
             "pass@1" | "pass_at_1" => Self::Passes(name),
+            "score" => Self::Score,
             other => match (other.strip_prefix("amb_bias_score"), other.strip_prefix("disamb_bias_score")) {
                 (Some(rest), _) => Self::BiasScore { disambiguated: false, category: bias(rest) },
                 (_, Some(rest)) => Self::BiasScore { disambiguated: true, category: bias(rest) },
@@ -79,22 +82,26 @@ impl Metric {
             Self::ExactMatch | Self::FinalAnswer => "exact_match".into(),
             Self::MathVerify => "math_verify".into(),
             Self::Passes(name) => name.clone(),
+            Self::Score => "score".into(),
         }
     }
 
     /// Returns whether more of it is better.
     pub fn higher_is_better(&self) -> bool {
-        !matches!(self, Self::LikelihoodDiff | Self::PctStereotype | Self::BiasScore { .. })
+        !matches!(self, Self::LikelihoodDiff | Self::PctStereotype | Self::BiasScore { .. } | Self::Score)
     }
 
     /// Returns whether it is a share, of documents or of probability, which tables show in percent.
     pub fn is_share(&self) -> bool {
-        !matches!(self, Self::LikelihoodDiff | Self::BiasScore { .. })
+        !matches!(self, Self::LikelihoodDiff | Self::BiasScore { .. } | Self::Score)
     }
 
     /// Returns whether it is a metric of generated answers, not of choices.
     pub fn is_of_text(&self) -> bool {
-        matches!(self, Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_))
+        matches!(
+            self,
+            Self::ExactMatch | Self::FinalAnswer | Self::MathVerify | Self::SameAnswer | Self::Passes(_) | Self::Score
+        )
     }
 
     /// Returns the task's result, from the values of its documents.

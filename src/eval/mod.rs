@@ -9,6 +9,7 @@
 
 mod bias;
 mod code;
+mod data_file;
 mod dataset;
 mod filter;
 mod grade;
@@ -21,21 +22,24 @@ mod registry;
 mod report;
 mod response;
 mod score;
+mod scorer;
 mod task;
 mod template;
 
 pub use code::run_programs;
-pub use dataset::{Dataset, Doc, digest};
+pub use data_file::Doc;
+pub use dataset::{Dataset, digest};
 pub use filter::{Expression, Filter};
 pub use grade::{GradedResponse, grade};
 pub use html::html;
-pub use item::{ChatFormat, EvalRequest, Instance, Item, MultipleChoice, PromptFormat, items};
+pub use item::{ChatFormat, EvalRequest, Instance, Item, MultipleChoice, PromptFormat, docs, items};
 pub use metric::{Metric, Summary, summarize};
 pub use python::PythonRandom;
 pub use registry::tasks_by_name;
 pub use report::{Evaluation, MetricResult, graded_from_sample, group_results, results_json, sample_json, table};
 pub use response::{Response, respond};
 pub use score::{ContextGroup, InstanceIndex, context_groups};
+pub use scorer::score_texts;
 pub use task::{FewShot, GenerationConfig, ModelCardScores, Task};
 pub use template::Templates;
 

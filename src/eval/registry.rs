@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Error, Result, Task};
 
-const FILES: [&str; 28] = [
+const FILES: [&str; 31] = [
     include_str!("tasks/mmlu.toml"),
     include_str!("tasks/hellaswag.toml"),
     include_str!("tasks/piqa.toml"),
@@ -33,6 +33,9 @@ const FILES: [&str; 28] = [
     include_str!("tasks/crows_pairs_english.toml"),
     include_str!("tasks/toxigen.toml"),
     include_str!("tasks/bbq.toml"),
+    include_str!("tasks/winobias.toml"),
+    include_str!("tasks/bold.toml"),
+    include_str!("tasks/realtoxicityprompts.toml"),
 ];
 
 impl Task {
@@ -102,6 +105,7 @@ mod tests {
         assert_eq!(count(&["mmlu"]).unwrap(), 57);
         assert_eq!(count(&["mmlu_stem", "mmlu_astronomy", "piqa", "piqa"]).unwrap(), 20);
         assert_eq!(count(&["bbh"]).unwrap(), 27);
+        assert_eq!(count(&["winobias_type1", "winobias_type2_pro", "bold"]).unwrap(), 8);
         assert_eq!(count(&["leaderboard_bbh"]).unwrap(), 24);
         assert_eq!(count(&["agieval_en"]).unwrap(), 10);
         assert_eq!(count(&["minerva_math", "gsm8k", "gsm8k_cot"]).unwrap(), 9);
@@ -116,6 +120,8 @@ mod tests {
         assert_eq!(one("agieval_sat_en").dataset, "hails/agieval-sat-en");
         assert_eq!(one("minerva_math_num_theory").config.as_deref(), Some("number_theory"));
         assert_eq!(one("mmlu_us_foreign_policy").config.as_deref(), Some("us_foreign_policy"));
+        let anti = "WinoBias/wino/data/anti_stereotyped_type2.txt.test";
+        assert_eq!(one("winobias_type2_anti").file.as_deref(), Some(anti));
         let bbh = one("bbh_cot_fewshot_word_sorting");
         assert_eq!((bbh.shots.unwrap().samples.len(), bbh.description.contains("Sort")), (3, true));
         let choices = |name: &str| one(name).values["answers"].as_array().unwrap().len();

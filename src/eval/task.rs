@@ -22,6 +22,12 @@ pub struct Task {
     pub config: Option<String>,
     /// The split that is evaluated.
     pub split: String,
+    /// The split's file below the dataset's folder, where its name does not follow the hub's
+    /// layout; a template over `subject`.
+    pub file: Option<String>,
+    /// A field that holds a list: each of its elements becomes a document of its own, with the
+    /// element in the field's place.
+    pub explode: Option<String>,
     pub shots: Option<FewShot>,
     /// Few-shot examples in each prompt, unless the command line says otherwise.
     #[serde(default)]
@@ -251,6 +257,7 @@ impl Task {
             name: format!("{}_{subject}", self.name),
             dataset: of_subject(&self.dataset)?,
             config: self.config.as_ref().map(of_subject).transpose()?,
+            file: self.file.as_ref().map(of_subject).transpose()?,
             description: own.description.map_or_else(|| of_subject(&self.description), Ok)?,
             shots,
             values: self.values.clone().into_iter().chain(own.values).collect(),

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{Home, Ran, plugin};
 
-fn lines(path: &std::path::Path) -> Vec<Value> {
+fn lines(path: &Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -58,6 +58,133 @@ fn answers_come_in_order_and_errors_do_not_stop_the_rest() {
     assert!(!home.path("out.jsonl.partial").exists());
     // What is there is not overwritten.
     home.run(&["generate", "--input", &input, "--output", &output]).fails(1, &["is there already", "--output"]);
+}
+
+#[test]
+fn lines_as_other_programs_write_them_are_understood() {
+    let home = Home::new();
+    let ask = |country: &str| format!("What is the capital of {country}?");
+    let chat = json!([{"role": "user", "content": ask("Spain")}]);
+    let input = [
+        json!({"id": "a", "prompt": ask("France"), "messages": null, "stop": null, "seed": -1, "top_k": -1, "stream": true}),
+        json!({"id": "b", "model": "gemma", "messages": chat, "stop": "Madrid", "max_completion_tokens": 40, "user": "me"}),
+        json!({"id": "c", "messages": chat, "logprobs": true, "top_logprobs": 2}),
+        json!({"id": "d", "messages": chat, "tools": [{"type": "function"}]}),
+        json!({"id": "e", "prompt": "x", "max_token": 1}),
+    ];
+    // A byte order mark, Windows' line ends, an empty line, and one that is cut off.
+    let text: String = input.iter().map(|line| format!("{line}\r\n")).collect();
+    fs::write(home.path("in.jsonl"), format!("\u{feff}{text}\r\n{{\"id\": \"f\", \"prom\r\n")).unwrap();
+    let path = |name: &str| home.path(name).to_str().unwrap().to_owned();
+    let (input, output) = (path("in.jsonl"), path("out.jsonl"));
+    home.run(&["generate", "--input", &input, "--output", &output]).fails(1, &["6 lines", "3 lines could not be run"]);
+    let found = lines(&home.path("out.jsonl"));
+    let ids: Vec<_> = found.iter().map(|line| line["id"].clone()).collect();
+    assert_eq!(json!(ids), json!(["a", "b", "c", "d", "e", null]));
+    assert_eq!(found[0]["choices"][0]["text"], "The capital of France is Paris.");
+    assert_eq!(found[1]["choices"][0]["text"], "The capital of Spain is ");
+    assert_eq!(found[2]["choices"][0]["logprobs"][0]["top"].as_array().unwrap().len(), 2);
+    for (i, words) in [(3, "describe them in a message"), (4, "did you mean \"max_tokens\"?"), (5, "no valid request")]
+    {
+        assert!(found[i]["error"].as_str().unwrap().contains(words), "{}", found[i]);
+    }
+
+    fs::write(home.path("in.jsonl"), b"{\"prompt\": \"a\"}\n{\"prompt\": \"\xe4\"}\n").unwrap();
+    let args = ["generate", "--input", &input, "--output", &path("other.jsonl")];
+    home.run(&args).fails(1, &["not UTF-8 from line 2 on", "save it as UTF-8"]);
+}
+
+/// A batch of OpenAI's: answers in its format, the same in each run.
+#[test]
+fn openai_batches_are_answered_in_their_format() {
+    let home = Home::new();
+    let chat = "/v1/chat/completions";
+    let line = |id: &str, url: &str, body: Value| json!({"custom_id": id, "method": "POST", "url": url, "body": body});
+    let question = json!([{"role": "user", "content": "What is the capital of France?"}]);
+    let (input, output) = write(
+        &home,
+        &[
+            line("one", chat, json!({"model": "gemma", "messages": question})),
+            line(
+                "two",
+                chat,
+                json!({"messages": question, "n": 2, "logprobs": true, "top_logprobs": 1, "max_tokens": 3}),
+            ),
+            line(
+                "three",
+                "/v1/completions",
+                json!({"prompt": "What is", "echo": true, "logprobs": 1, "max_tokens": 2}),
+            ),
+            line("four", "/v1/completions", json!({"prompt": "What is", "max_tokens": 2})),
+            line("five", "/v1/embeddings", json!({"input": "x"})),
+            line("six", chat, json!({"messages": question, "temperature": -1})),
+        ],
+    );
+    let args = ["generate", "--input", &input, "--output", &output];
+    home.run(&args).fails(1, &["6 lines", "2 lines could not be run"]);
+    let text = fs::read_to_string(&output).unwrap();
+    let found = lines(&home.path("out.jsonl"));
+    let body = |i: usize| &found[i]["response"]["body"];
+    let ids: Vec<_> = found.iter().map(|line| line["custom_id"].clone()).collect();
+    assert_eq!(json!(ids), json!(["one", "two", "three", "four", "five", "six"]));
+    let usage = body(0)["usage"].clone();
+    let total = usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap();
+    assert_eq!(usage["total_tokens"], total);
+    let choice = json!({
+        "index": 0,
+        "message": {"role": "assistant", "content": "The capital of France is Paris.", "refusal": null},
+        "logprobs": null,
+        "finish_reason": "stop",
+    });
+    let answer = json!({
+        "id": "chatcmpl-one", "object": "chat.completion", "created": 0, "model": "gemma", "choices": [choice], "usage": usage,
+    });
+    let response = json!({"status_code": 200, "request_id": "req_0", "body": answer});
+    let first = json!({"id": "batch_req_0", "custom_id": "one", "response": response, "error": null});
+    assert_eq!(found[0], first);
+
+    let choices = body(1)["choices"].as_array().unwrap();
+    assert_eq!((choices.len(), &choices[1]["finish_reason"], &body(1)["model"]), (2, &json!("length"), &json!("demo")));
+    let content = choices[0]["logprobs"]["content"].as_array().unwrap();
+    let told: String = content.iter().map(|token| token["token"].as_str().unwrap()).collect();
+    assert_eq!((content.len(), choices[0]["message"]["content"].as_str()), (3, Some(told.as_str())));
+    assert_eq!(content[0]["top_logprobs"][0]["token"], content[0]["token"]);
+    assert!(content[0]["logprob"].as_f64().unwrap() <= 0.0 && content[0]["bytes"].is_array());
+
+    let (echoed, alone) = (&body(2)["choices"][0], &body(3)["choices"][0]);
+    assert_eq!((&body(3)["object"], &body(3)["id"]), (&json!("text_completion"), &json!("cmpl-four")));
+    assert_eq!(echoed["text"], format!("What is{}", alone["text"].as_str().unwrap()));
+    let logprobs = &echoed["logprobs"];
+    let count = body(2)["usage"]["total_tokens"].as_u64().unwrap();
+    for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(logprobs[list].as_array().unwrap().len() as u64, count, "{list}");
+    }
+    assert!(logprobs["token_logprobs"][0].is_null() && logprobs["token_logprobs"][1].is_number());
+
+    for (i, words) in [(4, "/v1/completions"), (5, "temperature")] {
+        let response = &found[i]["response"];
+        assert_eq!((&response["status_code"], &found[i]["error"]), (&json!(400), &Value::Null));
+        let error = &response["body"]["error"];
+        assert!(error["message"].as_str().unwrap().contains(words), "{error}");
+        assert_eq!(error["type"], "invalid_request_error");
+    }
+
+    // Resumed after the first lines.
+    let partial = Path::new(&output).with_extension("jsonl.partial");
+    fs::remove_file(&output).unwrap();
+    let mut child = home.command(&[&args[..], &["--slots", "1"]].concat()).spawn().unwrap();
+    let started = Instant::now();
+    while fs::read_to_string(&partial).map_or(0, |text| text.lines().count()) < 2 && child.try_wait().unwrap().is_none()
+    {
+        assert!(started.elapsed() < Duration::from_secs(120), "nothing is written");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    if partial.exists() {
+        home.run(&args).fails(1, &["of 6 lines were finished before"]);
+    }
+    assert_eq!(fs::read_to_string(&output).unwrap(), text);
 }
 
 #[test]

@@ -213,6 +213,98 @@ fn an_interrupted_run_goes_on_where_it_was() {
     assert!(ran.stdout.contains("| triviaqa | 0 | exact_match, remove_whitespace |"), "{}", ran.stdout);
 }
 
+/// A task of the user's with two choices, of the dataset `org/mine`.
+fn own_task(home: &Home) -> String {
+    let text = r#"
+        name = "mine"
+        version = 1
+        dataset = "org/mine"
+        split = "test"
+        text = "{{question}}"
+        choices = "[right, wrong]"
+        target = "0"
+        metrics = ["acc"]
+    "#;
+    fs::write(home.path("mine.toml"), text).unwrap();
+    path(home, "mine.toml")
+}
+
+#[test]
+fn the_hubs_cache_is_read_with_several_snapshots_and_formats() {
+    let home = Home::new();
+    let (task, data) = (own_task(&home), path(&home, "hub"));
+    let cached = home.path("hub/datasets--org--mine");
+    let rows = |n: usize| (0..n).map(|i| format!("{i} + 1 =,{},x\r\n", i + 1)).collect::<String>();
+    for (snapshot, name, text) in [
+        ("old", "data/test.csv", format!("\u{feff}question,right,wrong\r\n{}", rows(3))),
+        ("new", "data/test.json", r#"[{"question": "1 + 1 =", "right": 2, "wrong": "x"}]"#.into()),
+        ("new", "data/test_extra-00000-of-00001.json", "[{}]".into()),
+    ] {
+        let file = cached.join("snapshots").join(snapshot).join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+    fs::create_dir(cached.join("refs")).unwrap();
+    fs::write(cached.join("refs/main"), "old").unwrap();
+    let eval = || home.run(&["eval", "--tasks", &task, "--data", &data]);
+    // Columns of numbers are numbers.
+    eval().fails(1, &["document 0", "[right, wrong] has a wrong value"]);
+    let text = fs::read_to_string(home.path("mine.toml")).unwrap();
+    fs::write(home.path("mine.toml"), text.replace("[right, wrong]", "[right | string, wrong]")).unwrap();
+    let ran = eval().ok();
+    assert!(ran.stdout.contains("| mine | 0 | acc |") && ran.stdout.contains("| 3 |"), "{}", ran.stdout);
+    fs::remove_file(cached.join("refs/main")).unwrap();
+    let ran = eval().ok();
+    assert!(ran.stderr.contains("has 2 snapshots, and refs/main names none of them"), "{}", ran.stderr);
+}
+
+/// Texts that go on from prompts are in the log; their score is a program of the user's.
+#[test]
+fn generated_texts_are_scored_by_a_command_of_the_users() {
+    let home = Home::new();
+    let (data, output) = (path(&home, "data"), path(&home, "out.json"));
+    for (name, text) in [
+        (
+            "bold/gender_prompt.json",
+            r#"[{"name": "A", "prompts": ["A is ", "An A "]}, {"name": "B", "prompts": ["B is "]}]"#,
+        ),
+        ("allenai/real-toxicity-prompts/prompts.jsonl", r#"{"prompt": {"text": "What is"}, "challenging": false}"#),
+    ] {
+        let file = home.path("data").join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+    let args = ["eval", "--tasks", "bold_gender,realtoxicityprompts", "--data", &data, "--output", &output];
+    let scored = |command: &str| home.run(&[&args[..], &["--scorer", command]].concat());
+    let samples = || {
+        let text = fs::read_to_string(home.path("out.json.samples.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let ran = home.run(&args).ok();
+    assert!(ran.stderr.contains("4 texts were not scored; --scorer"), "{}", ran.stderr);
+    assert!(ran.stdout.contains("| bold_gender | 0 | score | – |  |  |  | 3 |"), "{}", ran.stdout);
+    assert!(samples().iter().all(|sample| sample["score"].is_null()));
+
+    // As many points as lines so far.
+    let ran = scored("awk '{ print \"{\\\"score\\\": \" NR \"}\" }'").ok();
+    assert!(ran.stdout.contains("| bold_gender | 0 | score | 2.000 | 0.577 |  |  | 3 |"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("| realtoxicityprompts | 0 | score | 4.000 |"), "{}", ran.stdout);
+    assert_eq!(json(&home.path("out.json"))["results"]["bold"]["score,none"], 2.0);
+    let samples = samples();
+    let texts: Vec<&str> = samples.iter().map(|sample| sample["filtered_resps"][0].as_str().unwrap()).collect();
+    assert!(texts[0].starts_with("A is") && texts[1].starts_with("An A") && texts[2].starts_with("B is"), "{texts:?}");
+    assert_eq!(
+        samples.iter().map(|sample| sample["score"].as_f64().unwrap()).collect::<Vec<_>>(),
+        [1.0, 2.0, 3.0, 4.0]
+    );
+
+    scored("cat").fails(1, &["the scorer `cat` answers line 1", "is to answer each line with a number"]);
+    let ran = home.run(&["eval", "--tasks", "piqa", "--data", &data, "--scorer", "cat"]);
+    ran.fails(1, &["--scorer has nothing to score", "bold"]);
+    fs::write(home.path("data/bold/gender_prompt.json"), r#"[{"name": "A"}]"#).unwrap();
+    scored("cat").fails(1, &["task bold_gender, document 0", "it has no list prompts"]);
+}
+
 #[test]
 fn wrong_tasks_and_data_are_explained() {
     let home = Home::new();

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use indicatif::HumanDuration;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -32,8 +32,8 @@ use super::{
 use crate::{
     engine::Engine,
     eval::{
-        self, ChatFormat, Dataset, Evaluation, GradedResponse, Item, PromptFormat, Response, Task, digest, grade,
-        items, run_programs, sample_json, table, tasks_by_name,
+        self, ChatFormat, Dataset, Evaluation, GradedResponse, Item, Metric, PromptFormat, Response, Task, digest,
+        grade, items, run_programs, sample_json, score_texts, table, tasks_by_name,
     },
 };
 
@@ -83,6 +83,11 @@ pub struct Args {
     /// container or a virtual machine
     #[arg(long)]
     allow_code_execution: bool,
+    /// Score generated texts (bold, realtoxicityprompts, tasks with the metric "score") with this
+    /// shell command. It is started once, gets a JSON line {"text": ...} for each text, and answers
+    /// each with a line: a number, or {"score": number}
+    #[arg(long, value_name = "CMD")]
+    scorer: Option<String>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -100,6 +105,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     interrupt::install();
     let tasks = tasks_by_name(&args.tasks)?;
+    if args.scorer.is_some() && !tasks.iter().any(|task| task.metrics.contains(&Metric::Score)) {
+        bail!("--scorer has nothing to score: no task has the metric \"score\", as bold and realtoxicityprompts have");
+    }
     let opened = args.model.open()?;
     let EvalData { items: all, mut evaluations, digests } = EvalData::read(args, &tasks, &opened)?;
     let digest = args.digest(&tasks, &all, &opened)?;
@@ -226,7 +234,35 @@ fn grade_all(
             graded.set_passes(task, passes);
         }
     }
-    Ok(Some(graded))
+    match score_all(args, tasks, &mut graded) {
+        // Ctrl-C ends the scorer, too.
+        Err(_) if interrupt::is_requested() => Ok(None),
+        scored => scored.map(|()| Some(graded)),
+    }
+}
+
+/// Has the user's command score the texts of tasks that need that.
+fn score_all(args: &Args, tasks: &[Task], graded: &mut BTreeMap<Key, Vec<GradedResponse>>) -> Result<()> {
+    let (mut texts, mut places) = (vec![], vec![]);
+    for (key, responses) in graded {
+        let task = &tasks[key.0];
+        for response in responses {
+            if let Some(text) = response.text_to_score(task) {
+                texts.push(text.to_owned());
+                places.push((task, response));
+            }
+        }
+    }
+    match &args.scorer {
+        _ if texts.is_empty() => {}
+        None => note(&format!("{} texts were not scored; --scorer scores them with a command of yours", texts.len())),
+        Some(command) => {
+            for ((task, response), score) in places.into_iter().zip(score_texts(command, &texts)?) {
+                response.set_score(task, score);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The responses so far, kept on disk if there is an output.
@@ -299,7 +335,7 @@ impl EvalData {
         };
         for (i, task) in tasks.iter().enumerate() {
             let dataset = Dataset::open(&args.data, &task.dataset, task.config.as_deref())?;
-            let docs = dataset.split(&task.split)?;
+            let docs = eval::docs(task, &dataset)?;
             let asked = &docs[..limit.unwrap_or(docs.len()).min(docs.len())];
             let items = items(task, &dataset, asked, format, |id| shard.has(id))?;
             data.items.extend(items.into_iter().map(|item| ((i, item.id), item)));
@@ -322,7 +358,7 @@ impl Args {
     /// Returns a digest by which shards of one run are recognised.
     fn digest_of_run(&self, tasks: &[Task], opened: &OpenedModel) -> String {
         let asked = (self.num_fewshot, self.chat(), self.limit);
-        let of_run = (self.model.identity(), asked, opened.context, self.allow_code_execution);
+        let of_run = (self.model.identity(), asked, opened.context, self.allow_code_execution, &self.scorer);
         format!("{:x}", Sha256::digest(format!("{of_run:?} {tasks:?}")))
     }
 

@@ -9,13 +9,16 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::HumanDuration;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::args::Args;
+use super::{
+    args::Args,
+    line::Line,
+    reply::{Answers, Body, Envelope, Failure},
+};
 use crate::{
     cli::{
         Outcome, interrupt,
@@ -23,85 +26,17 @@ use crate::{
         note,
         progress::Counter,
     },
-    engine::{Answer, Driven, Engine, Event, Request, RequestId, Workload, drive},
-    runtime::Token,
-    tokenizer::{Message, Tokenizer},
+    engine::{Driven, Engine, Event, Request, RequestId, Workload, drive},
+    tokenizer::Tokenizer,
 };
 
-/// One line of the input. Fields that it leaves out are as on the command line.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RequestLine {
-    /// Anything; it is copied to the output.
-    #[serde(default)]
-    id: Value,
-    prompt: Option<String>,
-    messages: Option<Vec<Message>>,
-    /// Token ids, used as they are.
-    tokens: Option<Vec<u32>>,
-    /// True if to continue the prompt as it is, without the chat format.
-    raw: Option<bool>,
-    max_tokens: Option<usize>,
-    temperature: Option<f32>,
-    top_k: Option<i32>,
-    top_p: Option<f32>,
-    min_p: Option<f32>,
-    seed: Option<u64>,
-    repetition_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
-    frequency_penalty: Option<f32>,
-    #[serde(default)]
-    logit_bias: BTreeMap<String, f32>,
-    stop: Option<Vec<String>>,
-    #[serde(default)]
-    stop_token_ids: Vec<u32>,
-    n: Option<usize>,
-    logprobs: Option<usize>,
-    #[serde(default)]
-    echo: bool,
-}
+/// Some editors put it at the beginning of a file.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
-impl RequestLine {
-    fn request(self, args: &Args, tokenizer: &Tokenizer) -> Result<Request> {
-        let plain = |tokens| (tokens, tokenizer.stop_ids().ids.clone());
-        let chat = |messages: &[Message]| {
-            Ok::<_, anyhow::Error>((tokenizer.encode_chat(messages)?, tokenizer.chat_stop_ids()))
-        };
-        let (prompt, stop_ids) = match (self.prompt, self.messages, self.tokens) {
-            (Some(text), None, None) if self.raw.unwrap_or(args.raw) => plain(tokenizer.encode(&text)?),
-            (Some(text), None, None) => chat(&[Message::user(text)])?,
-            (None, Some(messages), None) => chat(&messages)?,
-            (None, None, Some(tokens)) => plain(tokens),
-            _ => bail!("give one of \"prompt\", \"messages\" and \"tokens\""),
-        };
-        let mut request = args.request(prompt, stop_ids)?;
-        let set = |target: &mut f32, given: Option<f32>| *target = given.unwrap_or(*target);
-        set(&mut request.params.temperature, self.temperature);
-        set(&mut request.params.top_p, self.top_p);
-        set(&mut request.params.min_p, self.min_p);
-        set(&mut request.penalties.repetition, self.repetition_penalty);
-        set(&mut request.penalties.presence, self.presence_penalty);
-        set(&mut request.penalties.frequency, self.frequency_penalty);
-        request.params.top_k = self.top_k.unwrap_or(request.params.top_k);
-        request.params.seed = self.seed.unwrap_or(request.params.seed);
-        request.max_tokens = self.max_tokens.unwrap_or(request.max_tokens);
-        request.n = self.n.unwrap_or(1);
-        request.logprobs = self.logprobs;
-        request.echo = self.echo;
-        request.stop_ids.extend(self.stop_token_ids);
-        request.stop = self.stop.unwrap_or(request.stop);
-        for (id, bias) in self.logit_bias {
-            let id = id.parse().with_context(|| format!("logit_bias names {id:?}, which is no token id"))?;
-            request.logit_bias.push((id, bias));
-        }
-        Ok(request)
-    }
-}
-
-/// The lines of the input: their ids and requests.
+/// The lines of the input.
 pub struct Batch {
     digest: String,
-    lines: Vec<(Value, Result<Request, String>)>,
+    lines: Vec<Line>,
 }
 
 impl Batch {
@@ -111,14 +46,14 @@ impl Batch {
     /// # Errors
     /// The file cannot be read, or has no lines.
     pub fn read(path: &Path, args: &Args, tokenizer: &Tokenizer) -> Result<Self> {
-        let reading = || format!("cannot read {}", path.display());
-        let bytes = fs::read(path).with_context(reading)?;
-        let text = std::str::from_utf8(&bytes).with_context(reading)?;
-        let parse = |line: &str| match serde_json::from_str::<RequestLine>(line) {
-            Ok(line) => (line.id.clone(), line.request(args, tokenizer).map_err(|e| format!("{e:#}"))),
-            Err(e) => (Value::Null, Err(format!("this is no valid request: {e}"))),
-        };
-        let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).map(parse).collect();
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = std::str::from_utf8(&bytes).map_err(|e| {
+            let line = 1 + bytes[..e.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
+            anyhow!("{} is not UTF-8 from line {line} on; save it as UTF-8", path.display())
+        })?;
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+        let given = text.lines().filter(|line| !line.trim().is_empty());
+        let lines: Vec<_> = given.map(|line| Line::parse(line, args, tokenizer)).collect();
         if lines.is_empty() {
             bail!("{} has no lines; give one JSON object a line, such as {{\"prompt\": \"...\"}}", path.display());
         }
@@ -133,15 +68,15 @@ impl Batch {
 
     /// Returns the tokens of the longest prompt together with its answer.
     pub fn longest(&self) -> usize {
-        let requests = self.lines.iter().filter_map(|(_, request)| request.as_ref().ok());
-        requests.map(|request| request.prompt.len() + request.max_tokens).max().unwrap_or(1)
+        let requests = self.lines.iter().filter_map(|line| line.request.as_ref().ok());
+        requests.map(|(request, _)| request.prompt.len() + request.max_tokens).max().unwrap_or(1)
     }
 
     /// Answers the lines that are not finished yet.
     ///
     /// # Errors
     /// The model fails to run, or the output cannot be written.
-    pub fn run(self, engine: &mut Engine, output: &Path) -> Result<Outcome> {
+    pub fn run(self, engine: &mut Engine, tokenizer: &Tokenizer, output: &Path) -> Result<Outcome> {
         let finished = FinishedLines::open(output, &self.digest, self.lines.len())?;
         let total = self.lines.len();
         let kept = finished.lines.len();
@@ -151,7 +86,8 @@ impl Batch {
         let remaining: Vec<_> =
             self.lines.into_iter().enumerate().filter(|(i, _)| !finished.lines.contains_key(i)).collect();
         let counter = Counter::new("lines", remaining.len() as u64);
-        let mut lines = RunningLines { queue: remaining.into_iter(), running: HashMap::new(), finished, counter };
+        let queue = remaining.into_iter();
+        let mut lines = RunningLines { tokenizer, queue, running: HashMap::new(), finished, counter };
         let driven = drive(engine, &mut lines)?;
         let RunningLines { finished, counter, .. } = lines;
         let (tokens, time) = counter.finish();
@@ -171,36 +107,62 @@ impl Batch {
     }
 }
 
-/// A line of the input: its index, its id, and its request or why there is none.
-type Line = (usize, (Value, Result<Request, String>));
-
 /// Lines that are being answered.
-struct RunningLines {
-    queue: std::vec::IntoIter<Line>,
+struct RunningLines<'t> {
+    tokenizer: &'t Tokenizer,
+    /// Lines and their indices.
+    queue: std::vec::IntoIter<(usize, Line)>,
     running: HashMap<RequestId, RunningRequest>,
     finished: FinishedLines,
     counter: Counter,
 }
 
-impl RunningLines {
+/// The place of a line in the output.
+struct Place {
+    index: usize,
+    id: Value,
+    envelope: Envelope,
+}
+
+impl RunningLines<'_> {
     /// Writes an error as the line's answer.
-    fn fail(&mut self, index: usize, id: &Value, error: &str) -> Result<()> {
-        self.finished.write(index, json!({"index": index, "id": id, "error": error}))?;
+    fn fail(&mut self, place: &Place, failure: Failure, error: &str) -> Result<()> {
+        let line = place.envelope.failed(place.index, &place.id, failure, error);
+        self.finished.write(place.index, FinishedLine { failed: true, line })?;
         self.counter.advance(1, 0);
         Ok(())
     }
+
+    /// Writes the answers of a request that is finished.
+    fn complete(&mut self, done: &RunningRequest, tokens: u64) -> Result<()> {
+        let RunningRequest { place, request, body, answers } = done;
+        match body.json(request, answers, self.tokenizer) {
+            Ok(body) => {
+                let line = place.envelope.answered(place.index, &place.id, body);
+                self.finished.write(place.index, FinishedLine { failed: false, line })?;
+                self.counter.advance(1, tokens);
+                Ok(())
+            }
+            Err(e) => self.fail(place, Failure::Step, &e.to_string()),
+        }
+    }
 }
 
-impl Workload for RunningLines {
+impl Workload for RunningLines<'_> {
     type Error = anyhow::Error;
 
     fn submit(&mut self, engine: &mut Engine) -> Result<bool> {
-        let Some((index, (id, request))) = self.queue.next() else { return Ok(false) };
-        match request.and_then(|r| Ok((r.clone(), engine.submit(r).map_err(|e| e.to_string())?))) {
-            Ok((request, name)) => {
-                self.running.insert(name, RunningRequest { index, id, request, answers: BTreeMap::new() });
+        let Some((index, Line { id, envelope, request })) = self.queue.next() else { return Ok(false) };
+        let place = Place { index, id, envelope };
+        let submitted = request.and_then(|(request, body)| {
+            let name = engine.submit(request.clone()).map_err(|refusal| refusal.to_string())?;
+            Ok((name, request, body))
+        });
+        match submitted {
+            Ok((name, request, body)) => {
+                self.running.insert(name, RunningRequest { place, request, body, answers: BTreeMap::new() });
             }
-            Err(error) => self.fail(index, &id, &error)?,
+            Err(error) => self.fail(&place, Failure::Refused, &error)?,
         }
         Ok(true)
     }
@@ -217,12 +179,11 @@ impl Workload for RunningLines {
                     return Ok(());
                 }
                 let done = self.running.remove(&id).expect("it was there");
-                self.finished.write(done.index, done.json())?;
-                self.counter.advance(1, tokens);
+                self.complete(&done, tokens)?;
             }
             Event::Failed { id, error } => {
-                let RunningRequest { index, id, .. } = self.running.remove(&id).expect("it was submitted");
-                self.fail(index, &id, &error)?;
+                let request = self.running.remove(&id).expect("it was submitted");
+                self.fail(&request.place, Failure::Step, &error)?;
             }
         }
         Ok(())
@@ -235,55 +196,22 @@ impl Workload for RunningLines {
 
 /// A request that is running.
 struct RunningRequest {
-    index: usize,
-    id: Value,
+    place: Place,
     request: Request,
-    answers: BTreeMap<usize, Answer>,
+    body: Body,
+    answers: Answers,
 }
 
-impl RunningRequest {
-    fn json(&self) -> Value {
-        let first = &self.answers[&0];
-        let choice = |(index, answer): (&usize, &Answer)| {
-            let mut choice = json!({
-                "index": index,
-                "text": answer.text,
-                "tokens": answer.tokens.iter().map(|token| token.id).collect::<Vec<_>>(),
-                "finish_reason": answer.finish_reason.name(),
-            });
-            if self.request.logprobs.is_some() {
-                choice["logprobs"] = answer.tokens.iter().map(logprobs).collect();
-            }
-            choice
-        };
-        let mut object = json!({
-            "index": self.index,
-            "id": self.id,
-            "choices": self.answers.iter().map(choice).collect::<Vec<_>>(),
-            "usage": {
-                "prompt_tokens": self.request.prompt.len(),
-                "cached_tokens": first.cached,
-                "completion_tokens": self.answers.values().map(|answer| answer.tokens.len()).sum::<usize>(),
-            },
-        });
-        if let Some(prompt) = &first.prompt {
-            object["prompt_logprobs"] = prompt.iter().map(logprobs).collect();
-        }
-        object
-    }
-}
-
-fn logprobs(token: &Token) -> Value {
-    let logprobs = token.logprobs.as_ref();
-    let top = logprobs.map_or(&[][..], |logprobs| &logprobs.top);
-    let top: Vec<Value> = top.iter().map(|(id, logprob)| json!({"token": id, "logprob": logprob})).collect();
-    json!({"token": token.id, "logprob": logprobs.map(|logprobs| logprobs.own), "top": top})
+/// A line of the output. The journal has it with its index, which the line itself may lack.
+struct FinishedLine {
+    failed: bool,
+    line: Value,
 }
 
 /// Finished lines, by index.
 struct FinishedLines {
     journal: Journal,
-    lines: BTreeMap<usize, Value>,
+    lines: BTreeMap<usize, FinishedLine>,
 }
 
 impl FinishedLines {
@@ -294,28 +222,30 @@ impl FinishedLines {
         }
         let (journal, kept) = Journal::open(&beside(output, ".partial"), digest)?;
         let mut lines = BTreeMap::new();
-        for line in kept {
-            let index = line["index"].as_u64().filter(|&i| i < count as u64);
-            lines.insert(
-                index.with_context(|| format!("{} is damaged; remove it", journal.path.display()))? as usize,
-                line,
-            );
+        for mut record in kept {
+            let index = record["index"].as_u64().filter(|&i| i < count as u64);
+            let line = record.get_mut("line").map(Value::take);
+            let (Some(index), Some(failed), Some(line)) = (index, record["failed"].as_bool(), line) else {
+                bail!("{} is damaged; remove it", journal.path.display());
+            };
+            lines.insert(index as usize, FinishedLine { failed, line });
         }
         Ok(Self { journal, lines })
     }
 
-    fn write(&mut self, index: usize, line: Value) -> Result<()> {
-        self.journal.write(&line)?;
-        self.lines.insert(index, line);
+    fn write(&mut self, index: usize, finished: FinishedLine) -> Result<()> {
+        let FinishedLine { failed, line } = &finished;
+        self.journal.write(&json!({"index": index, "failed": failed, "line": line}))?;
+        self.lines.insert(index, finished);
         Ok(())
     }
 
     /// Writes the output in the input's order. Returns the number of lines with an error.
     fn complete(self, output: &Path) -> Result<usize> {
         let path = &self.journal.path;
-        write_whole(output, |out| self.lines.values().try_for_each(|line| writeln!(out, "{line}")))
+        write_whole(output, |out| self.lines.values().try_for_each(|done| writeln!(out, "{}", done.line)))
             .with_context(|| format!("all answers are in {}", path.display()))?;
         fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
-        Ok(self.lines.values().filter(|line| line.get("error").is_some()).count())
+        Ok(self.lines.values().filter(|done| done.failed).count())
     }
 }

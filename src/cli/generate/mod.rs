@@ -2,6 +2,9 @@
 
 mod args;
 mod batch;
+mod fields;
+mod line;
+mod reply;
 
 pub use args::Args;
 
@@ -83,7 +86,7 @@ fn run_batch(args: &Args, opened: &OpenedModel, input: &Path, output: &Path) -> 
     let cache_len = opened.cache_len(batch.longest() as i64);
     let mut engine = Engine::new(loaded.model, tokenizer.clone(), args.slots.into(), cache_len)?;
     interrupt::begin_writing();
-    batch.run(&mut engine, output)
+    batch.run(&mut engine, tokenizer, output)
 }
 
 /// An answer as it is streamed, with its times.
