@@ -19,6 +19,7 @@ use self::batch::Batch;
 use super::{
     Outcome, interrupt,
     model_args::{LoadedModel, OpenedModel, read_text},
+    note,
     process::{ProcessMemory, size},
 };
 use crate::{
@@ -65,7 +66,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
         });
         writeln!(std::io::stdout(), "{object}")?;
     } else {
-        eprintln!("{}", stats.line());
+        note(&stats.line());
     }
     Ok(match finish_reason {
         FinishReason::Interrupted => Outcome::Interrupted,
