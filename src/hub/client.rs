@@ -1,11 +1,11 @@
 //! A client of the hub: lists a model's files, and locates each of them.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use ureq::{Body, http::Response};
 
 use super::{
-    cache::{env_var, hf_home},
+    environment::Environment,
     error::{HubError, Result},
     repo::Repo,
 };
@@ -33,24 +33,16 @@ pub(super) struct RemoteFile {
     pub on_hub: bool,
 }
 
-/// Returns the token of `HF_TOKEN` or of `hf auth login`.
-fn token() -> Option<String> {
-    let file = env_var("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(hf_home()?.join("token")));
-    let saved = || fs::read_to_string(file?).ok();
-    let token = env_var("HF_TOKEN").or_else(|| env_var("HUGGING_FACE_HUB_TOKEN")).or_else(saved);
-    token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
-}
-
 /// Returns whether there is a token for the hub.
 pub fn has_token() -> bool {
-    token().is_some()
+    Environment::of_process().token().is_some()
 }
 
 impl Hub {
     /// Returns a client of the hub at `HF_ENDPOINT`, with the token of `HF_TOKEN` or of
     /// `hf auth login`.
     pub fn from_env(offline: bool) -> Self {
-        let endpoint = env_var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let environment = Environment::of_process();
         let agent = |redirects| -> ureq::Agent {
             ureq::Agent::config_builder()
                 .tls_config(ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build())
@@ -64,11 +56,11 @@ impl Hub {
                 .into()
         };
         Self {
-            endpoint: endpoint.trim_end_matches('/').to_owned(),
-            token: token(),
+            endpoint: environment.endpoint(),
+            token: environment.token(),
             api_agent: agent(0),
             download_agent: agent(5),
-            offline: offline || env_var("HF_HUB_OFFLINE").is_some_and(|v| v != "0"),
+            offline: offline || environment.is_offline(),
         }
     }
 

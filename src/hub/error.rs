@@ -8,7 +8,7 @@ use super::repo::Repo;
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error(
-        "{repo} is not in the Hugging Face cache ({missing}), and this run is offline (--offline or HF_HUB_OFFLINE). Run it once \
+        "{repo} is not in the Hugging Face cache ({missing}), and this run is offline (--offline, HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE). Run it once \
          with network, or fetch the model elsewhere and give its directory: --model DIR"
     )]
     Offline { repo: Repo, missing: String },

@@ -11,6 +11,7 @@
 
 mod cache;
 mod client;
+mod environment;
 mod error;
 mod fetch;
 mod repo;
