@@ -9,9 +9,12 @@ use std::{
     path::PathBuf,
 };
 
-/// Environment variables, by name.
+/// Returns a variable's value by its name.
+type Lookup = dyn Fn(&OsStr) -> Option<OsString>;
+
+/// The environment variables.
 pub(super) struct Environment {
-    get: Box<dyn Fn(&OsStr) -> Option<OsString>>,
+    get: Box<Lookup>,
 }
 
 impl Environment {

@@ -13,7 +13,7 @@ pub enum HubError {
     )]
     Offline { repo: Repo, missing: String },
     #[error(
-        "cannot reach {endpoint} for {repo}: {problem}. Check the network (HTTPS_PROXY, HF_ENDPOINT), or fetch the model elsewhere \
+        "cannot reach {endpoint} for {repo}: {problem}. Check the network (HTTPS_PROXY, ALL_PROXY, HF_ENDPOINT), or fetch the model elsewhere \
          and give its directory: --model DIR"
     )]
     Unreachable { repo: Repo, endpoint: String, problem: String },

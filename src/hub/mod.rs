@@ -15,6 +15,7 @@ mod environment;
 mod error;
 mod fetch;
 mod repo;
+mod retry;
 mod snapshot;
 
 pub use cache::HubCache;

@@ -4,6 +4,7 @@
 use std::{collections::HashMap, env, ffi::OsString, fs, io::Read, path::PathBuf, time::Duration};
 
 use super::{PluginError, Result};
+use crate::download::proxy_for;
 
 /// The settings of pip that are used here.
 pub(super) struct PipConfig {
@@ -118,6 +119,7 @@ impl Index {
             }
         };
         let agent = ureq::Agent::config_builder()
+            .proxy(proxy_for(&config.indexes[0]))
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_connect(Some(Duration::from_secs(20)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
