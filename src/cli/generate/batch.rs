@@ -19,7 +19,8 @@ use super::args::Args;
 use crate::{
     cli::{
         Outcome, interrupt,
-        journal::{Journal, beside, write_whole},
+        journal::{Journal, RunIdentity, beside, write_whole},
+        model_args::OpenedModel,
         note,
         progress::Counter,
     },
@@ -96,7 +97,7 @@ impl RequestLine {
 
 /// The lines of the input: their ids and requests.
 pub struct Batch {
-    digest: String,
+    identity: RunIdentity,
     lines: Vec<(Value, Result<Request, String>)>,
 }
 
@@ -106,7 +107,8 @@ impl Batch {
     ///
     /// # Errors
     /// The file cannot be read, or has no lines.
-    pub fn read(path: &Path, args: &Args, tokenizer: &Tokenizer) -> Result<Self> {
+    pub fn read(path: &Path, args: &Args, opened: &OpenedModel) -> Result<Self> {
+        let tokenizer = opened.tokenizer()?;
         let reading = || format!("cannot read {}", path.display());
         let bytes = fs::read(path).with_context(reading)?;
         let text = std::str::from_utf8(&bytes).with_context(reading)?;
@@ -119,12 +121,11 @@ impl Batch {
             bail!("{} has no lines; give one JSON object a line, such as {{\"prompt\": \"...\"}}", path.display());
         }
         // A run with other settings must not resume this one.
-        let settings = format!(
-            "{:?}",
-            (args.model.identity(), args.max_tokens, &args.sampling, &args.penalties, &args.stop, args.raw)
-        );
-        let digest = Sha256::new().chain_update(&bytes).chain_update(settings).finalize();
-        Ok(Self { digest: format!("{digest:x}"), lines })
+        let settings = format!("{:?}", (args.max_tokens, &args.sampling, &args.penalties, &args.stop, args.raw));
+        let mut identity = args.model.run_identity(opened)?;
+        identity.insert("input", format!("{:x}", Sha256::digest(&bytes)));
+        identity.insert("settings", format!("{:x}", Sha256::digest(settings)));
+        Ok(Self { identity, lines })
     }
 
     /// Returns the tokens of the longest prompt together with its answer.
@@ -138,7 +139,7 @@ impl Batch {
     /// # Errors
     /// The model fails to run, or the output cannot be written.
     pub fn run(self, engine: &mut Engine, output: &Path) -> Result<Outcome> {
-        let finished = FinishedLines::open(output, &self.digest, self.lines.len())?;
+        let finished = FinishedLines::open(output, &self.identity, self.lines.len())?;
         let total = self.lines.len();
         let kept = finished.lines.len();
         if kept > 0 {
@@ -284,11 +285,11 @@ struct FinishedLines {
 
 impl FinishedLines {
     /// Reads the lines that an earlier run with the same input and settings finished.
-    fn open(output: &Path, digest: &str, count: usize) -> Result<Self> {
+    fn open(output: &Path, identity: &RunIdentity, count: usize) -> Result<Self> {
         if output.exists() {
             bail!("{} is there already; remove it, or choose another --output", output.display());
         }
-        let (journal, kept) = Journal::open(&beside(output, ".partial"), digest)?;
+        let (journal, kept) = Journal::open(&beside(output, ".partial"), identity)?;
         let mut lines = BTreeMap::new();
         for line in kept {
             let index = line["index"].as_u64().filter(|&i| i < count as u64);

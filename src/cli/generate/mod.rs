@@ -76,7 +76,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
 
 fn run_batch(args: &Args, opened: &OpenedModel, input: &Path, output: &Path) -> Result<Outcome> {
     let tokenizer = opened.tokenizer()?;
-    let batch = Batch::read(input, args, tokenizer)?;
+    let batch = Batch::read(input, args, opened)?;
     let platform = args.model.platform(opened)?;
     let loaded = args.model.load(opened, &platform)?;
     let cache_len = opened.cache_len(batch.longest() as i64);
