@@ -151,7 +151,7 @@ fn xla_flags_of_another_program() {
     for flags in [
         "",
         "--xla_force_host_platform_device_count=8",
-        "--xla_dump_to=/tmp/none --xla_cpu_multi_thread_eigen=false --xla_gpu_autotune_level=0",
+        "--xla_dump_to=none --xla_cpu_multi_thread_eigen=false --xla_gpu_autotune_level=0",
         "--xla_cpu_enable_fast_math=true --xla_backend_optimization_level=1 --xla_dump_hlo_as_text",
     ] {
         with("devices", flags).ok();
