@@ -14,6 +14,7 @@ use serde_json::json;
 use super::{Outcome, process::size};
 use crate::{
     cache_dir::cache_dir,
+    device::host_memory,
     kernels,
     plugins::{DeviceFile, Kind, System, installed, locate},
 };
@@ -114,8 +115,13 @@ fn memory(system: &System) -> Check {
         let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
         line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 1024
     };
-    let (total, available) = (bytes("MemTotal:"), bytes("MemAvailable:"));
-    let found = format!("{} of {} available", size(available), size(total));
+    let (total, mut available) = (bytes("MemTotal:"), bytes("MemAvailable:"));
+    let mut found = format!("{} of {} available", size(available), size(total));
+    if let Some(group) = host_memory::control_group(system) {
+        let (limit, left) = (size(group.limit), size(group.available));
+        found += &format!("; the control group {} allows {limit}, of which {left} are available", group.path.display());
+        available = available.min(group.available);
+    }
     if available < 2 << 30 {
         return warn(
             "memory",
@@ -261,7 +267,7 @@ fn variables(get: impl Fn(&str) -> Option<String>, has_tpu: bool) -> Vec<Check> 
                 warn(WHAT, found, remedy)
             }
             "XLA_FLAGS" => {
-                warn(WHAT, found, "plugins read it, and abort at flags that they do not know: unset XLA_FLAGS")
+                warn(WHAT, found, "plugins read it, and flags that they do not know are refused: unset XLA_FLAGS")
             }
             _ => ok(WHAT, found),
         });

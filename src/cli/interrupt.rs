@@ -4,26 +4,47 @@
 use std::{
     io::stdin,
     sync::atomic::{AtomicBool, Ordering},
+    thread,
 };
 
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
 static WRITING: AtomicBool = AtomicBool::new(false);
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Installs the handler, for SIGINT, SIGTERM and SIGHUP.
+/// Installs the handler, for those of SIGINT, SIGTERM and SIGHUP that the parent process does not
+/// have ignored: `nohup` and `trap '' INT` go on working.
 pub fn install() {
+    let ignored = ignored_signals(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+    let ends = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_in(ignored, signal));
+    // Fails only if the kernel refuses a handler: then the signals end the process at once.
+    let Ok(mut signals) = Signals::new(ends) else { return };
     // A signal may arrive while a line is being edited: the terminal's settings are restored.
     let terminal = tcgetattr(stdin()).ok();
-    // Fails only if a handler is installed already.
-    let _ = ctrlc::set_handler(move || {
-        if !WRITING.load(Ordering::SeqCst) || REQUESTED.swap(true, Ordering::SeqCst) {
-            if let Some(settings) = &terminal {
-                let _ = tcsetattr(stdin(), OptionalActions::Now, settings);
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            if !WRITING.load(Ordering::SeqCst) || REQUESTED.swap(true, Ordering::SeqCst) {
+                if let Some(settings) = &terminal {
+                    let _ = tcsetattr(stdin(), OptionalActions::Now, settings);
+                }
+                std::process::exit(130);
             }
-            std::process::exit(130);
         }
     });
+}
+
+/// Returns the set of ignored signals, from the text of `/proc/self/status`.
+fn ignored_signals(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_default();
+    u64::from_str_radix(mask.trim(), 16).unwrap_or(0)
+}
+
+fn is_in(set: u64, signal: i32) -> bool {
+    set >> (signal - 1) & 1 == 1
 }
 
 /// From here on, a first Ctrl-C is a request: see [`is_requested`].
@@ -40,4 +61,18 @@ pub fn end_writing() {
 /// Returns whether the user has pressed Ctrl-C since [`begin_writing`].
 pub fn is_requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_kernels_mask() {
+        let status = "Name:\tx\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000004002\n";
+        let ignored = ignored_signals(status);
+        assert!(is_in(ignored, SIGHUP) && is_in(ignored, 13));
+        assert!(!is_in(ignored, SIGINT) && !is_in(ignored, SIGTERM));
+        assert_eq!(ignored_signals("no such line"), 0);
+    }
 }

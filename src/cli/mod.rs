@@ -6,6 +6,7 @@
 mod bench;
 mod chat;
 mod compile;
+mod defect;
 mod devices;
 mod doctor;
 #[cfg(feature = "eval")]
@@ -27,7 +28,11 @@ mod progress;
 mod quantize;
 mod score;
 
-use std::{process::ExitCode, time::Instant};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Instant,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -79,7 +84,22 @@ enum Command {
 
 /// Runs the command line. `started` is when the process began.
 pub fn main(started: Instant) -> ExitCode {
-    let cli = Cli::parse(); // exits with 2 if it is wrong
+    defect::report_panics();
+    defect::survive(|| match Cli::try_parse() {
+        Ok(cli) => run(cli, started),
+        Err(refusal) => explain(&refusal),
+    })
+}
+
+/// Prints the help that was asked for, or what is wrong with the command line.
+fn explain(refusal: &clap::Error) -> ExitCode {
+    match refusal.print() {
+        Err(error) if !refusal.use_stderr() => exit_code(Err(error.into())),
+        _ => ExitCode::from(refusal.exit_code().try_into().unwrap_or(2)),
+    }
+}
+
+fn run(cli: Cli, started: Instant) -> ExitCode {
     logging::install();
     if cli.verbose {
         crate::pjrt::Api::show_plugin_logs();
@@ -101,6 +121,12 @@ pub fn main(started: Instant) -> ExitCode {
         Command::Quantize(args) => quantize::run(&args),
         Command::Plugins(args) => plugins::run(&args),
     };
+    // What is still buffered is part of the result.
+    exit_code(result.and_then(|outcome| io::stdout().flush().map(|()| outcome).map_err(anyhow::Error::from)))
+}
+
+/// Reports the error, if there is one.
+fn exit_code(result: anyhow::Result<Outcome>) -> ExitCode {
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::ChecksFailed | Outcome::Incomplete) => ExitCode::FAILURE,
@@ -108,7 +134,7 @@ pub fn main(started: Instant) -> ExitCode {
         Ok(Outcome::Interrupted) => ExitCode::from(130),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS, // the reader has enough
         Err(error) => {
-            eprintln!("error: {error:#}");
+            note(&format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use super::{
+    journal::RunIdentity,
     model_files::ModelFiles,
     note,
     progress::{DownloadProgress, loading_progress},
@@ -238,6 +239,7 @@ impl SamplingArgs {
 /// A model whose small files have been read. The tokenizer may still be loading.
 pub struct OpenedModel {
     pub config: Config,
+    files: Arc<ModelFiles>,
     tokenizer: BackgroundTask<Arc<Tokenizer>>,
     checkpoint: Checkpoint,
     /// The longest context allowed, in tokens.
@@ -285,6 +287,20 @@ impl ModelArgs {
         (&self.model, self.dtype, self.kv, self.weights, &self.lora)
     }
 
+    /// Returns by what a resumed run with this model is recognised.
+    ///
+    /// # Errors
+    /// The model's files cannot be read.
+    pub fn run_identity(&self, opened: &OpenedModel) -> Result<RunIdentity> {
+        let (dtype, kv) = (self.dtype.dtype(), kv_dtype(self.kv, self.dtype));
+        Ok(RunIdentity::from([
+            ("model", self.model.clone()),
+            ("types", format!("{dtype}, cache {kv}, weights {:?}", self.weights)),
+            ("context", opened.context.to_string()),
+            ("model files", opened.files.content_digest()?),
+        ]))
+    }
+
     /// Reads and checks all files but the weights. Gemma's tokenizer takes a second, so another
     /// thread reads it.
     ///
@@ -301,7 +317,9 @@ impl ModelArgs {
             files = quantized(files, weights)?;
         }
         let checkpoint = files.checkpoint()?;
-        let tokenizer = BackgroundTask::start(move || files.tokenizer().map(Arc::new));
+        let files = Arc::new(files);
+        let tokenizer_files = files.clone();
+        let tokenizer = BackgroundTask::start(move || tokenizer_files.tokenizer().map(Arc::new));
         let trained = config.max_position_embeddings;
         if self.context.is_some_and(|context| context > trained) {
             bail!(
@@ -314,7 +332,7 @@ impl ModelArgs {
             self.check_bundle(bundle)?;
         }
         let context = self.context.or(bundle.as_ref().map(|b| b.manifest.context)).unwrap_or(trained);
-        Ok(OpenedModel { config, tokenizer, checkpoint, context, bundle })
+        Ok(OpenedModel { config, files, tokenizer, checkpoint, context, bundle })
     }
 
     /// Refuses a bundle for other settings, of which no program could be used.

@@ -1,7 +1,12 @@
 //! The files of the model that `--model` names: the embedded demo model, a directory, or a model on
 //! the hub.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -223,6 +228,38 @@ impl ModelFiles {
         Ok(hasher.finalize().into())
     }
 
+    /// Returns a digest of the model's contents, which stays the same when the model is copied or
+    /// downloaded again. Small files are read whole, large ones in [`SAMPLES`] places: training
+    /// changes weights everywhere.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn content_digest(&self) -> Result<String> {
+        let mut hasher = Sha256::new();
+        match self {
+            #[cfg(feature = "demo")]
+            Self::Demo => demo::FILES.iter().for_each(|bytes| hasher.update(Sha256::digest(bytes))),
+            Self::Directory(dir) => {
+                let reading = || format!("cannot read {}", dir.display());
+                let entries = std::fs::read_dir(dir).with_context(reading)?;
+                let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+                paths
+                    .retain(|path| path.extension().is_some_and(|e| e == "json" || e == "safetensors" || e == "jinja"));
+                paths.sort();
+                for path in paths {
+                    hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+                    let reading = || format!("cannot read {}", path.display());
+                    sample(&File::open(&path).with_context(reading)?, &mut hasher).with_context(reading)?;
+                }
+            }
+            Self::Adapted { base, adapter } => {
+                hasher.update(base.content_digest()?);
+                hasher.update(Self::Directory(adapter.clone()).content_digest()?);
+            }
+        }
+        Ok(format!("{:x}", hasher.finalize()))
+    }
+
     /// Opens the checkpoint. Its weights are mapped, not read.
     ///
     /// # Errors
@@ -269,4 +306,24 @@ impl ModelFiles {
     /// Says nothing: a model in a directory is known to its user.
     #[cfg(not(feature = "demo"))]
     pub fn introduce(&self, _: &Config) {}
+}
+
+/// Places in which a large file is read for its digest, and bytes in each of them.
+const SAMPLES: u64 = 256;
+const SAMPLE_LEN: u64 = 4096;
+
+/// Hashes a file's size, and its contents or samples of them.
+fn sample(file: &File, hasher: &mut Sha256) -> io::Result<()> {
+    let len = file.metadata()?.len();
+    hasher.update(len.to_le_bytes());
+    let mut block = vec![0; SAMPLE_LEN as usize];
+    let last = len.saturating_sub(SAMPLE_LEN);
+    let count = len.div_ceil(SAMPLE_LEN).min(SAMPLES);
+    for i in 0..count {
+        let start = if count > 1 { (u128::from(last) * u128::from(i) / u128::from(count - 1)) as u64 } else { 0 };
+        let block = &mut block[..(len - start).min(SAMPLE_LEN) as usize];
+        file.read_exact_at(block, start)?;
+        hasher.update(&*block);
+    }
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! Outcomes of commands, and lines on stderr.
 
+use std::io::Write;
+
 /// The outcome of a command.
 pub enum Outcome {
     Done,
@@ -17,7 +19,8 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// Writes a line for the user that is neither a result nor an error.
+/// Writes a line for the user to stderr. A stderr that is closed or full must not end the work, so
+/// a line that cannot be written is lost.
 pub fn note(line: &str) {
-    eprintln!("{line}");
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }

@@ -7,6 +7,7 @@ use std::{
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
+use super::note;
 use crate::{download::Progress, runtime::OnProgress};
 
 /// A progress bar of bytes.
@@ -32,7 +33,7 @@ impl Bar {
 impl Progress for Bar {
     fn start(&mut self, what: &str, total: u64) {
         if !std::io::IsTerminal::is_terminal(&std::io::stderr()) {
-            eprintln!("{what}...");
+            note(&format!("{what}..."));
             return;
         }
         const TEMPLATE: &str = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
@@ -87,7 +88,8 @@ impl Counter {
         if !self.is_terminal && self.last_report.get().elapsed() >= REPORT_INTERVAL {
             self.last_report.set(Instant::now());
             let (done, total) = (self.bar.position(), self.bar.length().unwrap_or_default());
-            eprintln!("{done} of {total} {}, {rate:.1} tok/s, {} left", self.what, HumanDuration(self.bar.eta()));
+            let remaining = HumanDuration(self.bar.eta());
+            note(&format!("{done} of {total} {}, {rate:.1} tok/s, {remaining} left", self.what));
         }
     }
 

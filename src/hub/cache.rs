@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeSet,
-    env, fs,
+    fs,
     path::{Path, PathBuf},
 };
 
 use super::{
+    environment::Environment,
     error::{HubError, Result},
     repo::Repo,
 };
@@ -24,27 +25,13 @@ pub struct HubCache {
     root: PathBuf,
 }
 
-/// Returns an environment variable's value, unless it is empty.
-pub(super) fn env_var(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-/// Returns the directory of cache and token: `HF_HOME` or its default.
-pub(super) fn hf_home() -> Option<PathBuf> {
-    let caches = || {
-        env_var("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(env_var("HOME")?).join(".cache")))
-    };
-    env_var("HF_HOME").map(PathBuf::from).or_else(|| Some(caches()?.join("huggingface")))
-}
-
 impl HubCache {
     /// Finds the cache by `HF_HUB_CACHE` or `HF_HOME`, as the `huggingface_hub` package does.
     ///
     /// # Errors
     /// No variable says where it is.
     pub fn from_env() -> Result<Self> {
-        let named = env_var("HF_HUB_CACHE").or_else(|| env_var("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
-        let root = named.or_else(|| Some(hf_home()?.join("hub"))).ok_or(HubError::NoCacheDir)?;
+        let root = Environment::of_process().cache().ok_or(HubError::NoCacheDir)?;
         Ok(Self { root })
     }
 

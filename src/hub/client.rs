@@ -1,14 +1,17 @@
 //! A client of the hub: lists a model's files, and locates each of them.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use ureq::{Body, http::Response};
 
 use super::{
-    cache::{env_var, hf_home},
+    environment::Environment,
     error::{HubError, Result},
     repo::Repo,
+    retry::patiently,
 };
+use crate::download::{hex, proxy_for};
 
 /// A client of the hub.
 pub struct Hub {
@@ -24,8 +27,10 @@ pub struct Hub {
 /// A file on the hub.
 pub(super) struct RemoteFile {
     pub name: String,
-    /// sha256 of a file in large-file storage, git's sha1 of others.
+    /// The name of the contents in the cache: the hash, or another name where there is none.
     pub etag: String,
+    /// True if `etag` is the sha256 of a file in large-file storage, or git's sha1 of another one.
+    pub is_hashed: bool,
     pub size: u64,
     /// Address of the contents.
     pub url: String,
@@ -33,27 +38,22 @@ pub(super) struct RemoteFile {
     pub on_hub: bool,
 }
 
-/// Returns the token of `HF_TOKEN` or of `hf auth login`.
-fn token() -> Option<String> {
-    let file = env_var("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(hf_home()?.join("token")));
-    let saved = || fs::read_to_string(file?).ok();
-    let token = env_var("HF_TOKEN").or_else(|| env_var("HUGGING_FACE_HUB_TOKEN")).or_else(saved);
-    token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
-}
-
 /// Returns whether there is a token for the hub.
 pub fn has_token() -> bool {
-    token().is_some()
+    Environment::of_process().token().is_some()
 }
 
 impl Hub {
     /// Returns a client of the hub at `HF_ENDPOINT`, with the token of `HF_TOKEN` or of
     /// `hf auth login`.
     pub fn from_env(offline: bool) -> Self {
-        let endpoint = env_var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let environment = Environment::of_process();
+        let endpoint = environment.endpoint();
+        let proxy = proxy_for(&endpoint);
         let agent = |redirects| -> ureq::Agent {
             ureq::Agent::config_builder()
                 .tls_config(ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build())
+                .proxy(proxy.clone())
                 .http_status_as_error(false)
                 .max_redirects(redirects)
                 .max_redirects_will_error(false)
@@ -64,11 +64,11 @@ impl Hub {
                 .into()
         };
         Self {
-            endpoint: endpoint.trim_end_matches('/').to_owned(),
-            token: token(),
+            endpoint,
+            token: environment.token(),
             api_agent: agent(0),
             download_agent: agent(5),
-            offline: offline || env_var("HF_HUB_OFFLINE").is_some_and(|v| v != "0"),
+            offline: offline || environment.is_offline(),
         }
     }
 
@@ -85,28 +85,43 @@ impl Hub {
         Ok((commit.to_owned(), names))
     }
 
-    /// Asks the hub for a file's hash, size and address.
+    /// Asks the hub for a file's hash, size and address. A mirror may know no hash: then the contents
+    /// are not checked, and a warning says so.
     pub(super) fn locate(&self, repo: &Repo, commit: &str, name: &str) -> Result<RemoteFile> {
         let url = format!("{}/{}/resolve/{commit}/{name}", self.endpoint, repo.name);
         let response = self.request(repo, &url, true)?;
-        let answer = |problem: String| HubError::Answer { url: url.clone(), problem };
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let etag = header("x-linked-etag").or(header("etag")).unwrap_or_default();
-        let etag = etag.trim_start_matches("W/").trim_matches('"');
-        // It becomes a file name, and the contents are checked against it.
-        if !is_hex(etag, 40) && !is_hex(etag, 64) {
-            return Err(answer(format!("with {etag:?} as the hash of {name}, which is neither sha1 nor sha256")));
+        let elsewhere = location(&response).map(str::to_owned);
+        // It becomes a file name, and the contents are checked against it. The etag of another server
+        // is its own affair.
+        let own = if elsewhere.is_none() { header(&response, "etag") } else { None };
+        let etag = header(&response, "x-linked-etag").or(own).unwrap_or_default();
+        let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
+        let is_hashed = is_hex(&etag, 40) || is_hex(&etag, 64);
+        if !is_hashed {
+            tracing::warn!("{} tells no hash of {name}: its contents are not checked", self.endpoint);
         }
-        let size = header("x-linked-size").or(header("content-length")).and_then(|size| size.parse().ok());
-        let size = size.ok_or_else(|| answer(format!("without a size of {name}")))?;
-        let elsewhere = response.status().is_redirection().then(|| header("location")).flatten();
-        Ok(RemoteFile {
-            name: name.to_owned(),
-            etag: etag.to_owned(),
-            size,
-            url: elsewhere.map_or_else(|| url.clone(), str::to_owned),
-            on_hub: elsewhere.is_none(),
-        })
+        let etag = if is_hashed {
+            etag
+        } else {
+            format!("unchecked-{}", hex(&Sha256::digest(format!("{} {commit} {name}", repo.name))))
+        };
+        let size = match (header(&response, "x-linked-size"), &elsewhere) {
+            (Some(size), _) => Some(size.to_owned()),
+            (None, None) => header(&response, "content-length").map(str::to_owned),
+            (None, Some(address)) => self.size_elsewhere(address),
+        };
+        let size = size
+            .and_then(|size| size.parse().ok())
+            .ok_or_else(|| HubError::Answer { url: url.clone(), problem: format!("without a size of {name}") })?;
+        let on_hub = elsewhere.is_none();
+        Ok(RemoteFile { name: name.to_owned(), etag, is_hashed, size, url: elsewhere.unwrap_or(url), on_hub })
+    }
+
+    /// Asks another server for the size of a file.
+    fn size_elsewhere(&self, url: &str) -> Option<String> {
+        let send = || self.download_agent.head(url).header("Accept-Encoding", "identity").call();
+        let response = patiently(host(url), send).ok().filter(|response| response.status().is_success())?;
+        header(&response, "content-length").map(str::to_owned)
     }
 
     /// Sends a request to the hub, with the token. Follows redirects that stay on the hub (a
@@ -114,24 +129,26 @@ impl Hub {
     fn request(&self, repo: &Repo, url: &str, head: bool) -> Result<Response<Body>> {
         let mut url = url.to_owned();
         for _ in 0..5 {
-            let request = if head { self.api_agent.head(&url) } else { self.api_agent.get(&url) };
-            // A compressed response would have another length and hash.
-            let request = if head { request.header("Accept-Encoding", "identity") } else { request };
-            let request = match &self.token {
-                Some(token) => request.header("Authorization", format!("Bearer {token}")),
-                None => request,
+            let send = || {
+                let request = if head { self.api_agent.head(&url) } else { self.api_agent.get(&url) };
+                // A compressed response would have another length and hash.
+                let request = if head { request.header("Accept-Encoding", "identity") } else { request };
+                match &self.token {
+                    Some(token) => request.header("Authorization", format!("Bearer {token}")),
+                    None => request,
+                }
+                .call()
             };
-            let response = request.call().map_err(|e| HubError::Unreachable {
+            let response = patiently(&self.endpoint, send).map_err(|e| HubError::Unreachable {
                 repo: repo.clone(),
                 endpoint: self.endpoint.clone(),
                 problem: e.to_string(),
             })?;
-            let location = response.headers().get("location").and_then(|v| v.to_str().ok());
-            match location.filter(|_| response.status().is_redirection()) {
-                Some(path) if path.starts_with('/') && !path.starts_with("//") => {
-                    url = format!("{}{path}", self.endpoint)
-                }
-                Some(other) if other.starts_with(&format!("{}/", self.endpoint)) => url = other.to_owned(),
+            // The hub may lie below a path of its host.
+            let origin = host(&self.endpoint);
+            match location(&response) {
+                Some(path) if path.starts_with('/') && !path.starts_with("//") => url = format!("{origin}{path}"),
+                Some(other) if other.starts_with(&format!("{origin}/")) => url = other.to_owned(),
                 _ => return self.check(repo, &url, response),
             }
         }
@@ -156,6 +173,21 @@ impl Hub {
             (_, _) => HubError::Answer { url: url.to_owned(), problem: status.to_string() },
         })
     }
+}
+
+fn header<'r>(response: &'r Response<Body>, name: &str) -> Option<&'r str> {
+    response.headers().get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Returns where a response redirects to.
+fn location(response: &Response<Body>) -> Option<&str> {
+    header(response, "location").filter(|_| response.status().is_redirection())
+}
+
+/// Returns scheme and host of an address, without the path, which may be signed.
+pub(super) fn host(url: &str) -> &str {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    url[start..].find('/').map_or(url, |at| &url[..start + at])
 }
 
 fn is_hex(text: &str, len: usize) -> bool {

@@ -8,12 +8,12 @@ use super::repo::Repo;
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     #[error(
-        "{repo} is not in the Hugging Face cache ({missing}), and this run is offline (--offline or HF_HUB_OFFLINE). Run it once \
+        "{repo} is not in the Hugging Face cache ({missing}), and this run is offline (--offline, HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE). Run it once \
          with network, or fetch the model elsewhere and give its directory: --model DIR"
     )]
     Offline { repo: Repo, missing: String },
     #[error(
-        "cannot reach {endpoint} for {repo}: {problem}. Check the network (HTTPS_PROXY, HF_ENDPOINT), or fetch the model elsewhere \
+        "cannot reach {endpoint} for {repo}: {problem}. Check the network (HTTPS_PROXY, ALL_PROXY, HF_ENDPOINT), or fetch the model elsewhere \
          and give its directory: --model DIR"
     )]
     Unreachable { repo: Repo, endpoint: String, problem: String },

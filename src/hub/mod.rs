@@ -11,9 +11,11 @@
 
 mod cache;
 mod client;
+mod environment;
 mod error;
 mod fetch;
 mod repo;
+mod retry;
 mod snapshot;
 
 pub use cache::HubCache;

@@ -10,6 +10,7 @@ use std::{
 use super::{
     abi::{self, *},
     error::{Error, Result},
+    xla_flags,
 };
 
 /// A value of a plugin, client, topology or device attribute.
@@ -44,6 +45,23 @@ fn set_log_level() {
             unsafe { std::env::set_var(NAME, level) };
         }
     });
+}
+
+/// Refuses `XLA_FLAGS` with flags that the plugin does not know, which would end the process.
+fn check_xla_flags(path: &Path) -> Result<()> {
+    const NAME: &str = "XLA_FLAGS";
+    let refuse = |reason: String| Error::Load { path: path.to_owned(), reason };
+    let Some(value) = std::env::var_os(NAME) else { return Ok(()) };
+    let names = xla_flags::names(&value.to_string_lossy());
+    let unknown = xla_flags::unknown(path, names).map_err(|e| refuse(e.to_string()))?;
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    Err(refuse(format!(
+        "{NAME} has flags that it does not know: --{}. They may be for the XLA of another program: unset {NAME}, or remove \
+         them from it",
+        unknown.join(", --")
+    )))
 }
 
 struct ApiInner {
@@ -108,6 +126,7 @@ impl Api {
     pub fn load(path: &Path) -> Result<Self> {
         let refuse = |reason: String| Error::Load { path: path.to_owned(), reason };
         check_elf(path)?;
+        check_xla_flags(path)?;
         set_log_level();
         // SAFETY: loading runs the library's constructors. That is the plugin contract; the file
         // was checked to be an ELF shared object for this machine, and the user chose it or it was

@@ -22,6 +22,7 @@ mod program;
 mod tensor_type;
 mod topology;
 mod transfer;
+mod xla_flags;
 
 pub use abi::{Layout as AbiLayout, SLOT_NAMES as ABI_SLOT_NAMES, layouts as abi_layouts};
 pub use api::{Api, Options, Value};

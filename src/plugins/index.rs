@@ -1,9 +1,10 @@
 //! A client of the Python package index that pip is configured for: settings, listings (PEP 503 and
 //! 691), downloads.
 
-use std::{collections::HashMap, env, fs, io::Read, path::PathBuf, time::Duration};
+use std::{collections::HashMap, env, ffi::OsString, fs, io::Read, path::PathBuf, time::Duration};
 
 use super::{PluginError, Result};
+use crate::download::proxy_for;
 
 /// The settings of pip that are used here.
 pub(super) struct PipConfig {
@@ -32,11 +33,7 @@ impl PipConfig {
         for file in files {
             parse_ini(&fs::read_to_string(file).unwrap_or_default(), &mut settings);
         }
-        for (name, value) in env::vars() {
-            if let Some(name) = name.strip_prefix("PIP_") {
-                settings.insert(name.to_lowercase().replace('_', "-"), value);
-            }
-        }
+        settings.extend(pip_variables(env::vars_os()));
         let list = |name: &str| -> Vec<String> {
             settings.get(name).map(|v| v.split_whitespace().map(str::to_owned).collect()).unwrap_or_default()
         };
@@ -52,6 +49,14 @@ impl PipConfig {
             no_index: settings.get("no-index").is_some_and(truthy),
         }
     }
+}
+
+/// Returns the settings of `PIP_*` variables. Variables that are not UTF-8 are none of pip's.
+fn pip_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> impl Iterator<Item = (String, String)> {
+    variables.filter_map(|(name, value)| {
+        let name = name.to_str()?.strip_prefix("PIP_")?.to_lowercase().replace('_', "-");
+        Some((name, value.into_string().ok()?))
+    })
 }
 
 /// Returns pip's built-in default index.
@@ -114,6 +119,7 @@ impl Index {
             }
         };
         let agent = ureq::Agent::config_builder()
+            .proxy(proxy_for(&config.indexes[0]))
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_connect(Some(Duration::from_secs(20)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
@@ -249,6 +255,20 @@ mod tests {
     fn passwords_are_not_shown() {
         assert_eq!(shown("https://me:secret@host/simple"), "https://***@host/simple");
         assert_eq!(shown("https://host/simple"), "https://host/simple");
+    }
+
+    #[test]
+    fn variables_that_are_not_utf8_have_no_effect() {
+        use std::os::unix::ffi::OsStringExt;
+        let broken = || OsString::from_vec(b"caf\xe9".to_vec());
+        let variables = [
+            ("PIP_INDEX_URL".into(), "https://a/simple".into()),
+            ("PIP_CERT".into(), broken()),
+            (broken(), "x".into()),
+            ("LESSOPEN".into(), broken()),
+        ];
+        let settings: Vec<_> = pip_variables(variables.into_iter()).collect();
+        assert_eq!(settings, [("index-url".to_owned(), "https://a/simple".to_owned())]);
     }
 
     #[test]

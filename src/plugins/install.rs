@@ -180,13 +180,16 @@ fn target(dir: &Path, pinned: &PinnedPlugin) -> PathBuf {
     dir.join(format!("{}-{}", pinned.version, &pinned.sha256[..16]))
 }
 
-/// Takes the lock of a directory, which is held until the result is dropped or the process ends.
+/// Takes the lock of a directory, which is held until the result is dropped or the process ends. A
+/// file system without locks is used without, and a warning says so.
 fn lock(dir: &Path) -> Result<File> {
     let failed = |path: &Path, cause| PluginError::Write { path: path.to_owned(), cause };
     fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
     let path = dir.join(".lock");
     let file = File::create(&path).map_err(|e| failed(&path, e))?;
-    file.lock().map_err(|e| failed(&path, e))?;
+    if let Err(cause) = file.lock() {
+        tracing::warn!("{} cannot be locked ({cause}): let no other process install plugins", path.display());
+    }
     Ok(file)
 }
 

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use serde_json::{Value, json};
 
-use crate::Home;
+use crate::{Home, Ran};
 
 fn edit_config(model: &str, change: impl FnOnce(&mut serde_json::Map<String, Value>)) {
     let path = Path::new(model).join("config.json");
@@ -134,6 +134,30 @@ fn plugins_that_cannot_be_loaded() {
     ran.fails(1, &["/no/such/plugin.so", "PJRT_PLUGIN"]);
     home.run(&["devices", "--platform", "tpu"]).fails(1, &["no TPU chip", "--platform cpu"]);
     home.run(&["devices", "--platform", "cuda"]).fails(1, &["no NVIDIA driver", "--platform cpu"]);
+}
+
+/// XLA itself would end the process.
+#[test]
+fn xla_flags_of_another_program() {
+    let home = Home::new();
+    let with = |command: &str, flags: &str| Ran::of(home.command(&[command]).env("XLA_FLAGS", flags).output().unwrap());
+    let words = ["XLA_FLAGS has flags that it does not know: --xla_nonsense. ", "unset XLA_FLAGS"];
+    with("devices", "--xla_nonsense=1").fails(1, &words);
+    with("devices", "--xla_force_host_platform_device_count=8 --xla_nonsense --xla_backend_optimization_level=1")
+        .fails(1, &words);
+    let file = home.path("flags");
+    fs::write(&file, "--xla_nonsense=1\n").unwrap();
+    with("devices", file.to_str().unwrap()).fails(1, &words);
+    for flags in [
+        "",
+        "--xla_force_host_platform_device_count=8",
+        "--xla_dump_to=none --xla_cpu_multi_thread_eigen=false --xla_gpu_autotune_level=0",
+        "--xla_cpu_enable_fast_math=true --xla_backend_optimization_level=1 --xla_dump_hlo_as_text",
+    ] {
+        with("devices", flags).ok();
+    }
+    let doctor = with("doctor", "--xla_nonsense=1").fails(1, &[]);
+    assert!(doctor.stdout.contains(words[0]), "{}", doctor.stdout);
 }
 
 /// More than this machine has: refused before the kernel kills the process.

@@ -223,6 +223,45 @@ fn a_run_that_is_killed_goes_on_where_it_was() {
     assert_eq!(answers(&home.path("out.jsonl")), answers(&whole));
 }
 
+#[test]
+fn an_output_has_one_run() {
+    let home = Home::new();
+    let model = home.tiny_model();
+    let (input, output) = write(&home, &[json!({"prompt": "a"}), json!({"prompt": "b"})]);
+    let args = ["generate", "--input", &input, "--output", &output, "--model", &model, "-n", "4", "--context", "512"];
+    home.run(&args).ok();
+    let whole = lines(&home.path("out.jsonl"));
+    // As if the run had been killed after its first line.
+    fs::remove_file(&output).unwrap();
+    let partial = home.path("out.jsonl.partial");
+    let mut killed = home.command(&args);
+    let full_output = home.path("out.jsonl.tmp");
+    fs::create_dir(&full_output).unwrap(); // the output cannot be written, so the journal stays
+    Ran::of(killed.output().unwrap()).fails(1, &["cannot write", "all answers are in"]);
+    fs::remove_dir(&full_output).unwrap();
+    let text = fs::read_to_string(&partial).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+
+    let other = [&args[..9], &["--context", "256"]].concat();
+    home.run(&other).fails(1, &["other context (512, now 256)", "Run it as before", "--output"]);
+    let weights = std::path::Path::new(&model).join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    let mut changed = bytes.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    fs::write(&weights, changed).unwrap();
+    home.run(&args).fails(1, &["of a run with other model files. Run it as before"]);
+    // The same contents, as after another download.
+    fs::write(&weights, bytes).unwrap();
+    {
+        let writer = fs::File::options().append(true).open(&partial).unwrap();
+        writer.lock().unwrap();
+        home.run(&args).fails(1, &["another process is writing", "out.jsonl.partial", "--output"]);
+    }
+    let ran = home.run(&args).ok();
+    assert!(ran.stderr.contains("2 of 2 lines were finished before"), "{}", ran.stderr);
+    assert_eq!(lines(&home.path("out.jsonl")), whole);
+}
+
 /// Compiles the plugin of which one execution fails.
 fn faulty_plugin(home: &Home) -> PathBuf {
     let library = home.path("faulty.so");

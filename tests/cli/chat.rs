@@ -267,6 +267,9 @@ fn what_cannot_be_done_is_said_and_the_rest_goes_on() {
 
     let long = "word ".repeat(600);
     home.run_with_input(&["chat"], long.as_bytes()).fails(1, &["the context is full"]);
-    home.run_with_input(&["chat"], b"caf\xe9\n").fails(1, &["not UTF-8"]);
+    let input = b"caf\xe9\nWhat is the capital of Egypt?\n\xff\xfe\n";
+    let ran =
+        home.run_with_input(&["chat", "--dtype", "f32"], input).fails(1, &["line 1 of", "line 3 of", "not UTF-8"]);
+    assert_eq!(ran.stdout, "The capital of Egypt is Cairo.\n");
     home.run_with_input(&["chat", "--temperature=-1"], b"").fails(1, &["temperature"]);
 }

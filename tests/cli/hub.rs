@@ -29,6 +29,14 @@ struct Manner {
     no_ranges: bool,
     /// Whether a large file's last byte is wrong.
     corrupt: bool,
+    /// So many requests are answered with this status, and a time to wait.
+    busy: (usize, u16),
+    /// So many requests that resume a download are refused: the signed address has expired.
+    expired: usize,
+    /// A path of the host, below which the hub lies.
+    prefix: &'static str,
+    /// Whether it knows no hashes, as a mirror.
+    no_hashes: bool,
 }
 
 /// A request that arrived: its line, its range, and whether it carried a token.
@@ -99,6 +107,17 @@ fn answer(
         stream.write_all(text.as_bytes())?;
         if head { Ok(()) } else { stream.write_all(body) }
     };
+    if now.busy.0 > 0 {
+        manner.lock().unwrap().busy.0 -= 1;
+        return send(&format!("{} Later", now.busy.1), "Retry-After: 0\r\n", b"", 0);
+    }
+    let path = if path.starts_with("/storage/") {
+        path
+    } else if let Some(path) = path.strip_prefix(now.prefix) {
+        path.to_owned()
+    } else {
+        return send("404 Not Found", "", b"", 0);
+    };
     if let Some((status, code)) = now.refuse {
         return send(&format!("{status} No"), &format!("X-Error-Code: {code}\r\n"), b"", 0);
     }
@@ -119,17 +138,22 @@ fn answer(
         if large {
             let etag: String = sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
             let size = bytes.len();
-            let extra = format!(
-                "Location: http://localhost:{port}/storage/{name}\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {size}\r\n"
-            );
+            let place = format!("Location: http://localhost:{port}/storage/{name}\r\n");
+            let linked = format!("X-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {size}\r\n");
+            let extra = if now.no_hashes { place } else { place + &linked };
             return send("302 Found", &extra, b"", 0);
         }
         let mut git = sha1::Sha1::new_with_prefix(format!("blob {}\0", bytes.len()));
         git.update(bytes);
         let etag: String = git.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let etag = if now.no_hashes { "0-1".to_owned() } else { etag };
         return send("200 OK", &format!("ETag: W/\"{etag}\"\r\n"), bytes, bytes.len());
     }
     assert!(path.starts_with("/storage/"), "{path}");
+    if now.expired > 0 && range.is_some() {
+        manner.lock().unwrap().expired -= 1;
+        return send("403 Forbidden", "", b"", 0);
+    }
     let mut body = bytes.clone();
     if now.corrupt {
         *body.last_mut().unwrap() ^= 1;
@@ -214,6 +238,7 @@ fn a_model_is_downloaded_once_into_the_layout_of_hugging_face() {
     let before = hub.requests().len();
     generate(&home, "http://127.0.0.1:9", &[]).ok();
     generate(&home, "http://127.0.0.1:9", &[("HF_HUB_OFFLINE", "1")]).ok();
+    generate(&home, "http://127.0.0.1:9", &[("HF_HUB_OFFLINE", "false")]).ok();
     home.run(&["inspect", &format!("{NAME}@{COMMIT}")]).ok();
     assert_eq!(hub.requests().len(), before);
 }
@@ -230,6 +255,8 @@ fn the_cache_is_found_where_hugging_face_puts_it() {
         fs::write(dir.join("refs/main"), COMMIT).unwrap();
         std::os::unix::fs::symlink(&model, dir.join("snapshots").join(COMMIT)).unwrap();
         generate(&home, "http://127.0.0.1:9", &[(variable, root.to_str().unwrap())]).ok();
+        generate(&home, "http://127.0.0.1:9", &[(variable, &format!("~/{variable}"))]).ok();
+        generate(&home, "http://127.0.0.1:9", &[(variable, "${BELOW}"), ("BELOW", root.to_str().unwrap())]).ok();
     }
 }
 
@@ -263,6 +290,76 @@ fn a_broken_download_goes_on_where_it_stopped() {
     let home = Home::new();
     let hub = TestHub::serve(files, Manner { breaks: (100_000, 1), no_ranges: true, ..Manner::default() });
     generate(&home, &hub.url, &[]).ok();
+}
+
+#[test]
+fn a_hub_that_is_busy_for_a_moment_is_asked_again() {
+    let home = Home::new();
+    let files = model_files(&home, false);
+    for status in [429, 503] {
+        let home = Home::new();
+        let hub = TestHub::serve(files.clone(), Manner { busy: (3, status), ..Manner::default() });
+        let ran = generate(&home, &hub.url, &[]).ok();
+        let said = format!("warning: {}: {status} ", hub.url);
+        assert_eq!(ran.stderr.matches(&said).count(), 3, "{}", ran.stderr);
+        assert!(ran.stderr.contains("(try 4 of 5)"), "{}", ran.stderr);
+    }
+    let hub = TestHub::serve(files, Manner { busy: (usize::MAX, 429), ..Manner::default() });
+    generate(&home, &hub.url, &[]).fails(1, &["(try 5 of 5)", "answered 429", "Try again later"]);
+    assert_eq!(hub.requests().len(), 5);
+}
+
+#[test]
+fn an_address_that_expires_during_the_download_is_asked_for_again() {
+    let home = Home::new();
+    let files = model_files(&home, false);
+    let hub = TestHub::serve(files.clone(), Manner { breaks: (100_000, 1), expired: 1, ..Manner::default() });
+    let ran = generate(&home, &hub.url, &[]).ok();
+    assert!(ran.stderr.contains("403 Forbidden for model.safetensors; asked the hub"), "{}", ran.stderr);
+    let resolved = hub.requests().into_iter().filter(|seen| seen.line.contains("/resolve/"));
+    assert_eq!(resolved.filter(|seen| seen.line.contains("model.safetensors")).count(), 2);
+
+    // A server that refuses every address ends the download.
+    let home = Home::new();
+    let hub = TestHub::serve(files, Manner { breaks: (100_000, 1), expired: 100, ..Manner::default() });
+    generate(&home, &hub.url, &[]).fails(1, &["broke off after 100000 of", "403 Forbidden"]);
+}
+
+#[test]
+fn a_hub_below_a_path_and_a_mirror_without_hashes_are_followed() {
+    let home = Home::new();
+    let files = model_files(&home, true);
+    let manner = Manner { prefix: "/mirrors/hf", no_hashes: true, ..Manner::default() };
+    let hub = TestHub::serve(files.clone(), manner);
+    let ran = generate(&home, &format!("{}/mirrors/hf/", hub.url), &[]).ok();
+    assert!(ran.stderr.contains("/mirrors/hf tells no hash of config.json: its contents are not checked"));
+    let snapshot = repo_dir(&home).join("snapshots").join(COMMIT);
+    for (name, bytes) in files.iter().filter(|(name, _)| *name != "README.md") {
+        assert_eq!(fs::read(snapshot.join(name)).unwrap(), *bytes, "{name}");
+    }
+}
+
+#[test]
+fn a_socks_proxy_is_used_where_there_is_no_other() {
+    let home = Home::new();
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = proxy.local_addr().unwrap();
+    let first_byte = std::thread::spawn(move || {
+        let mut byte = [0];
+        std::io::Read::read_exact(&mut proxy.accept().unwrap().0, &mut byte).unwrap();
+        byte[0]
+    });
+    let all = [("ALL_PROXY", format!("socks5h://{address}")), ("HTTPS_PROXY", "http://127.0.0.1:9".into())];
+    let all: Vec<(&str, &str)> = all.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    generate(&home, "http://hub.invalid", &all).fails(1, &["cannot reach http://hub.invalid"]);
+    assert_eq!(first_byte.join().unwrap(), 5, "the version of SOCKS");
+
+    let files = model_files(&home, false);
+    let hub = TestHub::serve(files, Manner::default());
+    generate(&home, &hub.url, &[("ALL_PROXY", "quic://h"), ("NO_PROXY", "*")]).ok();
+    let home = Home::new();
+    let direct = [("ALL_PROXY", "socks5://127.0.0.1:9"), ("NO_PROXY", "localhost, 127.0.0.1")];
+    generate(&home, &hub.url, &direct).ok();
 }
 
 #[test]
@@ -303,6 +400,8 @@ fn every_refusal_has_its_own_error() {
     generate(&home, "http://127.0.0.1:9", &[]).fails(1, &[offline, "cannot reach http://127.0.0.1:9", "--model DIR"]);
     generate(&home, &gated.url, &[("HF_HUB_OFFLINE", "1")])
         .fails(1, &["this run is offline", "not in the Hugging Face cache"]);
+    generate(&home, &gated.url, &[("TRANSFORMERS_OFFLINE", "yes")]).fails(1, &["this run is offline"]);
+    generate(&home, &gated.url, &[("HF_HUB_OFFLINE", "off")]).fails(1, &["is gated"]);
     home.run(&["generate", "x", "--model", NAME, "--offline"]).fails(1, &["this run is offline"]);
 }
 

@@ -11,6 +11,7 @@ mod hub;
 mod plan;
 mod plugins;
 mod quantize;
+mod surroundings;
 mod tpu_vm;
 
 use std::{

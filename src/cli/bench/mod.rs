@@ -7,6 +7,7 @@
 mod report;
 
 use std::{
+    io::Write,
     process::{Command, Stdio},
     time::Instant,
 };
@@ -76,10 +77,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
         measurements,
         first_token: first_token(args, &opened)?,
     };
+    let mut out = std::io::stdout().lock();
     if args.json {
-        println!("{}", report.json());
+        writeln!(out, "{}", report.json())?;
     } else {
-        print!("{}", report.markdown());
+        write!(out, "{}", report.markdown())?;
     }
     Ok(Outcome::Done)
 }

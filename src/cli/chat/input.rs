@@ -30,6 +30,8 @@ pub enum LineReader {
 /// The end of a wait for a line.
 pub enum InputEvent {
     Line(String),
+    /// A line that is not UTF-8.
+    NotText,
     /// Ctrl-C while no answer was being written.
     Interrupt,
     End,
@@ -64,7 +66,7 @@ impl LineReader {
     /// Waits for a line. On a terminal, a line that ends in a backslash continues in the next.
     ///
     /// # Errors
-    /// Input cannot be read, or is not UTF-8.
+    /// Input cannot be read.
     pub fn line(&mut self, prompt: &str) -> Result<InputEvent> {
         match self {
             Self::Lines => {
@@ -73,8 +75,7 @@ impl LineReader {
                 if read == 0 {
                     return Ok(InputEvent::End);
                 }
-                let line = String::from_utf8(bytes).context("a line of standard input is not UTF-8 text")?;
-                Ok(InputEvent::Line(line))
+                Ok(String::from_utf8(bytes).map_or(InputEvent::NotText, InputEvent::Line))
             }
             Self::Terminal { editor, history } => {
                 let line = match editor.readline(prompt) {

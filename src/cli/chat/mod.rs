@@ -101,9 +101,17 @@ impl Chat<'_> {
     /// Without a terminal they decide the exit code.
     fn run(mut self) -> Result<Outcome> {
         let mut failures = 0;
-        loop {
+        for number in 1.. {
             let line = match self.input.line(PROMPT)? {
                 InputEvent::Line(line) => line,
+                InputEvent::NotText => {
+                    failures += 1;
+                    note(&format!(
+                        "error: line {number} of standard input is not UTF-8 text, so it was not asked; convert it, e.g. with iconv \
+                         -t UTF-8"
+                    ));
+                    continue;
+                }
                 InputEvent::Interrupt => {
                     note("Ctrl-D or /exit leaves");
                     continue;
@@ -237,7 +245,7 @@ impl Chat<'_> {
         if self.input.is_terminal() {
             let answer = match self.input.line("Drop the oldest turns and continue? [Y/n] ")? {
                 InputEvent::Line(line) => line.trim().to_lowercase(),
-                InputEvent::Interrupt | InputEvent::End => "n".into(),
+                InputEvent::NotText | InputEvent::Interrupt | InputEvent::End => "n".into(),
             };
             if !["", "y", "yes"].contains(&answer.as_str()) {
                 note("nothing was asked; /reset begins a new conversation, /save FILE keeps this one");

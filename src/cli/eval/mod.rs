@@ -24,7 +24,7 @@ use self::{
 };
 use super::{
     Outcome, interrupt,
-    journal::{Journal, beside},
+    journal::{Journal, RunIdentity, beside},
     model_args::{ModelArgs, OpenedModel},
     note,
     progress::Counter,
@@ -110,12 +110,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let opened = args.model.open()?;
     let EvalData { items: all, mut evaluations, digests } = EvalData::read(args, &tasks, &opened)?;
-    let digest = args.digest(&tasks, &all, &opened)?;
-    let mut finished = FinishedResponses::open(
-        args.output.as_deref(),
-        &format!("{digest} {}", args.shard.unwrap_or(Shard::WHOLE)),
-        &tasks,
-    )?;
+    let identity = args.run_identity(&tasks, &all, &opened)?;
+    let mut finished = FinishedResponses::open(args.output.as_deref(), &identity, &tasks)?;
     let remaining: BTreeMap<Key, &Item> =
         all.iter().filter(|(key, _)| !finished.responses.contains_key(key)).map(|(key, item)| (*key, item)).collect();
     if remaining.len() < all.len() {
@@ -273,9 +269,9 @@ struct FinishedResponses<'p> {
 
 impl<'p> FinishedResponses<'p> {
     /// Reads the responses that an earlier attempt of this run finished.
-    fn open(output: Option<&'p Path>, digest: &str, tasks: &[Task]) -> Result<Self> {
+    fn open(output: Option<&'p Path>, identity: &RunIdentity, tasks: &[Task]) -> Result<Self> {
         let Some(output) = output else { return Ok(Self { journal: None, responses: BTreeMap::new() }) };
-        let (journal, lines) = Journal::open(&beside(output, PARTIAL), digest)?;
+        let (journal, lines) = Journal::open(&beside(output, PARTIAL), identity)?;
         let response = |line: Value| {
             let task = tasks.iter().position(|task| line["task"] == task.name.as_str())?;
             Some(((task, line["doc_id"].as_u64()? as usize), serde_json::from_value(line["resps"].clone()).ok()?))
@@ -362,14 +358,17 @@ impl Args {
         format!("{:x}", Sha256::digest(format!("{of_run:?} {tasks:?}")))
     }
 
-    /// Returns a digest of the run and all its requests, by which a resumed run is recognised.
-    fn digest(&self, tasks: &[Task], all: &BTreeMap<Key, Item>, opened: &OpenedModel) -> Result<String> {
+    /// Returns by what a resumed run is recognised.
+    fn run_identity(&self, tasks: &[Task], all: &BTreeMap<Key, Item>, opened: &OpenedModel) -> Result<RunIdentity> {
+        let mut identity = self.model.run_identity(opened)?;
         let mut digest = Sha256::new();
-        digest.update(format!("{:?} {:?} {tasks:?}", self.model.identity(), opened.context));
+        digest.update(format!("{tasks:?}"));
         for (key, item) in all {
             digest.update(format!("{key:?} {:?}", item.request));
         }
-        Ok(format!("{:x}", digest.finalize()))
+        identity.insert("tasks or documents", format!("{:x}", digest.finalize()));
+        identity.insert("shard", self.shard.unwrap_or(Shard::WHOLE).to_string());
+        Ok(identity)
     }
 }
 

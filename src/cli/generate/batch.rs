@@ -22,7 +22,8 @@ use super::{
 use crate::{
     cli::{
         Outcome, interrupt,
-        journal::{Journal, beside, write_whole},
+        journal::{Journal, RunIdentity, beside, write_whole},
+        model_args::OpenedModel,
         note,
         progress::Counter,
     },
@@ -35,7 +36,7 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// The lines of the input.
 pub struct Batch {
-    digest: String,
+    identity: RunIdentity,
     lines: Vec<Line>,
 }
 
@@ -45,7 +46,8 @@ impl Batch {
     ///
     /// # Errors
     /// The file cannot be read, or has no lines.
-    pub fn read(path: &Path, args: &Args, tokenizer: &Tokenizer) -> Result<Self> {
+    pub fn read(path: &Path, args: &Args, opened: &OpenedModel) -> Result<Self> {
+        let tokenizer = opened.tokenizer()?;
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let text = std::str::from_utf8(&bytes).map_err(|e| {
             let line = 1 + bytes[..e.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
@@ -58,12 +60,11 @@ impl Batch {
             bail!("{} has no lines; give one JSON object a line, such as {{\"prompt\": \"...\"}}", path.display());
         }
         // A run with other settings must not resume this one.
-        let settings = format!(
-            "{:?}",
-            (args.model.identity(), args.max_tokens, &args.sampling, &args.penalties, &args.stop, args.raw)
-        );
-        let digest = Sha256::new().chain_update(&bytes).chain_update(settings).finalize();
-        Ok(Self { digest: format!("{digest:x}"), lines })
+        let settings = format!("{:?}", (args.max_tokens, &args.sampling, &args.penalties, &args.stop, args.raw));
+        let mut identity = args.model.run_identity(opened)?;
+        identity.insert("input", format!("{:x}", Sha256::digest(&bytes)));
+        identity.insert("settings", format!("{:x}", Sha256::digest(settings)));
+        Ok(Self { identity, lines })
     }
 
     /// Returns the tokens of the longest prompt together with its answer.
@@ -77,7 +78,7 @@ impl Batch {
     /// # Errors
     /// The model fails to run, or the output cannot be written.
     pub fn run(self, engine: &mut Engine, tokenizer: &Tokenizer, output: &Path) -> Result<Outcome> {
-        let finished = FinishedLines::open(output, &self.digest, self.lines.len())?;
+        let finished = FinishedLines::open(output, &self.identity, self.lines.len())?;
         let total = self.lines.len();
         let kept = finished.lines.len();
         if kept > 0 {
@@ -216,11 +217,11 @@ struct FinishedLines {
 
 impl FinishedLines {
     /// Reads the lines that an earlier run with the same input and settings finished.
-    fn open(output: &Path, digest: &str, count: usize) -> Result<Self> {
+    fn open(output: &Path, identity: &RunIdentity, count: usize) -> Result<Self> {
         if output.exists() {
             bail!("{} is there already; remove it, or choose another --output", output.display());
         }
-        let (journal, kept) = Journal::open(&beside(output, ".partial"), digest)?;
+        let (journal, kept) = Journal::open(&beside(output, ".partial"), identity)?;
         let mut lines = BTreeMap::new();
         for mut record in kept {
             let index = record["index"].as_u64().filter(|&i| i < count as u64);

@@ -22,6 +22,7 @@ use self::batch::Batch;
 use super::{
     Outcome, interrupt,
     model_args::{LoadedModel, OpenedModel, read_text},
+    note,
     process::{ProcessMemory, size},
 };
 use crate::{
@@ -70,7 +71,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
         });
         writeln!(std::io::stdout(), "{object}")?;
     } else {
-        eprintln!("{}", stats.line());
+        note(&stats.line());
     }
     Ok(match finish_reason {
         FinishReason::Interrupted => Outcome::Interrupted,
@@ -80,7 +81,7 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
 
 fn run_batch(args: &Args, opened: &OpenedModel, input: &Path, output: &Path) -> Result<Outcome> {
     let tokenizer = opened.tokenizer()?;
-    let batch = Batch::read(input, args, tokenizer)?;
+    let batch = Batch::read(input, args, opened)?;
     let platform = args.model.platform(opened)?;
     let loaded = args.model.load(opened, &platform)?;
     let cache_len = opened.cache_len(batch.longest() as i64);

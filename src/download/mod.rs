@@ -1,5 +1,9 @@
 //! Progress reports and hashing, for all downloads.
 
+mod proxy;
+
+pub(crate) use proxy::proxy_for;
+
 use std::io::{self, Read, Write};
 
 use sha2::Digest;

@@ -1,0 +1,56 @@
+//! Patience with a hub or a network that fails for a moment.
+
+use std::{io::ErrorKind, thread, time::Duration};
+
+use ureq::{Body, Error, http::Response};
+
+/// A request is sent this often at most.
+const TRIES: u32 = 5;
+/// The wait after the first try. It doubles from try to try.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// The longest wait, even if the server asks for more.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+/// Sends a request, and again after a wait while the answer is that of a moment: too many requests,
+/// a server that is overloaded or restarting, a name that cannot be resolved, a connection that
+/// fails. `server` is for warnings, one before each wait.
+pub(super) fn patiently(
+    server: &str,
+    mut send: impl FnMut() -> Result<Response<Body>, Error>,
+) -> Result<Response<Body>, Error> {
+    let mut tries = 1;
+    loop {
+        let answer = send();
+        let Some(problem) = passing_problem(&answer).filter(|_| tries < TRIES) else { return answer };
+        let asked_for = answer.as_ref().ok().and_then(retry_after);
+        let wait = asked_for.unwrap_or(FIRST_WAIT * 2_u32.pow(tries - 1)).min(LONGEST_WAIT);
+        tries += 1;
+        tracing::warn!("{server}: {problem}; trying again in {:.1} s (try {tries} of {TRIES})", wait.as_secs_f64());
+        thread::sleep(wait);
+    }
+}
+
+/// Returns the problem with an answer, if it may be gone in a moment.
+fn passing_problem(answer: &Result<Response<Body>, Error>) -> Option<String> {
+    match answer {
+        Ok(response) => {
+            let status = response.status();
+            [408, 429, 500, 502, 503, 504].contains(&status.as_u16()).then(|| status.to_string())
+        }
+        Err(error) => {
+            let passes = match error {
+                Error::HostNotFound | Error::ConnectionFailed | Error::Timeout(_) => true,
+                // A certificate that is not trusted is invalid data.
+                Error::Io(cause) => !matches!(cause.kind(), ErrorKind::InvalidData | ErrorKind::InvalidInput),
+                _ => false,
+            };
+            passes.then(|| error.to_string())
+        }
+    }
+}
+
+/// Returns the time that the server asks to wait, if it gives seconds.
+fn retry_after(response: &Response<Body>) -> Option<Duration> {
+    let seconds = response.headers().get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
