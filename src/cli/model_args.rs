@@ -283,6 +283,7 @@ pub struct LoadedModel {
 
 impl ModelArgs {
     /// Returns the settings on which a model's answers depend.
+    #[cfg(feature = "eval")]
     pub fn identity(&self) -> impl std::fmt::Debug {
         (&self.model, self.dtype, self.kv, self.weights, &self.lora)
     }

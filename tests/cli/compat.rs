@@ -151,6 +151,8 @@ fn byte_order_marks_are_no_text() {
         fs::write(dir.join(file), format!("\u{FEFF}{text}")).unwrap();
     }
     assert_eq!(tokens(&answer(&home, &dir, &["--prompt-file", &prompt.to_string_lossy()])), PARIS);
+    let piped = home.run_with_input(&["chat"], format!("\u{FEFF}{QUESTION}\n").as_bytes()).ok();
+    assert!(piped.stdout.contains("Paris"), "{}", piped.stdout);
 }
 
 /// An adapter of the golden model `mha`, with `--lora` and by itself.

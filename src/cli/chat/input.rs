@@ -23,8 +23,14 @@ use crate::cli::note;
 
 /// The source of the user's lines.
 pub enum LineReader {
-    Terminal { editor: Box<Editor<EditorHelper, DefaultHistory>>, history: Option<PathBuf> },
-    Lines,
+    Terminal {
+        editor: Box<Editor<EditorHelper, DefaultHistory>>,
+        history: Option<PathBuf>,
+    },
+    Lines {
+        /// Whether no line was read yet.
+        is_new: bool,
+    },
 }
 
 /// The end of a wait for a line.
@@ -44,7 +50,7 @@ impl LineReader {
     /// The terminal cannot be set up.
     pub fn open() -> Result<Self> {
         if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-            return Ok(Self::Lines);
+            return Ok(Self::Lines { is_new: true });
         }
         let config = Config::builder().auto_add_history(true).max_history_size(1000)?.build();
         let mut editor = Editor::with_config(config)?;
@@ -69,13 +75,16 @@ impl LineReader {
     /// Input cannot be read.
     pub fn line(&mut self, prompt: &str) -> Result<InputEvent> {
         match self {
-            Self::Lines => {
+            Self::Lines { is_new } => {
                 let mut bytes = Vec::new();
                 let read = io::stdin().lock().read_until(b'\n', &mut bytes).context("cannot read standard input")?;
                 if read == 0 {
                     return Ok(InputEvent::End);
                 }
-                Ok(String::from_utf8(bytes).map_or(InputEvent::NotText, InputEvent::Line))
+                let Ok(line) = String::from_utf8(bytes) else { return Ok(InputEvent::NotText) };
+                // A file may begin with a byte order mark.
+                let mark = if std::mem::take(is_new) { "\u{FEFF}" } else { "" };
+                Ok(InputEvent::Line(line.strip_prefix(mark).unwrap_or(&line).to_owned()))
             }
             Self::Terminal { editor, history } => {
                 let line = match editor.readline(prompt) {
