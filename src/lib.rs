@@ -26,6 +26,9 @@
 //! | [`eval`] | benchmarks: tasks, datasets, likelihoods, metrics |
 //! | [`cli`] | the commands |
 
+// They panic where the stream is closed or full.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod cache_dir;
 pub mod checkpoint;
 pub mod cli;

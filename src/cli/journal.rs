@@ -68,8 +68,8 @@ impl Journal {
     }
 }
 
-/// Opens a journal, or creates it, and locks it until it is closed: two processes that append to one
-/// file would mix their lines.
+/// Opens a journal, or creates it, and locks it until it is closed: two processes that append to
+/// one file would mix their lines.
 fn open_locked(path: &Path) -> Result<File> {
     loop {
         let opened = File::options().create(true).read(true).append(true).open(path);

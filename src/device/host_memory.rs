@@ -1,6 +1,6 @@
 //! Memory of the host, which is the devices' memory on CPU.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::error::{Error, Result};
 use crate::plugins::System;
@@ -92,8 +92,8 @@ fn directory(mounts: &str, is_v2: bool, group: &str) -> Option<(PathBuf, PathBuf
         }
         // In a container, the mount may begin at the container's own group.
         let below = Path::new(group).strip_prefix(root).unwrap_or(Path::new(""));
-        let is_inside = !below.components().any(|part| part == std::path::Component::ParentDir);
-        Some((mount.to_owned(), if is_inside { mount.join(below) } else { mount.to_owned() }))
+        let is_below = !below.as_os_str().is_empty() && !below.components().any(|part| part == Component::ParentDir);
+        Some((mount.to_owned(), if is_below { mount.join(below) } else { mount.to_owned() }))
     })
 }
 

@@ -1,8 +1,10 @@
 //! Progress reports and hashing, for all downloads.
 
 mod proxy;
+mod retry;
 
 pub(crate) use proxy::proxy_for;
+pub(crate) use retry::patiently;
 
 use std::io::{self, Read, Write};
 

@@ -19,8 +19,8 @@ pub(crate) fn proxy_for(url: &str) -> Option<Proxy> {
     proxy
 }
 
-/// Returns the variable that names the proxy for an address, and its value. Names in lower case come
-/// first, as in curl.
+/// Returns the variable that names the proxy for an address, and its value. Names in lower case
+/// come first, as in curl.
 fn proxy_address(url: &str, get: impl Fn(&str) -> Option<String>) -> Option<(&'static str, String)> {
     let own = if url.starts_with("http://") { ["http_proxy", "HTTP_PROXY"] } else { ["https_proxy", "HTTPS_PROXY"] };
     own.into_iter().chain(["all_proxy", "ALL_PROXY"]).find_map(|name| Some((name, get(name)?)))

@@ -9,9 +9,8 @@ use super::{
     environment::Environment,
     error::{HubError, Result},
     repo::Repo,
-    retry::patiently,
 };
-use crate::download::{hex, proxy_for};
+use crate::download::{hex, patiently, proxy_for};
 
 /// A client of the hub.
 pub struct Hub {
@@ -85,14 +84,14 @@ impl Hub {
         Ok((commit.to_owned(), names))
     }
 
-    /// Asks the hub for a file's hash, size and address. A mirror may know no hash: then the contents
-    /// are not checked, and a warning says so.
+    /// Asks the hub for a file's hash, size and address. A mirror may know no hash: then the
+    /// contents are not checked, and a warning says so.
     pub(super) fn locate(&self, repo: &Repo, commit: &str, name: &str) -> Result<RemoteFile> {
         let url = format!("{}/{}/resolve/{commit}/{name}", self.endpoint, repo.name);
         let response = self.request(repo, &url, true)?;
         let elsewhere = location(&response).map(str::to_owned);
-        // It becomes a file name, and the contents are checked against it. The etag of another server
-        // is its own affair.
+        // It becomes a file name, and the contents are checked against it. The etag of another
+        // server need not be a hash of the contents.
         let own = if elsewhere.is_none() { header(&response, "etag") } else { None };
         let etag = header(&response, "x-linked-etag").or(own).unwrap_or_default();
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();

@@ -37,8 +37,8 @@ impl Environment {
         Some(self.expand(&self.set(name)?))
     }
 
-    /// Returns the directory of cache and token: `HF_HOME`, else `$XDG_CACHE_HOME/huggingface`, else
-    /// `~/.cache/huggingface`.
+    /// Returns the directory of cache and token: `HF_HOME`, else `$XDG_CACHE_HOME/huggingface`,
+    /// else `~/.cache/huggingface`.
     fn home(&self) -> Option<PathBuf> {
         let caches = || self.path("XDG_CACHE_HOME").or_else(|| Some(PathBuf::from(self.set("HOME")?).join(".cache")));
         self.path("HF_HOME").or_else(|| Some(caches()?.join("huggingface")))

@@ -16,9 +16,8 @@ use super::{
     client::{Hub, RemoteFile, host},
     error::{HubError, Result},
     repo::Repo,
-    retry::patiently,
 };
-use crate::download::{Progress, copy_hashed, hex};
+use crate::download::{Progress, copy_hashed, hex, patiently};
 
 /// The download of a snapshot's files.
 pub(super) struct SnapshotDownload<'a> {
@@ -53,8 +52,8 @@ impl SnapshotDownload<'_> {
             .map_err(|cause| HubError::Write { path: link_path, cause })
     }
 
-    /// Takes the lock of a file's download, which is held until it is dropped or the process ends. A
-    /// file system without locks is used without, and a warning says so.
+    /// Takes the lock of a file's download, which is held until it is dropped or the process ends.
+    /// A file system without locks is used without, and a warning says so.
     fn lock(&self, remote: &RemoteFile) -> Result<File> {
         let dir = self.cache.lock_dir(self.repo);
         let path = dir.join(format!("{}.lock", remote.etag));

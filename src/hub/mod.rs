@@ -15,7 +15,6 @@ mod environment;
 mod error;
 mod fetch;
 mod repo;
-mod retry;
 mod snapshot;
 
 pub use cache::HubCache;

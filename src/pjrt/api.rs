@@ -55,6 +55,10 @@ fn check_xla_flags(path: &Path) -> Result<()> {
     let names = xla_flags::names(&value.to_string_lossy());
     let unknown = xla_flags::unknown(path, names).map_err(|e| refuse(e.to_string()))?;
     if unknown.is_empty() {
+        if !value.is_empty() {
+            // What a value may be, only the plugin knows.
+            tracing::info!("the plugin reads {NAME}={} and ends the process if a value is wrong", value.display());
+        }
         return Ok(());
     }
     Err(refuse(format!(

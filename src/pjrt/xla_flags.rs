@@ -7,8 +7,8 @@ use std::{
     path::Path,
 };
 
-/// Returns the names of flags in `XLA_FLAGS`. A value that does not begin with a dash is the name of
-/// a file with flags.
+/// Returns the names of flags in `XLA_FLAGS`. A value that does not begin with a dash is the name
+/// of a file with flags.
 pub(super) fn names(value: &str) -> Vec<String> {
     let value = value.trim();
     let text = if value.is_empty() || value.starts_with('-') {

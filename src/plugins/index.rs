@@ -4,7 +4,7 @@
 use std::{collections::HashMap, env, ffi::OsString, fs, io::Read, path::PathBuf, time::Duration};
 
 use super::{PluginError, Result};
-use crate::download::proxy_for;
+use crate::download::{patiently, proxy_for};
 
 /// The settings of pip that are used here.
 pub(super) struct PipConfig {
@@ -153,7 +153,8 @@ impl Index {
         let page = format!("{}/{package}/", index.trim_end_matches('/'));
         const ACCEPT: &str =
             "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1";
-        let mut response = self.agent.get(&page).header("Accept", ACCEPT).call().map_err(|e| failed(e.to_string()))?;
+        let ask = || self.agent.get(&page).header("Accept", ACCEPT).call();
+        let mut response = patiently(&shown(index), ask).map_err(|e| failed(e.to_string()))?;
         let content_type = response.headers().get("content-type").and_then(|v| v.to_str().ok()).unwrap_or_default();
         // An index may answer HTML although JSON was asked for.
         let is_json = content_type.contains("json");
@@ -167,7 +168,7 @@ impl Index {
     /// Opens a download. Returns its length, if the server sends it, and a reader.
     pub(super) fn open(&self, url: &str) -> Result<(Option<u64>, impl Read + use<>)> {
         let failed = |problem: String| PluginError::Index { index: shown(url), problem };
-        let response = self.agent.get(url).call().map_err(|e| failed(e.to_string()))?;
+        let response = patiently(&shown(url), || self.agent.get(url).call()).map_err(|e| failed(e.to_string()))?;
         let body = response.into_body();
         let length = body.content_length();
         Ok((length, body.into_with_config().limit(4 << 30).reader()))

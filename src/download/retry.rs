@@ -1,4 +1,4 @@
-//! Patience with a hub or a network that fails for a moment.
+//! Patience with a server or a network that fails for a moment.
 
 use std::{io::ErrorKind, thread, time::Duration};
 
@@ -14,7 +14,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// Sends a request, and again after a wait while the answer is that of a moment: too many requests,
 /// a server that is overloaded or restarting, a name that cannot be resolved, a connection that
 /// fails. `server` is for warnings, one before each wait.
-pub(super) fn patiently(
+pub(crate) fn patiently(
     server: &str,
     mut send: impl FnMut() -> Result<Response<Body>, Error>,
 ) -> Result<Response<Body>, Error> {
@@ -33,24 +33,54 @@ pub(super) fn patiently(
 /// Returns the problem with an answer, if it may be gone in a moment.
 fn passing_problem(answer: &Result<Response<Body>, Error>) -> Option<String> {
     match answer {
-        Ok(response) => {
-            let status = response.status();
-            [408, 429, 500, 502, 503, 504].contains(&status.as_u16()).then(|| status.to_string())
-        }
+        Ok(response) => passes(response.status().as_u16()).then(|| response.status().to_string()),
+        Err(Error::StatusCode(status)) => passes(*status).then(|| status.to_string()),
         Err(error) => {
-            let passes = match error {
+            let is_passing = match error {
                 Error::HostNotFound | Error::ConnectionFailed | Error::Timeout(_) => true,
                 // A certificate that is not trusted is invalid data.
                 Error::Io(cause) => !matches!(cause.kind(), ErrorKind::InvalidData | ErrorKind::InvalidInput),
                 _ => false,
             };
-            passes.then(|| error.to_string())
+            is_passing.then(|| error.to_string())
         }
     }
+}
+
+/// Returns whether the server may answer otherwise in a moment.
+fn passes(status: u16) -> bool {
+    [408, 429, 500, 502, 503, 504].contains(&status)
 }
 
 /// Returns the time that the server asks to wait, if it gives seconds.
 fn retry_after(response: &Response<Body>) -> Option<Duration> {
     let seconds = response.headers().get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let tries_of = |error: fn() -> Error| {
+            let mut tries = 0;
+            let answer = patiently("server", || {
+                tries += 1;
+                // The second answer is final.
+                Err(if tries == 1 { error() } else { Error::BadUri("x".into()) })
+            });
+            assert!(answer.is_err());
+            tries
+        };
+        for error in
+            [|| Error::HostNotFound, || Error::StatusCode(503), || Error::Io(ErrorKind::ConnectionReset.into())]
+        {
+            assert_eq!(tries_of(error), 2, "{}", error());
+        }
+        for error in [|| Error::StatusCode(404), || Error::Tls("x"), || Error::Io(ErrorKind::InvalidData.into())] {
+            assert_eq!(tries_of(error), 1, "{}", error());
+        }
+    }
 }
