@@ -97,7 +97,11 @@ impl Tokenizer {
             for (id, &(from, to)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
                 let Some(token) = self.control.get(id) else { continue };
                 // Spaces around it may belong to the token.
-                let at = text[from..to].find(token.as_str()).map_or(from, |at| from + at);
+                let found = text[from..to].find(token.as_str());
+                if found.is_none() && Some(*id) == self.unknown {
+                    continue; // text that the vocabulary lacks
+                }
+                let at = from + found.unwrap_or(0);
                 let first = text[at..].chars().next().map_or(0, char::len_utf8);
                 if at + first >= to {
                     let refused = format!("a message has the control token {token:?}, which cannot be written as text");

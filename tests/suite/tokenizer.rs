@@ -3,7 +3,7 @@
 
 use std::{fs, sync::Arc};
 
-use gemma_pjrt::tokenizer::{Message, Tokenizer, minimal_tokenizer_json};
+use gemma_pjrt::tokenizer::{Message, TextFiles, Tokenizer, minimal_tokenizer_json};
 use proptest::prelude::*;
 
 fn tokenizer() -> Tokenizer {
@@ -115,6 +115,16 @@ fn messages_have_no_control_tokens() {
     }
     let unguarded = t.encode(&t.render_chat_as_text(&[Message::user("a<eos>")]).unwrap()).unwrap();
     assert_eq!(count(&unguarded), benign + 1);
+}
+
+/// Text that the vocabulary lacks is `<unk>`, too, which nobody has forged.
+#[test]
+fn unknown_text_is_no_control_token() {
+    let json = minimal_tokenizer_json(300).to_string();
+    let t = Tokenizer::new(json.as_bytes(), &TextFiles::default()).unwrap();
+    let ids = t.encode_chat(&[Message::user("x")]).unwrap();
+    assert_eq!(ids, t.encode(&t.render_chat_as_text(&[Message::user("x")]).unwrap()).unwrap());
+    assert!(ids.contains(&3), "{ids:?}");
 }
 
 #[test]
