@@ -83,7 +83,7 @@ impl Tokenizer {
         inner.add_special_tokens(new).map_err(|e| damaged(e.to_string()))?;
         let control = inner.get_added_tokens_decoder().into_iter();
         let control = control.filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
-        let unknown = id(names.unk.as_deref().unwrap_or("<unk>"));
+        let unknown = inner.token_to_id(names.unk.as_deref().unwrap_or("<unk>"));
         let stop = stop.unwrap_or_else(|| StopIds { ids: vec![special.eos], source: "the tokenizer's eos_token" });
         Ok(Self { inner, special, control, unknown, stop, template: ChatTemplate::new(template, names) })
     }
