@@ -480,7 +480,7 @@ impl Engine {
     /// Ends a request whose logits are not numbers. What its slot holds is of no use to others.
     fn fail_not_numbers(&mut self, id: RequestId, slot: usize, events: &mut Vec<Event>) {
         let tokens = std::mem::take(&mut self.slots[slot].cached);
-        let error = self.session.not_numbers(slot as i64, &tokens).to_string();
+        let error = self.session.not_numbers(slot as i64, 0, &tokens).to_string();
         self.cancel(id);
         events.push(Event::Failed { id, error });
     }

@@ -33,7 +33,7 @@ impl Session {
         let head = BatchHead::Sample(vec![(0, SamplingInputs::plain(*params))]);
         match self.prefill_with(slot, start, tokens, |_| head)? {
             StepOutput::Tokens(found) if found[0].is_chosen() => Ok(found[0].id),
-            StepOutput::Tokens(_) => Err(self.not_numbers(slot, tokens)),
+            StepOutput::Tokens(_) => Err(self.not_numbers(slot, start, tokens)),
             other => unreachable!("the head samples: {other:?}"),
         }
     }
@@ -94,9 +94,10 @@ impl Session {
             rows.push(DecodeRow { slot: slot as i64, token, position, max_new_tokens: 1, stop_ids: &[], sampling });
         }
         let decoded = self.decode(&rows, 1)?;
-        let chosen = |tokens: &Vec<Token>| tokens.first().filter(|token| token.is_chosen()).map(|token| token.id);
-        let unknown = || Error::NotNumbers("a layer that a trace of the whole text would show".into());
-        decoded.iter().map(|tokens| chosen(tokens).ok_or_else(unknown)).collect()
+        if let Some(slot) = decoded.iter().position(|tokens| !tokens[0].is_chosen()) {
+            return Err(self.not_numbers(slot as i64, positions[slot], &tokens[slot]));
+        }
+        Ok(decoded.into_iter().map(|tokens| tokens[0].id).collect())
     }
 
     /// Likelihood of a whole text, in slot 0, which is overwritten.
@@ -128,7 +129,7 @@ impl Session {
                 unreachable!("the head scores")
             };
             if !scores.iter().all(TokenScore::is_number) {
-                return Err(self.not_numbers(0, tokens));
+                return Err(self.not_numbers(0, 0, tokens));
             }
             scored.logprobs.extend(scores.iter().map(|score| score.logprobs.own));
             scored.greedy.extend(scores.iter().map(|score| score.greedy));
@@ -136,13 +137,13 @@ impl Session {
         Ok(scored)
     }
 
-    /// The error of a text whose logits are not numbers: it names the first layer where NaN or
-    /// infinity appears, which it finds by tracing the text once more, in `slot`.
-    pub fn not_numbers(&mut self, slot: i64, tokens: &[u32]) -> Error {
+    /// Returns the error of tokens whose logits are not numbers. It names the first layer where NaN
+    /// or infinity appears: the tokens, which stand from position `start` on in `slot`, are traced.
+    pub fn not_numbers(&mut self, slot: i64, start: i64, tokens: &[u32]) -> Error {
         let (max, hidden) = (self.max_step_tokens() as usize, self.model().config().hidden_size as usize);
         let mut first: Option<usize> = None;
         for (i, part) in tokens.chunks(max).enumerate() {
-            let trace = match self.trace(slot, (i * max) as i64, part) {
+            let trace = match self.trace(slot, start + (i * max) as i64, part) {
                 Ok(trace) => trace,
                 Err(error) => return error,
             };
