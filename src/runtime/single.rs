@@ -2,9 +2,7 @@
 //! inside the model.
 
 use super::{
-    batch::{
-        BatchHead, DecodeRow, RowRef, SamplingInputs, ScoredRow, Segment, StepBatch, StepOutput, Token, TokenScore,
-    },
+    batch::{BatchHead, DecodeRow, RowRef, SamplingInputs, ScoredRow, Segment, StepBatch, StepOutput, TokenScore},
     session::Session,
 };
 use crate::{

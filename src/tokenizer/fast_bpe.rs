@@ -66,26 +66,15 @@ impl BpeModel {
     /// Returns the model. Its vocabulary has the added tokens, too: the crate gives those that are
     /// not in it the next free ids, whatever ids the file says.
     fn build(mut self, added: &[AddedEntry]) -> Result<BPE, String> {
-        let own = self.vocab.len();
+        let known = self.vocab.len();
         for AddedEntry { id, token } in added {
             if *self.vocab.entry(token.content.clone()).or_insert(*id) != *id {
                 let other = self.vocab[&token.content];
                 return Err(format!("the added token {:?} has id {id}, and in the vocabulary {other}", token.content));
             }
         }
-        let mut names: HashMap<u32, &str> = HashMap::with_capacity(self.vocab.len());
-        for (token, &id) in &self.vocab {
-            if let Some(other) = names.insert(id, token) {
-                return Err(format!("{token:?} and {other:?} have the same id {id}"));
-            }
-        }
-        let ids = names.keys().max().map_or(0, |&id| id as usize + 1);
-        if self.vocab.len() > own && ids > names.len() {
-            tracing::info!(
-                "tokenizer.json has {} tokens with ids up to {}: the others are no text",
-                names.len(),
-                ids - 1
-            );
+        if self.vocab.len() > known {
+            self.check_ids()?;
         }
         let merges = self.merges.into_iter().map(|Merge(pair)| pair).collect();
         let mut bpe = BPE::builder()
@@ -103,6 +92,25 @@ impl BpeModel {
             bpe = bpe.end_of_word_suffix(suffix);
         }
         bpe.build().map_err(|e| e.to_string())
+    }
+
+    /// Checks that each id is one token's, and says where ids are left out.
+    fn check_ids(&self) -> Result<(), String> {
+        let mut names: HashMap<u32, &str> = HashMap::with_capacity(self.vocab.len());
+        for (token, &id) in &self.vocab {
+            if let Some(other) = names.insert(id, token) {
+                return Err(format!("{token:?} and {other:?} have the same id {id}"));
+            }
+        }
+        let ids = names.keys().max().map_or(0, |&id| id as usize + 1);
+        if ids > names.len() {
+            tracing::info!(
+                "tokenizer.json has {} tokens with ids up to {}: the others are no text",
+                names.len(),
+                ids - 1
+            );
+        }
+        Ok(())
     }
 }
 
