@@ -30,14 +30,12 @@ use crate::{
 /// The file that makes a directory an adapter.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// What PEFT puts before the names of the model's modules.
+/// Prefix of module names in PEFT's files.
 const PREFIX: &str = "base_model.model.";
 
 /// An adapter, read.
 pub struct LoraAdapter {
     dir: PathBuf,
-    /// The model that it was trained on: a name on the hub, or a path.
-    pub base: Option<String>,
     /// By the name of the tensor that each changes.
     updates: BTreeMap<String, LowRank>,
     /// Tensors in the place of the base's: PEFT saves embeddings whole where they were adapted.
@@ -67,6 +65,21 @@ const NOT_SUPPORTED: [(&str, &[&str]); 9] = [
     ("target_parameters", &["null", "[]"]),
 ];
 
+/// Returns the model that an adapter was trained on, a name on the hub or a path, if it says so.
+///
+/// # Errors
+/// The directory holds no adapter's config.
+pub fn adapter_base(dir: &Path) -> Result<Option<String>, CheckpointError> {
+    Ok(adapter_config(dir)?["base_model_name_or_path"].as_str().map(str::to_owned))
+}
+
+fn adapter_config(dir: &Path) -> Result<Value, CheckpointError> {
+    let failed = |problem: String| CheckpointError::Adapter { dir: dir.to_owned(), problem };
+    let text = std::fs::read(dir.join(ADAPTER_CONFIG))
+        .map_err(|e| failed(format!("{ADAPTER_CONFIG} cannot be read ({e})")))?;
+    serde_json::from_slice(&text).map_err(|e| failed(format!("{ADAPTER_CONFIG} is not valid JSON ({e})")))
+}
+
 impl LoraAdapter {
     /// Reads an adapter's directory.
     ///
@@ -74,10 +87,7 @@ impl LoraAdapter {
     /// It is none, is damaged, or does what cannot be merged.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let failed = |problem: String| CheckpointError::Adapter { dir: dir.to_owned(), problem };
-        let read =
-            |name: &str| std::fs::read(dir.join(name)).map_err(|e| failed(format!("{name} cannot be read ({e})")));
-        let config: Value = serde_json::from_slice(&read(ADAPTER_CONFIG)?)
-            .map_err(|e| failed(format!("{ADAPTER_CONFIG} is not valid JSON ({e})")))?;
+        let config = adapter_config(dir)?;
         if config["peft_type"] != "LORA" {
             return Err(failed(format!("its peft_type is {}, and only \"LORA\" can be merged", config["peft_type"])));
         }
@@ -123,8 +133,7 @@ impl LoraAdapter {
         if updates.is_empty() {
             return Err(failed(format!("{WEIGHTS} has no factors")));
         }
-        let base = config["base_model_name_or_path"].as_str().map(str::to_owned);
-        Ok(Self { dir: dir.to_owned(), base, updates, replaced })
+        Ok(Self { dir: dir.to_owned(), updates, replaced })
     }
 
     /// Returns the names of the tensors that it changes.

@@ -9,7 +9,7 @@ mod random;
 mod write;
 
 pub use error::CheckpointError;
-pub use lora::{ADAPTER_CONFIG, LoraAdapter};
+pub use lora::{ADAPTER_CONFIG, LoraAdapter, adapter_base};
 pub use open::{Checkpoint, Tensor};
 pub use quantize::{Quantization, Quantized, quantize, write_quantized};
 pub use random::write_random;

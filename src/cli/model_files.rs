@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{note, progress::DownloadProgress};
 use crate::{
-    checkpoint::{ADAPTER_CONFIG, Checkpoint, LoraAdapter},
+    checkpoint::{ADAPTER_CONFIG, Checkpoint, LoraAdapter, adapter_base},
     gemma::Config,
     hub::{Hub, HubCache, Repo},
     tokenizer::Tokenizer,
@@ -77,7 +77,7 @@ impl ModelFiles {
 
     /// Finds the model that an adapter in a directory of its own names as its base.
     fn locate_adapted(adapter: PathBuf, offline: bool) -> Result<Self> {
-        let base = LoraAdapter::open(&adapter)?.base.with_context(|| {
+        let base = adapter_base(&adapter)?.with_context(|| {
             format!(
                 "{} is a LoRA adapter that names no base; give the base with --model, and it with --lora",
                 adapter.display()
