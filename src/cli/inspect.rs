@@ -109,7 +109,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// What the files say of text.
+/// The part of the report on tokens and the chat format.
 #[derive(Serialize)]
 struct TextReport {
     tokens: usize,
@@ -120,8 +120,7 @@ struct TextReport {
     /// Ids that end an answer in the chat format.
     chat_stop_ids: Vec<u32>,
     template: &'static str,
-    /// Whether the template takes instructions as a message of their own; `None` if it cannot be
-    /// used.
+    /// True if the template has a system role; `None` if there is no template that can be used.
     takes_system_messages: Option<bool>,
     template_problem: Option<String>,
 }

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::note;
 
-/// What the answers of a run depend on, as names and values. A run with another value must not
-/// resume the journal.
+/// The model, settings and inputs that determine a run's answers, by name. Only a run with the same
+/// values may resume its journal.
 pub type RunIdentity = BTreeMap<&'static str, String>;
 
 /// Key of the first line, which identifies the run.

@@ -192,7 +192,7 @@ pub struct Token {
 }
 
 impl Token {
-    /// Whether the logits that it was chosen from are numbers. Otherwise there is no such token.
+    /// Returns false if the logits were NaN or infinite, so that no token could be chosen.
     pub fn is_chosen(&self) -> bool {
         self.id != NO_TOKEN as u32
     }
@@ -216,7 +216,7 @@ pub struct TokenScore {
 }
 
 impl TokenScore {
-    /// Whether the logits are numbers.
+    /// Returns false if the logits were NaN or infinite.
     pub fn is_number(&self) -> bool {
         self.greedy != NO_TOKEN as u32 && self.logprobs.own.is_finite()
     }

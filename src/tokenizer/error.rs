@@ -1,4 +1,4 @@
-//! What can go wrong with a tokenizer.
+//! Errors of loading and using a tokenizer.
 
 use std::path::{Path, PathBuf};
 

@@ -122,7 +122,8 @@ impl Tokenizer {
         self.template.source()
     }
 
-    /// Returns whether the chat template takes instructions as a message of their own.
+    /// Returns whether the chat template has a system role. Without one, instructions go into the
+    /// first turn of the user.
     ///
     /// # Errors
     /// There is no chat template that can be used.

@@ -96,7 +96,7 @@ impl ChatTemplate {
         })
     }
 
-    /// Whether the template takes instructions as a message of their own.
+    /// Returns whether the template has a system role.
     ///
     /// # Errors
     /// There is no template that could be asked.

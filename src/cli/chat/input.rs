@@ -28,7 +28,7 @@ pub enum LineReader {
         history: Option<PathBuf>,
     },
     Lines {
-        /// Whether no line was read yet.
+        /// True until the first line is read.
         is_new: bool,
     },
 }
