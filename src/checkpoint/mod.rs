@@ -2,13 +2,17 @@
 //! before use.
 
 mod error;
+mod foreign;
 mod open;
 mod quantize;
 mod random;
+mod tensor;
 mod write;
 
 pub use error::CheckpointError;
-pub use open::{Checkpoint, Tensor};
+pub use foreign::refuse_adapter;
+pub use open::{Checkpoint, OutputLayer};
 pub use quantize::{Quantization, Quantized, quantize, write_quantized};
 pub use random::write_random;
+pub use tensor::Tensor;
 pub use write::{ALIGNMENT, write_safetensors};

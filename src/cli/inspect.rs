@@ -6,7 +6,11 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{Outcome, model_files::ModelFiles, process::size};
-use crate::{checkpoint::ALIGNMENT, gemma::tensors::num_parameters, runtime::select};
+use crate::{
+    checkpoint::ALIGNMENT,
+    gemma::tensors::num_parameters,
+    runtime::{StoredModel, select},
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -36,7 +40,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         total += bytes;
         aligned += if tensor.bytes.is_aligned(ALIGNMENT) { bytes } else { 0 };
     }
-    let fit = select(&checkpoint, &config).map(drop);
+    let (config, fit) = match select(&checkpoint, &config) {
+        Ok(StoredModel { config, .. }) => (config, Ok(())),
+        Err(problem) => (config, Err(problem)),
+    };
     let tokenizer = files.tokenizer();
     let kv_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
 

@@ -289,10 +289,10 @@ impl ModelArgs {
     /// The model is missing or damaged, or the arguments do not fit it.
     pub fn open(&self) -> Result<OpenedModel> {
         let mut files = ModelFiles::locate(&self.model, self.platform.offline)?;
-        let config = files.config()?;
+        let mut config = files.config()?;
         files.introduce(&config);
         if let Some(weights) = self.weights {
-            files = quantized(files, weights)?;
+            (files, config) = quantized(files, config, weights)?;
         }
         let checkpoint = files.checkpoint()?;
         let tokenizer = BackgroundTask::start(move || files.tokenizer().map(Arc::new));

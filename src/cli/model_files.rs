@@ -1,20 +1,25 @@
 //! The files of the model that `--model` names: the embedded demo model, a directory, or a model on
 //! the hub.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use super::{note, progress::DownloadProgress};
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, refuse_adapter},
     gemma::Config,
     hub::{Hub, HubCache, Repo},
+    model_file::{LFS_POINTER, is_lfs_pointer_at, parse_json},
     tokenizer::Tokenizer,
 };
 #[cfg(feature = "demo")]
 use crate::{demo, gemma::tensors::num_parameters};
+
+const CONFIG: &str = "config.json";
+/// Files beside weights and config. The first three are the tokenizer's.
+const OTHERS: [&str; 4] = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
 
 /// A model's files.
 pub enum ModelFiles {
@@ -74,7 +79,7 @@ impl ModelFiles {
     /// The file cannot be read, or is not JSON.
     pub fn config_json(&self) -> Result<serde_json::Value> {
         let (name, text) = self.config_text()?;
-        serde_json::from_str(&text).context(name)
+        parse_json(&text).map_err(anyhow::Error::msg).context(name)
     }
 
     /// Returns the name of `config.json`, for errors, and its text.
@@ -84,7 +89,10 @@ impl ModelFiles {
             Self::Demo => return Ok(("the demo model".into(), demo::CONFIG.into())),
             Self::Directory(dir) => dir,
         };
-        let path = dir.join("config.json");
+        let path = dir.join(CONFIG);
+        if !path.exists() {
+            refuse_adapter(dir)?;
+        }
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("{} cannot be read; copy it from the model's repository", path.display()))?;
         Ok((path.display().to_string(), text))
@@ -95,16 +103,14 @@ impl ModelFiles {
     /// # Errors
     /// A file cannot be read.
     pub fn others(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        const NAMES: [&str; 4] =
-            ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
         let dir = match self {
             #[cfg(feature = "demo")]
             Self::Demo => {
-                return Ok(vec![(NAMES[0], demo::TOKENIZER.into()), (NAMES[1], demo::TOKENIZER_CONFIG.into())]);
+                return Ok(vec![(OTHERS[0], demo::TOKENIZER.into()), (OTHERS[1], demo::TOKENIZER_CONFIG.into())]);
             }
             Self::Directory(dir) => dir,
         };
-        let present = NAMES.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
+        let present = OTHERS.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
         let read = |(name, path): (&'static str, PathBuf)| {
             let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             Ok((name, bytes))
@@ -112,25 +118,28 @@ impl ModelFiles {
         present.map(read).collect()
     }
 
-    /// Returns a digest that identifies the model: of its files' paths, sizes and times of change,
-    /// or of the demo model's bytes.
+    /// Returns a digest that identifies the model: of the paths, sizes and times of change of the
+    /// files that it is read from, or of the demo model's bytes. Other files in its directory do
+    /// not count.
     ///
     /// # Errors
-    /// The directory cannot be read.
-    pub fn fingerprint(&self) -> Result<[u8; 32]> {
+    /// A file's size or time cannot be read.
+    pub fn fingerprint(&self, checkpoint: &Checkpoint) -> Result<[u8; 32]> {
         let mut hasher = Sha256::new();
         match self {
             #[cfg(feature = "demo")]
             Self::Demo => demo::FILES.iter().for_each(|bytes| hasher.update(Sha256::digest(bytes))),
             Self::Directory(dir) => {
-                let mut lines = Vec::new();
-                for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
-                    let path = entry?.path().canonicalize()?; // the hub's cache has links
-                    let metadata = path.metadata()?;
-                    lines.push(format!("{} {} {:?}\n", path.display(), metadata.len(), metadata.modified()?));
+                let small = std::iter::once(CONFIG).chain(OTHERS).map(|name| dir.join(name));
+                let small = small.filter(|path| path.exists());
+                for path in small.chain(checkpoint.files().into_iter().map(Path::to_owned)) {
+                    let describe = || -> std::io::Result<String> {
+                        let path = path.canonicalize()?; // the hub's cache has links
+                        let metadata = path.metadata()?;
+                        Ok(format!("{} {} {:?}\n", path.display(), metadata.len(), metadata.modified()?))
+                    };
+                    hasher.update(describe().with_context(|| format!("cannot read {}", path.display()))?);
                 }
-                lines.sort();
-                hasher.update(lines.concat());
             }
         }
         Ok(hasher.finalize().into())
@@ -156,7 +165,14 @@ impl ModelFiles {
         Ok(match self {
             #[cfg(feature = "demo")]
             Self::Demo => demo::tokenizer(),
-            Self::Directory(dir) => Tokenizer::from_dir(dir)?,
+            Self::Directory(dir) => {
+                for path in OTHERS[..3].iter().map(|name| dir.join(name)) {
+                    if is_lfs_pointer_at(&path) {
+                        bail!("{} cannot be read: {LFS_POINTER}", path.display());
+                    }
+                }
+                Tokenizer::from_dir(dir)?
+            }
         })
     }
 
