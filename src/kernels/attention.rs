@@ -436,7 +436,7 @@ impl<F: ElementFormat> Accumulate<'_, F> {
             }
             at += 2 * S::LANES;
         }
-        // The columns that are left, position by position: their loop is vectorised by the compiler.
+        // The columns that are left, position by position, in a loop that the compiler vectorises.
         for (sums, rescale) in sums.chunks_exact_mut(head_dim).zip(rescale) {
             sums[at..].iter_mut().for_each(|sum| *sum *= rescale);
         }
