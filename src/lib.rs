@@ -9,6 +9,7 @@
 //! | [`hlo`] | element types, shapes, meshes, the graph builder, `HloModuleProto`, HLO text |
 //! | [`pjrt`] | the C ABI and its safe wrapper: client, device, buffer, executable, topology, FFI |
 //! | [`cache_dir`], [`download`] | where files are kept, and how they arrive |
+//! | [`model_file`] | JSON, Git LFS pointers: files of models that are not what their names say |
 //! | [`plugins`] | finding, installing and verifying plugin libraries |
 //! | [`hub`] | models by name: Hugging Face's cache and hub |
 //! | [`kernel_abi`] | names and sizes that CPU programs and kernels agree on |
@@ -45,6 +46,7 @@ pub mod hlo;
 pub mod hub;
 pub mod kernel_abi;
 pub mod kernels;
+pub mod model_file;
 pub mod pjrt;
 pub mod plan;
 pub mod plugins;

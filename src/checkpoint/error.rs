@@ -9,6 +9,8 @@ pub enum CheckpointError {
     NoDirectory(PathBuf),
     #[error("{dir} holds no safetensors files{hint}")]
     NoWeights { dir: PathBuf, hint: String },
+    #[error("{tensor} shows that {explanation}")]
+    QuantizedByOthers { tensor: String, explanation: String },
     #[error("{path} is damaged: {problem}. Download it again, or compare its size and sha256 with the source")]
     Damaged { path: PathBuf, problem: String },
     #[error("{path} cannot be read: {problem}")]

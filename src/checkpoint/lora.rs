@@ -17,19 +17,20 @@ use half::{bf16, f16};
 use serde_json::Value;
 
 use super::{
-    CheckpointError, Tensor,
-    open::{Checkpoint, canonical, dtype_of},
+    CheckpointError, OutputLayer, Tensor,
+    open::{ADAPTER_WEIGHTS, Checkpoint, canonical, dtype_of},
     quantize::to_f32,
     write::ALIGNMENT,
 };
 use crate::{
+    gemma::tensors::LM_HEAD_NAME,
     hlo::DType,
+    model_file::parse_json,
     pjrt::{HostBytes, HostMemory},
 };
 
 /// The file that makes a directory an adapter.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
 /// Prefix of module names in PEFT's files.
 const PREFIX: &str = "base_model.model.";
 
@@ -75,9 +76,9 @@ pub fn adapter_base(dir: &Path) -> Result<Option<String>, CheckpointError> {
 
 fn adapter_config(dir: &Path) -> Result<Value, CheckpointError> {
     let failed = |problem: String| CheckpointError::Adapter { dir: dir.to_owned(), problem };
-    let text = std::fs::read(dir.join(ADAPTER_CONFIG))
-        .map_err(|e| failed(format!("{ADAPTER_CONFIG} cannot be read ({e})")))?;
-    serde_json::from_slice(&text).map_err(|e| failed(format!("{ADAPTER_CONFIG} is not valid JSON ({e})")))
+    let text = std::fs::read_to_string(dir.join(ADAPTER_CONFIG)).map_err(|e| e.to_string());
+    let json = text.and_then(|text| parse_json(&text));
+    json.map_err(|problem| failed(format!("{ADAPTER_CONFIG} cannot be read: {problem}")))
 }
 
 impl LoraAdapter {
@@ -103,9 +104,9 @@ impl LoraAdapter {
             let rank = rank as f64;
             (alpha / if config["use_rslora"] == true { rank.sqrt() } else { rank }) as f32
         };
-        let memory = HostMemory::map(&dir.join(WEIGHTS)).map_err(|e| failed(e.to_string()))?;
+        let memory = HostMemory::map(&dir.join(ADAPTER_WEIGHTS)).map_err(|e| failed(e.to_string()))?;
         let file = safetensors::SafeTensors::deserialize(memory.bytes())
-            .map_err(|e| failed(format!("{WEIGHTS} is damaged ({e})")))?;
+            .map_err(|e| failed(format!("{ADAPTER_WEIGHTS} is damaged ({e})")))?;
         let factors = Factors { file: &file, failed: &failed };
         let mut updates = BTreeMap::new();
         let mut replaced = BTreeMap::new();
@@ -128,10 +129,10 @@ impl LoraAdapter {
             updates.insert(canonical(&format!("{module}.weight")), update);
         }
         if let Some(other) = file.names().into_iter().find(|name| !known.contains(*name)) {
-            return Err(failed(format!("{WEIGHTS} has {other}, which is no factor of a matrix")));
+            return Err(failed(format!("{ADAPTER_WEIGHTS} has {other}, which is no factor of a matrix")));
         }
         if updates.is_empty() {
-            return Err(failed(format!("{WEIGHTS} has no factors")));
+            return Err(failed(format!("{ADAPTER_WEIGHTS} has no factors")));
         }
         Ok(Self { dir: dir.to_owned(), updates, replaced })
     }
@@ -181,12 +182,12 @@ impl<E: Fn(String) -> CheckpointError> Factors<'_, E> {
             dtype: dtype_of(tensor.dtype()),
             dims: tensor.shape().iter().map(|&dim| dim as i64).collect(),
             bytes: HostBytes::new(memory.clone(), start..start + tensor.data().len()),
-            file: Arc::new(dir.join(WEIGHTS)),
+            file: Arc::new(dir.join(ADAPTER_WEIGHTS)),
         })
     }
 
     fn matrix(&self, name: &str) -> Result<([usize; 2], Vec<f32>), CheckpointError> {
-        let tensor = self.file.tensor(name).map_err(|_| (self.failed)(format!("{WEIGHTS} lacks {name}")))?;
+        let tensor = self.file.tensor(name).map_err(|_| (self.failed)(format!("{ADAPTER_WEIGHTS} lacks {name}")))?;
         match (tensor.shape(), dtype_of(tensor.dtype())) {
             (&[rows, width], Ok(dtype)) if dtype.is_float() => Ok(([rows, width], to_f32(tensor.data(), dtype))),
             (shape, _) => Err((self.failed)(format!("{name} is {:?} {shape:?}, no matrix of floats", tensor.dtype()))),
@@ -206,6 +207,10 @@ impl Checkpoint {
     /// It is for another model: a matrix is missing, has another shape, or is no float.
     pub fn merge(&mut self, adapter: &LoraAdapter) -> Result<(), CheckpointError> {
         let failed = |problem: String| CheckpointError::Adapter { dir: adapter.dir.clone(), problem };
+        // Decided by the base's tensors: an output layer that is the embedding changes with it.
+        if self.output_layer() == OutputLayer::Embedding {
+            self.tensors.remove(LM_HEAD_NAME);
+        }
         for (name, new) in &adapter.replaced {
             let old = self.tensors.get(name).ok_or_else(|| failed(format!("it has {name}, which the model lacks")))?;
             let dtype = old.dtype.clone();

@@ -2,42 +2,48 @@
 //! model needs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write,
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use safetensors::SafeTensorError;
 
-use super::CheckpointError;
+use super::{CheckpointError, Tensor, foreign::format_of_others};
 use crate::{
+    gemma::tensors::{EMBED_TOKENS_NAME, LM_HEAD_NAME, SCALE_SUFFIX},
     hlo::DType,
+    model_file::{LFS_POINTER, is_lfs_pointer, parse_json, quantized_by_others},
     pjrt::{HostBytes, HostMemory},
 };
-
-/// A tensor of a checkpoint. Its bytes are a range of a mapped file.
-#[derive(Clone)]
-pub struct Tensor {
-    /// BF16, F16, F32, S8 or U8; or the safetensors name of a type that no model can use.
-    pub dtype: Result<DType, String>,
-    pub dims: Vec<i64>,
-    pub bytes: HostBytes,
-    /// The file that contains the tensor.
-    pub file: Arc<PathBuf>,
-}
 
 /// An opened checkpoint. Tensor names have the `model.` prefix, whether the files have it or not.
 pub struct Checkpoint {
     pub(super) tensors: BTreeMap<String, Tensor>,
+    output_layer: OnceLock<OutputLayer>,
+}
+
+/// The output layer that a checkpoint holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputLayer {
+    /// There is no `lm_head.weight`.
+    Absent,
+    /// `lm_head.weight` is the embedding a second time.
+    Embedding,
+    /// `lm_head.weight` differs from the embedding.
+    Separate,
 }
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
+/// The factors of a LoRA adapter.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 impl Checkpoint {
     /// Maps all files of the checkpoint in `dir` and checks their headers. No weights are read.
+    /// `model.safetensors` wins over an index and its shards, as in transformers.
     ///
     /// # Errors
     /// There is no checkpoint in `dir`, or a file is damaged or cannot be read.
@@ -45,15 +51,26 @@ impl Checkpoint {
         if !dir.is_dir() {
             return Err(CheckpointError::NoDirectory(dir.to_owned()));
         }
-        let mut this = Self { tensors: BTreeMap::new() };
-        if dir.join(INDEX).exists() {
-            this.open_index(dir)?;
-        } else if dir.join(SINGLE).exists() {
+        let mut this = Self::new();
+        if dir.join(SINGLE).exists() {
             this.open_file(dir.join(SINGLE), |_| true)?;
+            // Some exporters write an index of one file.
+            if dir.join(INDEX).exists() && fs::read_to_string(dir.join(INDEX)).is_ok_and(|text| names_shards(&text)) {
+                tracing::info!(
+                    "{} holds {SINGLE}, which is used, and {INDEX}, which is ignored with its shards, as in transformers",
+                    dir.display()
+                );
+            }
+        } else if dir.join(INDEX).exists() {
+            this.open_index(dir)?;
         } else {
             return Err(CheckpointError::NoWeights { dir: dir.to_owned(), hint: other_formats(dir) });
         }
         Ok(this)
+    }
+
+    fn new() -> Self {
+        Self { tensors: BTreeMap::new(), output_layer: OnceLock::new() }
     }
 
     /// Opens a checkpoint of one safetensors file in memory. Errors call it `name`.
@@ -61,7 +78,7 @@ impl Checkpoint {
     /// # Errors
     /// The file is damaged.
     pub fn from_memory(name: &str, memory: Arc<HostMemory>) -> Result<Self, CheckpointError> {
-        let mut this = Self { tensors: BTreeMap::new() };
+        let mut this = Self::new();
         this.add(PathBuf::from(name), memory, |_| true)?;
         Ok(this)
     }
@@ -71,13 +88,35 @@ impl Checkpoint {
         &self.tensors
     }
 
+    /// Returns the files that hold the tensors.
+    pub fn files(&self) -> BTreeSet<&Path> {
+        self.tensors.values().map(|tensor| tensor.file.as_path()).collect()
+    }
+
+    /// Returns which output layer the checkpoint holds. The first call reads `lm_head.weight` and
+    /// the embedding, if both are there.
+    pub fn output_layer(&self) -> OutputLayer {
+        *self.output_layer.get_or_init(|| {
+            if !self.tensors.contains_key(LM_HEAD_NAME) {
+                return OutputLayer::Absent;
+            }
+            let is_same = |suffix: &str| {
+                let tensor = |name: &str| self.tensors.get(&format!("{name}{suffix}"));
+                match (tensor(LM_HEAD_NAME), tensor(EMBED_TOKENS_NAME)) {
+                    (Some(head), Some(embedding)) => head.is_same(embedding),
+                    (head, embedding) => head.is_none() && embedding.is_none(),
+                }
+            };
+            if is_same("") && is_same(SCALE_SUFFIX) { OutputLayer::Embedding } else { OutputLayer::Separate }
+        })
+    }
+
     fn open_index(&mut self, dir: &Path) -> Result<(), CheckpointError> {
         let path = dir.join(INDEX);
         let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
         let text = fs::read_to_string(&path)
             .map_err(|e| CheckpointError::Unreadable { path: path.clone(), problem: e.to_string() })?;
-        let json: serde_json::Value =
-            serde_json::from_str(&text).map_err(|e| damaged(format!("it is not valid JSON ({e})")))?;
+        let json = parse_json(&text).map_err(|problem| CheckpointError::Unreadable { path: path.clone(), problem })?;
         let map = json.get("weight_map").and_then(|m| m.as_object());
         let map = map.ok_or_else(|| damaged("it has no weight_map".into()))?;
         let mut files: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -113,6 +152,9 @@ impl Checkpoint {
         memory: Arc<HostMemory>,
         wanted: impl Fn(&str) -> bool,
     ) -> Result<(), CheckpointError> {
+        if is_lfs_pointer(memory.bytes()) {
+            return Err(CheckpointError::Unreadable { path, problem: LFS_POINTER.into() });
+        }
         let path = Arc::new(path);
         let damaged = |problem: String| CheckpointError::Damaged { path: path.as_ref().clone(), problem };
         let (header_len, metadata) = safetensors::SafeTensors::read_metadata(memory.bytes())
@@ -138,6 +180,16 @@ impl Checkpoint {
             }
         }
         Ok(())
+    }
+
+    /// Checks that no other program quantised the weights.
+    ///
+    /// # Errors
+    /// Names or types of tensors are those of another program's format.
+    pub fn refuse_formats_of_others(&self) -> Result<(), CheckpointError> {
+        let Some((format, tensor)) = format_of_others(&self.tensors) else { return Ok(()) };
+        let explanation = quantized_by_others(format);
+        Err(CheckpointError::QuantizedByOthers { tensor: tensor.to_owned(), explanation })
     }
 
     /// Returns the tensors that a model needs, in the given order. `optional` ones may be there and
@@ -191,6 +243,13 @@ impl Checkpoint {
     }
 }
 
+/// Whether an index names other files than [`SINGLE`].
+fn names_shards(index: &str) -> bool {
+    let Ok(json) = parse_json(index) else { return true };
+    let map = json["weight_map"].as_object();
+    map.is_none_or(|map| map.values().any(|file| file != SINGLE))
+}
+
 /// Adds the `model.` prefix, which exports of base models lack.
 pub(super) fn canonical(name: &str) -> String {
     if name.starts_with("model.") || name.starts_with("lm_head.") { name.to_owned() } else { format!("model.{name}") }
@@ -236,6 +295,8 @@ fn other_formats(dir: &Path) -> String {
     let with = |ending: &str| names.iter().find(|name| name.ends_with(ending));
     if names.is_empty() {
         "; it is empty".into()
+    } else if with(ADAPTER_WEIGHTS).is_some() {
+        "; it is a LoRA adapter: give its base with --model, and it with --lora".into()
     } else if let Some(name) = with(".gguf").or(with(".bin")).or(with(".h5")).or(with(".msgpack")) {
         format!(", only {name}; download the safetensors version of the model")
     } else if let Some(name) = with(".safetensors") {

@@ -18,8 +18,11 @@ use std::{io, num::NonZero, path::Path, thread};
 
 use half::{bf16, f16};
 
-use super::{Checkpoint, CheckpointError, Tensor, write_safetensors};
-use crate::hlo::DType;
+use super::{Checkpoint, CheckpointError, OutputLayer, Tensor, write_safetensors};
+use crate::{
+    gemma::tensors::{EMBED_TOKENS_NAME, LM_HEAD_NAME, SCALE_SUFFIX},
+    hlo::DType,
+};
 
 /// A quantisation of matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +37,12 @@ const GROUP: usize = 32;
 impl Quantization {
     /// Returns how a tensor of this name and shape is quantised; `None` if it stays as it is.
     pub fn of(self, name: &str, dims: &[i64]) -> Option<Self> {
-        let is_vocabulary = name.ends_with("embed_tokens.weight") || name.starts_with("lm_head.");
-        match (self, dims) {
-            (Self::Int4, &[_, width]) if width % GROUP as i64 == 0 && !is_vocabulary => Some(Self::Int4),
-            (_, [_, _]) => Some(Self::Int8),
-            _ => None,
+        let is_vocabulary = [EMBED_TOKENS_NAME, LM_HEAD_NAME].contains(&name);
+        let &[rows, width] = dims else { return None };
+        match self {
+            _ if rows == 0 || width == 0 => None,
+            Self::Int4 if width % GROUP as i64 == 0 && !is_vocabulary => Some(Self::Int4),
+            _ => Some(Self::Int8),
         }
     }
 }
@@ -54,7 +58,7 @@ pub struct Quantized {
 /// for scales in f16.
 ///
 /// # Panics
-/// If the tensor is not a matrix of floats.
+/// If the tensor is not a matrix of floats, or has no elements.
 pub fn quantize(tensor: &Tensor, how: Quantization) -> Option<Quantized> {
     let dtype = *tensor.dtype.as_ref().expect("a float");
     let row_bytes = tensor.dims[1] as usize * dtype.bits() / 8;
@@ -136,8 +140,8 @@ fn quantize_group(group: &[f32; GROUP], out: &mut Quantized) -> bool {
     true
 }
 
-/// Writes the checkpoint to the file `path` with its matrices quantised. `progress` gets the bytes
-/// read.
+/// Writes the checkpoint to the file `path` with its matrices quantised, and without an output
+/// layer that is the embedding a second time. `progress` gets the bytes read.
 ///
 /// # Errors
 /// A tensor is no float or not finite, or the file cannot be written.
@@ -149,7 +153,11 @@ pub fn write_quantized(
 ) -> Result<(), CheckpointError> {
     let mut list = Vec::new();
     let mut sources = Vec::new();
+    let is_tied = checkpoint.output_layer() == OutputLayer::Embedding;
     for (name, tensor) in checkpoint.tensors() {
+        if is_tied && name == LM_HEAD_NAME {
+            continue;
+        }
         let dtype = match &tensor.dtype {
             Ok(dtype) if dtype.is_float() => *dtype,
             other => {
@@ -158,18 +166,19 @@ pub fn write_quantized(
             }
         };
         let how = how.of(name, &tensor.dims);
-        let (rows, width) = (tensor.dims[0], tensor.dims[tensor.dims.len() - 1]);
-        let (elements, scale) = match how {
-            None => ((dtype, tensor.dims.clone()), None),
-            Some(Quantization::Int8) => ((DType::S8, tensor.dims.clone()), Some((DType::F32, vec![rows]))),
-            Some(Quantization::Int4) => {
+        let (elements, scale) = match (how, &tensor.dims[..]) {
+            (Some(Quantization::Int8), &[rows, _]) => {
+                ((DType::S8, tensor.dims.clone()), Some((DType::F32, vec![rows])))
+            }
+            (Some(Quantization::Int4), &[rows, width]) => {
                 ((DType::U8, vec![rows, width / 2]), Some((DType::F16, vec![rows, width / GROUP as i64])))
             }
+            _ => ((dtype, tensor.dims.clone()), None),
         };
         list.push((name.clone(), elements.0, elements.1));
         sources.push(Some((tensor, how)));
         if let Some((dtype, dims)) = scale {
-            list.push((format!("{name}_scale"), dtype, dims));
+            list.push((format!("{name}{SCALE_SUFFIX}"), dtype, dims));
             sources.push(None);
         }
     }

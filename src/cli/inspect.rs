@@ -8,7 +8,12 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Outcome, model_files::ModelFiles, process::size};
-use crate::{checkpoint::ALIGNMENT, gemma::tensors::num_parameters, runtime::select, tokenizer::Tokenizer};
+use crate::{
+    checkpoint::ALIGNMENT,
+    gemma::tensors::num_parameters,
+    runtime::{StoredModel, select},
+    tokenizer::Tokenizer,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -38,7 +43,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         total += bytes;
         aligned += if tensor.bytes.is_aligned(ALIGNMENT) { bytes } else { 0 };
     }
-    let fit = select(&checkpoint, &config).map(drop);
+    let (config, fit) = match select(&checkpoint, &config) {
+        Ok(StoredModel { config, .. }) => (config, Ok(())),
+        Err(problem) => (config, Err(problem)),
+    };
     let tokenizer = files.tokenizer();
     let text = tokenizer.as_ref().ok().map(TextReport::of);
     let meanings = files.meanings(&checkpoint)?;

@@ -25,6 +25,7 @@ use crate::{
     gemma::{self, Config},
     hlo::{DType, Mesh},
     kernels,
+    model_file::without_mark,
     plugins::Kind,
     runtime::{Model, Platform, PlatformRequest, RunOptions, cache_len_for},
     sampling::{Params, Penalties},
@@ -298,7 +299,7 @@ impl ModelArgs {
             ("model", self.model.clone()),
             ("types", format!("{dtype}, cache {kv}, weights {:?}", self.weights)),
             ("context", opened.context.to_string()),
-            ("model files", opened.files.content_digest()?),
+            ("model files", opened.files.content_digest(&opened.checkpoint)?),
         ]))
     }
 
@@ -312,10 +313,10 @@ impl ModelArgs {
         if let Some(adapter) = &self.lora {
             files = files.with_adapter(adapter);
         }
-        let config = files.config()?;
+        let mut config = files.config()?;
         files.introduce(&config);
         if let Some(weights) = self.weights {
-            files = quantized(files, weights)?;
+            (files, config) = quantized(files, config, weights)?;
         }
         let checkpoint = files.checkpoint()?;
         let files = Arc::new(files);
@@ -477,12 +478,11 @@ pub fn read_text(argument: Option<&str>, file: Option<&Path>) -> Result<String> 
             ("standard input".to_owned(), bytes)
         }
     };
-    // A byte order mark is no text.
-    let bytes = bytes.strip_prefix("\u{FEFF}".as_bytes()).map(<[u8]>::to_vec).unwrap_or(bytes);
-    String::from_utf8(bytes).map_err(|e| {
+    let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         anyhow::anyhow!("{name} is not UTF-8 text (byte {at}); convert it, e.g. with iconv -t UTF-8")
-    })
+    })?;
+    Ok(without_mark(&text).to_owned())
 }
 
 /// Parses token ids, such as `2,106,1645`.

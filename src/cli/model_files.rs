@@ -13,13 +13,20 @@ use sha2::{Digest, Sha256};
 
 use super::{note, progress::DownloadProgress};
 use crate::{
-    checkpoint::{ADAPTER_CONFIG, Checkpoint, LoraAdapter, adapter_base},
+    checkpoint::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, LoraAdapter, adapter_base},
+    download::hex,
     gemma::Config,
     hub::{Hub, HubCache, Repo},
+    model_file::parse_json,
     tokenizer::Tokenizer,
 };
 #[cfg(feature = "demo")]
 use crate::{demo, gemma::tensors::num_parameters};
+
+const CONFIG: &str = "config.json";
+/// Files beside weights and config.
+const OTHERS: [&str; 5] =
+    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "generation_config.json"];
 
 /// A model's files.
 pub enum ModelFiles {
@@ -115,7 +122,7 @@ impl ModelFiles {
     /// The file cannot be read, or is not JSON.
     pub fn config_json(&self) -> Result<serde_json::Value> {
         let (name, text) = self.config_text()?;
-        serde_json::from_str(&text).context(name)
+        parse_json(&text).map_err(anyhow::Error::msg).context(name)
     }
 
     /// Returns the name of `config.json`, for errors, and its text.
@@ -126,7 +133,7 @@ impl ModelFiles {
             Self::Directory(dir) => dir,
             Self::Adapted { base, .. } => return base.config_text(),
         };
-        let path = dir.join("config.json");
+        let path = dir.join(CONFIG);
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("{} cannot be read; copy it from the model's repository", path.display()))?;
         Ok((path.display().to_string(), text))
@@ -137,22 +144,15 @@ impl ModelFiles {
     /// # Errors
     /// A file cannot be read.
     pub fn others(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        const NAMES: [&str; 5] = [
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "chat_template.jinja",
-            "chat_template.json",
-            "generation_config.json",
-        ];
         let dir = match self {
             #[cfg(feature = "demo")]
             Self::Demo => {
-                return Ok(vec![(NAMES[0], demo::TOKENIZER.into()), (NAMES[1], demo::TOKENIZER_CONFIG.into())]);
+                return Ok(vec![(OTHERS[0], demo::TOKENIZER.into()), (OTHERS[1], demo::TOKENIZER_CONFIG.into())]);
             }
             Self::Directory(dir) => dir,
             Self::Adapted { base, .. } => return base.others(),
         };
-        let present = NAMES.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
+        let present = OTHERS.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
         let read = |(name, path): (&'static str, PathBuf)| {
             let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             Ok((name, bytes))
@@ -194,38 +194,28 @@ impl ModelFiles {
                 "ids that end a generation; sampling is set by the command line alone".to_owned()
             }
             _ if weights.iter().any(|file| *file == name) => "weights".to_owned(),
-            _ if name.ends_with(".safetensors.index.json") => "which file has which tensor".to_owned(),
+            _ if name.ends_with(".safetensors.index.json")
+                && weights.iter().all(|file| *file != "model.safetensors") =>
+            {
+                "which file has which tensor".to_owned()
+            }
             _ => "not used".to_owned(),
         };
         Ok(names.into_iter().map(|name| (name.clone(), meaning(&name))).collect())
     }
 
-    /// Returns a digest that identifies the model: of its files' paths, sizes and times of change,
-    /// or of the demo model's bytes.
+    /// Returns a digest that identifies the model: of the paths, sizes and times of change of the
+    /// files that it is read from, or of the demo model's bytes.
     ///
     /// # Errors
-    /// The directory cannot be read.
-    pub fn fingerprint(&self) -> Result<[u8; 32]> {
-        let mut hasher = Sha256::new();
-        match self {
-            #[cfg(feature = "demo")]
-            Self::Demo => demo::FILES.iter().for_each(|bytes| hasher.update(Sha256::digest(bytes))),
-            Self::Directory(dir) => {
-                let mut lines = Vec::new();
-                for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
-                    let path = entry?.path().canonicalize()?; // the hub's cache has links
-                    let metadata = path.metadata()?;
-                    lines.push(format!("{} {} {:?}\n", path.display(), metadata.len(), metadata.modified()?));
-                }
-                lines.sort();
-                hasher.update(lines.concat());
-            }
-            Self::Adapted { base, adapter } => {
-                hasher.update(base.fingerprint()?);
-                hasher.update(Self::Directory(adapter.clone()).fingerprint()?);
-            }
-        }
-        Ok(hasher.finalize().into())
+    /// A file's size or time cannot be read.
+    pub fn fingerprint(&self, checkpoint: &Checkpoint) -> Result<[u8; 32]> {
+        self.digest(checkpoint, |path, hasher| {
+            let path = path.canonicalize()?; // the hub's cache has links
+            let metadata = path.metadata()?;
+            hasher.update(format!("{} {} {:?}\n", path.display(), metadata.len(), metadata.modified()?));
+            Ok(())
+        })
     }
 
     /// Returns a digest of the model's contents, which stays the same when the model is copied or
@@ -234,30 +224,44 @@ impl ModelFiles {
     ///
     /// # Errors
     /// A file cannot be read.
-    pub fn content_digest(&self) -> Result<String> {
+    pub fn content_digest(&self, checkpoint: &Checkpoint) -> Result<String> {
+        let digest = self.digest(checkpoint, |path, hasher| {
+            hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+            sample(&File::open(path)?, hasher)
+        })?;
+        Ok(hex(&digest))
+    }
+
+    /// Hashes what `of_file` takes from each file that the model is read from. Other files in its
+    /// directory do not count.
+    fn digest(
+        &self,
+        checkpoint: &Checkpoint,
+        of_file: impl Fn(&Path, &mut Sha256) -> io::Result<()> + Copy,
+    ) -> Result<[u8; 32]> {
         let mut hasher = Sha256::new();
-        match self {
+        let files = match self {
             #[cfg(feature = "demo")]
-            Self::Demo => demo::FILES.iter().for_each(|bytes| hasher.update(Sha256::digest(bytes))),
+            Self::Demo => {
+                demo::FILES.iter().for_each(|bytes| hasher.update(Sha256::digest(bytes)));
+                vec![]
+            }
             Self::Directory(dir) => {
-                let reading = || format!("cannot read {}", dir.display());
-                let entries = std::fs::read_dir(dir).with_context(reading)?;
-                let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
-                paths
-                    .retain(|path| path.extension().is_some_and(|e| e == "json" || e == "safetensors" || e == "jinja"));
-                paths.sort();
-                for path in paths {
-                    hasher.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-                    let reading = || format!("cannot read {}", path.display());
-                    sample(&File::open(&path).with_context(reading)?, &mut hasher).with_context(reading)?;
-                }
+                let small = std::iter::once(CONFIG).chain(OTHERS).map(|name| dir.join(name));
+                let small = small.filter(|path| path.exists());
+                // An adapter's files are hashed below.
+                let weights = checkpoint.files().into_iter().filter(|file| file.starts_with(dir));
+                small.chain(weights.map(Path::to_owned)).collect()
             }
             Self::Adapted { base, adapter } => {
-                hasher.update(base.content_digest()?);
-                hasher.update(Self::Directory(adapter.clone()).content_digest()?);
+                hasher.update(base.digest(checkpoint, of_file)?);
+                vec![adapter.join(ADAPTER_CONFIG), adapter.join(ADAPTER_WEIGHTS)]
             }
+        };
+        for path in files {
+            of_file(&path, &mut hasher).with_context(|| format!("cannot read {}", path.display()))?;
         }
-        Ok(format!("{:x}", hasher.finalize()))
+        Ok(hasher.finalize().into())
     }
 
     /// Opens the checkpoint. Its weights are mapped, not read.

@@ -22,7 +22,7 @@ use crate::{
     kernels,
     plan::{Alternative, Deployment, Plan, Rates, Step, alternatives, search},
     plugins::Kind,
-    runtime::select,
+    runtime::{StoredModel, select},
 };
 
 /// A machine, and how to run a model on it.
@@ -125,10 +125,8 @@ impl MachineArgs {
         if self.context > trained {
             bail!("--context {} is more than the {trained} tokens that this model was trained for", self.context);
         }
-        let stored = match self.weights {
-            Some(weights) => weights.types(),
-            None => stored_in(Path::new(&self.model), &config)?.unwrap_or(StoredTypes::uniform(DType::BF16)),
-        };
+        let (config, stored) = stored_in(Path::new(&self.model), config)?;
+        let stored = self.weights.map_or(stored, WeightType::types);
         let model = ModelSpec {
             config,
             mesh,
@@ -156,15 +154,17 @@ impl MachineArgs {
     }
 }
 
-/// Returns the types of the weights in this directory, if it holds any.
-fn stored_in(dir: &Path, config: &Config) -> Result<Option<StoredTypes>> {
+/// Returns the config as the weights in this directory settle it, and their types: bf16 if there
+/// are none.
+fn stored_in(dir: &Path, config: Config) -> Result<(Config, StoredTypes)> {
     let has_weights = dir.is_dir()
         && std::fs::read_dir(dir)?.flatten().any(|entry| entry.path().extension().is_some_and(|e| e == "safetensors"));
     if !has_weights {
-        return Ok(None);
+        return Ok((config, StoredTypes::uniform(DType::BF16)));
     }
     let checkpoint = Checkpoint::open(dir)?;
-    Ok(Some(select(&checkpoint, config)?.0))
+    let StoredModel { config, types, .. } = select(&checkpoint, &config)?;
+    Ok((config, types))
 }
 
 /// Measures this computer's rates.

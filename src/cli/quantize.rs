@@ -8,8 +8,10 @@ use clap::ValueEnum;
 use super::{Outcome, model_files::ModelFiles, note, process::size, progress::Bar};
 use crate::{
     cache_dir::cache_dir,
-    checkpoint::{Quantization, write_quantized},
+    checkpoint::{Checkpoint, Quantization, write_quantized},
     download::{Progress, hex},
+    gemma::Config,
+    runtime::{StoredModel, select},
 };
 
 /// A quantisation of matrices, by its name on the command line.
@@ -65,55 +67,75 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if let Some(adapter) = &args.lora {
         files = files.with_adapter(adapter);
     }
-    let (before, after) = write(&files, args.weights, &args.out)?;
+    let (config, checkpoint) = (files.config()?, files.checkpoint()?);
+    write(&files, &config, &checkpoint, args.weights, &args.out)?;
+    let before = checkpoint.tensors().values().map(|tensor| tensor.bytes.bytes().len() as u64).sum();
+    let after = std::fs::metadata(args.out.join(WEIGHTS))?.len();
     let name = args.weights.name();
     note(&format!("{}: {} of weights in {name}, from {}", args.out.display(), size(after), size(before)));
     Ok(Outcome::Done)
 }
 
+const WEIGHTS: &str = "model.safetensors";
+
 /// Returns the model with quantised matrices: the model itself if it has them, else a copy in the
-/// cache, made now if there is none.
+/// cache, made now if there is none. Its config goes with it.
 ///
 /// # Errors
 /// The model cannot be read or quantised, or the copy cannot be written.
-pub fn quantized(files: ModelFiles, weights: WeightQuantization) -> Result<ModelFiles> {
+pub fn quantized(files: ModelFiles, config: Config, weights: WeightQuantization) -> Result<(ModelFiles, Config)> {
     if files.config_json()?["quantization_config"]["weights"] == weights.name() {
-        return Ok(files);
+        return Ok((files, config));
     }
-    let key = hex(&files.fingerprint()?[..8]);
+    let checkpoint = files.checkpoint()?;
+    let key = hex(&files.fingerprint(&checkpoint)?[..8]);
     let Some(cache) = cache_dir() else {
         bail!(
             "there is no cache directory for the quantised weights (HOME is not set); use gemma-pjrt quantize --out DIR"
         );
     };
     let dir = cache.join("quantized").join(format!("{key}-{}", weights.name()));
+    let mut config = config;
     if !dir.join("config.json").exists() {
-        write(&files, weights, &dir)?;
+        config = write(&files, &config, &checkpoint, weights, &dir)?;
         note(&format!("note: the quantised weights are kept in {}", dir.display()));
     }
-    Ok(ModelFiles::Directory(dir))
+    Ok((ModelFiles::Directory(dir), config))
 }
 
 /// Quantises a model into a directory: weights and tokenizer first, then the config, which marks
-/// the copy as complete. Returns the size of the weights before and after, in bytes.
-fn write(files: &ModelFiles, weights: WeightQuantization, dir: &Path) -> Result<(u64, u64)> {
+/// the copy as complete. Returns the copy's config.
+///
+/// # Errors
+/// The tensors are not the model's, or a file cannot be written.
+fn write(
+    files: &ModelFiles,
+    config: &Config,
+    checkpoint: &Checkpoint,
+    weights: WeightQuantization,
+    dir: &Path,
+) -> Result<Config> {
+    let StoredModel { config, tensors, .. } = select(checkpoint, config)?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let checkpoint = files.checkpoint()?;
-    let before = checkpoint.tensors().values().map(|tensor| tensor.bytes.bytes().len() as u64).sum();
+    let before = tensors.iter().map(|(_, tensor)| tensor.bytes.bytes().len() as u64).sum();
     let mut bar = Bar::default();
     if before > 100_000_000 {
         bar = Bar::bytes(&format!("quantising to {}", weights.name()), before);
     }
-    let path = dir.join("model.safetensors");
-    write_quantized(&checkpoint, weights.quantization(), &path, |bytes| bar.add(bytes))?;
+    write_quantized(checkpoint, weights.quantization(), &dir.join(WEIGHTS), |bytes| bar.add(bytes)).inspect_err(
+        |_| {
+            let _ = std::fs::remove_dir(dir); // unless others' files are in it
+        },
+    )?;
     bar.finish();
     for (name, bytes) in files.others()? {
         let path = dir.join(name);
         std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let mut config = files.config_json()?;
-    config["quantization_config"] = serde_json::json!({"quant_method": "gemma-pjrt", "weights": weights.name()});
+    let mut json = files.config_json()?;
+    json["quantization_config"] = serde_json::json!({"quant_method": "gemma-pjrt", "weights": weights.name()});
+    json["tie_word_embeddings"] = config.tie_word_embeddings.into();
     let path = dir.join("config.json");
-    std::fs::write(&path, format!("{config:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok((before, std::fs::metadata(dir.join("model.safetensors"))?.len()))
+    std::fs::write(&path, format!("{json:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(config)
 }

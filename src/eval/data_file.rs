@@ -11,6 +11,8 @@ use flate2::read::MultiGzDecoder;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Map, Value};
 
+use crate::model_file::without_mark;
+
 /// A row of a dataset.
 pub type Doc = Map<String, Value>;
 
@@ -65,7 +67,7 @@ impl FileFormat {
 
 /// Returns the text of a file, without a byte order mark.
 fn text(path: &Path, gzip: bool) -> Result<String, String> {
-    let mut text = if gzip {
+    let text = if gzip {
         let mut text = String::new();
         let file = File::open(path).map_err(|e| e.to_string())?;
         MultiGzDecoder::new(file).read_to_string(&mut text).map_err(|e| e.to_string())?;
@@ -73,10 +75,7 @@ fn text(path: &Path, gzip: bool) -> Result<String, String> {
     } else {
         fs::read_to_string(path).map_err(|e| e.to_string())?
     };
-    if text.starts_with('\u{feff}') {
-        text.remove(0);
-    }
-    Ok(text)
+    Ok(without_mark(&text).to_owned())
 }
 
 fn line_row(line: &str) -> Doc {

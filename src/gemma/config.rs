@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use crate::hlo::Mesh;
+use crate::{
+    hlo::Mesh,
+    model_file::{parse_json, quantized_by_others},
+};
 
 /// The architecture's sizes and constants. Field names are those of Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,14 +89,14 @@ impl Config {
     /// Names that [`Self::preset`] knows.
     pub const PRESETS: [&str; 3] = ["tiny", "gemma-1.1-2b", "gemma-1.1-7b"];
 
-    /// Reads a `config.json`. The second part of the result are remarks for the user: things that
-    /// were accepted although they look odd.
+    /// Reads a `config.json`. Fields that are absent or null have the defaults of transformers'
+    /// `GemmaConfig`, which are the 7B's. The second part of the result are remarks for the user:
+    /// things that were accepted although they look odd.
     ///
     /// # Errors
-    /// All fields that are missing or cannot be used.
+    /// All fields that cannot be used, or weights in a format of other programs.
     pub fn parse(text: &str) -> Result<(Self, Vec<String>), ConfigError> {
-        let json: Value = serde_json::from_str(text)
-            .map_err(|e| ConfigError(format!("config.json is not valid JSON ({e}); download it again")))?;
+        let json = parse_json(text).map_err(|problem| ConfigError(format!("config.json cannot be read: {problem}")))?;
         let Some(object) = json.as_object() else {
             return Err(ConfigError("config.json does not hold a JSON object; download it again".into()));
         };
@@ -102,32 +105,30 @@ impl Config {
         let present = |name: &str| object.get(name).filter(|value| !value.is_null());
 
         match present("model_type").and_then(Value::as_str) {
-            Some("gemma") => {}
+            Some("gemma") => {
+                if let Some(format) = format_of_others(object) {
+                    return Err(ConfigError(format!("config.json says: {}", quantized_by_others(&format))));
+                }
+            }
             Some(other) => problems.push(format!("model_type is {other:?}, this program runs \"gemma\" (1 and 1.1)")),
             None => problems.push("model_type is missing (expected \"gemma\")".into()),
         }
-        let mut size = |name: &str, default: Option<i64>| -> i64 {
-            let found = match present(name) {
-                None => default.ok_or_else(|| format!("{name} is missing")),
-                Some(value) => match value.as_i64() {
-                    Some(n) if (1..=MAX_SIZE).contains(&n) => Ok(n),
-                    _ => Err(format!("{name} is {value}, expected an integer from 1 to {MAX_SIZE}")),
-                },
-            };
-            found.unwrap_or_else(|problem| {
-                problems.push(problem);
-                1
+        let mut size = |name: &str, default: i64| -> i64 {
+            let Some(value) = present(name) else { return default };
+            value.as_i64().filter(|n| (1..=MAX_SIZE).contains(n)).unwrap_or_else(|| {
+                problems.push(format!("{name} is {value}, expected an integer from 1 to {MAX_SIZE}"));
+                default
             })
         };
         let mut config = Self {
-            vocab_size: size("vocab_size", None),
-            hidden_size: size("hidden_size", None),
-            intermediate_size: size("intermediate_size", None),
-            num_hidden_layers: size("num_hidden_layers", None),
-            num_attention_heads: size("num_attention_heads", None),
-            num_key_value_heads: size("num_key_value_heads", None),
-            head_dim: size("head_dim", None),
-            max_position_embeddings: size("max_position_embeddings", Some(8192)),
+            vocab_size: size("vocab_size", 256_000),
+            hidden_size: size("hidden_size", 3072),
+            intermediate_size: size("intermediate_size", 24576),
+            num_hidden_layers: size("num_hidden_layers", 28),
+            num_attention_heads: size("num_attention_heads", 16),
+            num_key_value_heads: size("num_key_value_heads", 16),
+            head_dim: size("head_dim", 256),
+            max_position_embeddings: size("max_position_embeddings", 8192),
             rms_norm_eps: 1e-6,
             rope_theta: 10_000.0,
             tie_word_embeddings: true,
@@ -161,6 +162,11 @@ impl Config {
         }
         if present("attention_bias").is_some_and(|bias| bias.as_bool() != Some(false)) {
             problems.push("attention_bias is set; Gemma's linear layers have no bias".into());
+        }
+        for (name, usual) in [("use_bidirectional_attention", false), ("is_causal", true)] {
+            if let Some(value) = present(name).filter(|value| value.as_bool() != Some(usual)) {
+                problems.push(format!("{name} is {value}; this program computes causal attention only"));
+            }
         }
         check_activation(present("hidden_activation"), present("hidden_act"), &mut problems, &mut remarks);
         if config.head_dim % 2 != 0 {
@@ -265,14 +271,39 @@ fn check_activation(
     problems: &mut Vec<String>,
     remarks: &mut Vec<String>,
 ) {
-    match activation.or(legacy).map(|value| value.as_str().unwrap_or_default()) {
-        None | Some("gelu_pytorch_tanh" | "gelu_tanh" | "gelu_new") => {}
+    let Some(value) = activation.or(legacy) else {
+        remarks.push("config.json names no activation; \"gelu_pytorch_tanh\" is used, as transformers does".into());
+        return;
+    };
+    match value.as_str() {
+        Some("gelu_pytorch_tanh" | "gelu_tanh" | "gelu_new") => {}
         Some("gelu") => remarks.push(
             "config.json says hidden_act \"gelu\": a known mistake of early Gemma configs, read as the tanh form that the \
              model was trained with"
                 .into(),
         ),
-        Some(other) => problems.push(format!("the activation is {other:?}, Gemma's is \"gelu_pytorch_tanh\"")),
+        _ => problems.push(format!("the activation is {value}, Gemma's is \"gelu_pytorch_tanh\"")),
+    }
+}
+
+/// The format in which a config says that the weights are quantised, if it is not ours.
+fn format_of_others(config: &serde_json::Map<String, Value>) -> Option<String> {
+    let quantization = |name: &str| config.get(name).filter(|value| !value.is_null());
+    // MLX writes its settings under both of the first two names, without a method.
+    let is_mlx = quantization("quantization").is_some();
+    let Some(settings) = quantization("quantization_config").or(quantization("compression_config")) else {
+        return is_mlx.then(|| "MLX".into());
+    };
+    let is_on = |name: &str| settings.get(name).and_then(Value::as_bool) == Some(true);
+    match settings.get("quant_method").and_then(Value::as_str) {
+        Some("gemma-pjrt") => None,
+        Some("gptq") => Some("GPTQ".into()),
+        Some("awq") => Some("AWQ".into()),
+        Some("fp8" | "fbgemm_fp8") => Some("FP8".into()),
+        Some(other) => Some(other.into()),
+        None if is_on("load_in_4bit") || is_on("load_in_8bit") => Some("bitsandbytes".into()),
+        None if is_mlx => Some("MLX".into()),
+        None => Some(format!("quantization_config is {settings}")),
     }
 }
 
@@ -325,7 +356,7 @@ mod tests {
     #[test]
     fn bad_values_are_all_named_in_one_error() {
         let error = parse_with(|c| {
-            c.remove("head_dim");
+            c.insert("head_dim".into(), "wide".into());
             c.insert("hidden_size".into(), 0.into());
             c.insert("num_hidden_layers".into(), (-3).into());
             c.insert("vocab_size".into(), serde_json::json!(1e30));
@@ -348,6 +379,64 @@ mod tests {
         ] {
             assert!(error.contains(name), "{name} is not in: {error}");
         }
+    }
+
+    #[test]
+    fn absent_and_null_fields_have_the_defaults_of_transformers() {
+        let defaults = Config::preset("gemma-7b").unwrap();
+        let hidden_act = r#"{"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"}"#;
+        assert_eq!(Config::parse(hidden_act), Ok((defaults.clone(), vec![])));
+        let with_nulls = parse_with(|c| {
+            let optional = |name: &str| name != "model_type" && name != "hidden_activation";
+            c.iter_mut().filter(|(name, _)| optional(name)).for_each(|(_, value)| *value = Value::Null);
+            for name in ["use_bidirectional_attention", "is_causal", "quantization_config", "rope_scaling"] {
+                c.insert(name.into(), Value::Null);
+            }
+        });
+        assert_eq!(with_nulls, Ok((defaults.clone(), vec![])));
+
+        let (config, remarks) = Config::parse("\u{feff}{\"model_type\": \"gemma\"}").unwrap();
+        assert_eq!(config, defaults);
+        assert!(remarks[0].contains("gelu_pytorch_tanh"), "{remarks:?}");
+    }
+
+    #[test]
+    fn what_changes_the_maths_is_refused() {
+        for (name, value, words) in [
+            ("use_bidirectional_attention", Value::from(true), "use_bidirectional_attention is true"),
+            ("use_bidirectional_attention", "all".into(), "use_bidirectional_attention is \"all\""),
+            ("is_causal", false.into(), "is_causal is false"),
+            ("hidden_activation", "relu".into(), "the activation is \"relu\""),
+            ("hidden_activation", 3.into(), "the activation is 3"),
+        ] {
+            let error = parse_with(|c| drop(c.insert(name.into(), value))).unwrap_err().0;
+            assert!(error.contains(words), "{error}");
+        }
+        let causal = parse_with(|c| {
+            c.insert("is_causal".into(), true.into());
+            c.insert("use_bidirectional_attention".into(), false.into());
+        });
+        assert!(causal.is_ok());
+    }
+
+    #[test]
+    fn weights_quantised_by_others_are_one_line_that_names_the_format() {
+        let quantization = |name: &str, settings: Value| parse_with(|c| drop(c.insert(name.into(), settings)));
+        for (settings, format) in [
+            (serde_json::json!({"quant_method": "bitsandbytes", "load_in_4bit": true}), "bitsandbytes"),
+            (serde_json::json!({"load_in_8bit": true}), "bitsandbytes"),
+            (serde_json::json!({"quant_method": "gptq", "bits": 4}), "GPTQ"),
+            (serde_json::json!({"quant_method": "awq"}), "AWQ"),
+            (serde_json::json!({"quant_method": "compressed-tensors"}), "compressed-tensors"),
+            (serde_json::json!({"quant_method": "fbgemm_fp8"}), "FP8"),
+            (serde_json::json!({"bits": 4}), "{\"bits\":4}"),
+        ] {
+            let error = quantization("quantization_config", settings).unwrap_err().0;
+            assert!(error.contains(format) && error.contains("original bf16") && !error.contains('\n'), "{error}");
+        }
+        let error = quantization("quantization", serde_json::json!({"bits": 4, "group_size": 64})).unwrap_err().0;
+        assert!(error.contains("MLX"), "{error}");
+        assert!(quantization("quantization_config", serde_json::json!({"quant_method": "gemma-pjrt"})).is_ok());
     }
 
     #[test]

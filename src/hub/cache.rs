@@ -11,6 +11,7 @@ use super::{
     error::{HubError, Result},
     repo::Repo,
 };
+use crate::model_file::parse_json;
 
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -75,11 +76,13 @@ impl HubCache {
 fn missing(snapshot: &Path) -> Vec<String> {
     let absent = |name: &&str| !snapshot.join(name).exists(); // follows links: a blob may be gone
     let mut missing: Vec<String> = REQUIRED.iter().filter(|name| absent(name)).map(|&name| name.to_owned()).collect();
-    if let Ok(index) = fs::read_to_string(snapshot.join(INDEX)) {
+    if absent(&SINGLE) {
+        let Ok(index) = fs::read_to_string(snapshot.join(INDEX)) else {
+            missing.push(SINGLE.to_owned());
+            return missing;
+        };
         let shards = shards(&index).unwrap_or_default();
         missing.extend(shards.into_iter().filter(|name| absent(&name.as_str())));
-    } else if absent(&SINGLE) {
-        missing.push(SINGLE.to_owned());
     }
     missing
 }
@@ -87,7 +90,7 @@ fn missing(snapshot: &Path) -> Vec<String> {
 /// Returns the files that an index lists. `None` if it is not an index, or names files in other
 /// directories.
 pub(super) fn shards(index: &str) -> Option<BTreeSet<String>> {
-    let json: serde_json::Value = serde_json::from_str(index).ok()?;
+    let json = parse_json(index).ok()?;
     let files: Option<BTreeSet<String>> =
         json["weight_map"].as_object()?.values().map(|file| file.as_str().map(str::to_owned)).collect();
     files.filter(|names| names.iter().all(|name| !name.contains('/') && !name.starts_with('.')))

@@ -39,7 +39,10 @@ impl Hub {
         for name in REQUIRED.into_iter().chain(OPTIONAL.into_iter().filter(|name| has(name))) {
             fetch.file(name)?;
         }
-        if has(INDEX) {
+        // As transformers: one file wins over shards.
+        if has(SINGLE) {
+            fetch.file(SINGLE)?;
+        } else if has(INDEX) {
             fetch.file(INDEX)?;
             let path = snapshot.join(INDEX);
             let index = fs::read_to_string(&path).map_err(|cause| HubError::Write { path, cause })?;
@@ -47,8 +50,6 @@ impl Hub {
             for shard in &shards {
                 fetch.file(shard)?;
             }
-        } else if has(SINGLE) {
-            fetch.file(SINGLE)?;
         } else {
             return Err(unusable("it has no safetensors files".into()));
         }

@@ -24,6 +24,6 @@ pub use batch::{
 pub use buckets::{MAX_STEP_TOKENS, cache_len_for, window_for};
 pub use loader::OnProgress;
 pub use model::{Model, RunOptions, session_modules};
-pub use placement::{Placement, select};
+pub use placement::{Placement, StoredModel, select};
 pub use session::Session;
 pub use single::Scored;

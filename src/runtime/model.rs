@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     buckets::{step_sizes, windows},
     loader::{OnProgress, PendingWeights, PlacedWeights, WeightLoader},
-    placement::{self, Placement},
+    placement::{self, Placement, StoredModel},
 };
 use crate::{
     checkpoint::Checkpoint,
@@ -56,7 +56,7 @@ impl Model {
         let RunOptions { lowering, mesh, compute, kv, bundle } = options;
         bundle.as_ref().map_or(Ok(()), |bundle| bundle.check(platform))?;
         config.check_mesh(mesh)?;
-        let (stored, pairs) = placement::select(checkpoint, &config)?;
+        let StoredModel { config, types: stored, tensors: pairs } = placement::select(checkpoint, &config)?;
         let mut spec = ModelSpec { config, mesh, lowering, compute, kv, stored };
         spec.check()?;
         spec.stored.unaligned = placement::takes_unaligned(&spec, &pairs);

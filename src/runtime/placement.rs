@@ -8,12 +8,12 @@ use std::{
 };
 
 use crate::{
-    checkpoint::{Checkpoint, Tensor},
+    checkpoint::{Checkpoint, OutputLayer, Tensor},
     compile::tensor_type,
     device::{DeviceGrid, During, Error, Result, host_memory},
     gemma::{
         Config, Lowering, ModelSpec, StoredTypes, parameters,
-        tensors::{LAYERS_PREFIX, TensorKind, TensorSpec, tensors},
+        tensors::{LAYERS_PREFIX, LM_HEAD_NAME, SCALE_SUFFIX, TensorKind, TensorSpec, tensors},
         weight_shape,
     },
     hlo::{DType, Mesh, Shape},
@@ -21,18 +21,31 @@ use crate::{
     pjrt::{Buffer, Client, Device, ElementType, HostBytes, TensorType, Upload},
 };
 
-/// The model's tensors as this checkpoint stores them, each with its own.
+/// A model as a checkpoint stores it.
+pub struct StoredModel<'c> {
+    /// With `tie_word_embeddings` as the checkpoint's tensors say.
+    pub config: Config,
+    pub types: StoredTypes,
+    pub tensors: Vec<(TensorSpec, &'c Tensor)>,
+}
+
+/// Finds the model's tensors in the checkpoint. An output layer that differs from the embedding is
+/// used whatever the config says, and one that is the embedding a second time is not, as in
+/// transformers 5.
 ///
 /// # Errors
-/// Tensors that are missing, have other shapes, or types that cannot be used.
-pub fn select<'c>(checkpoint: &'c Checkpoint, config: &Config) -> Result<(StoredTypes, Vec<(TensorSpec, &'c Tensor)>)> {
+/// Weights that another program quantised; or tensors that are missing, have other shapes, or types
+/// that cannot be used.
+pub fn select<'c>(checkpoint: &'c Checkpoint, config: &Config) -> Result<StoredModel<'c>> {
+    checkpoint.refuse_formats_of_others()?;
+    let config = &with_output_layer(config, checkpoint.output_layer());
     let stored = stored_types(checkpoint, config);
     stored.check(Lowering::CPU, config, Mesh::SINGLE)?;
     let specs = parameters(config, &stored);
     let packed: Vec<Shape> = specs.iter().map(|spec| packed_shape(stored.of(spec), &spec.dims)).collect();
     let needed: Vec<(&str, &[i64])> = specs.iter().zip(&packed).map(|(s, p)| (s.name.as_str(), &p.dims[..])).collect();
-    // Exports of tied models may carry the embedding a second time.
-    let optional: &[&str] = if config.tie_word_embeddings { &["lm_head.weight", "lm_head.weight_scale"] } else { &[] };
+    let head_scale = format!("{LM_HEAD_NAME}{SCALE_SUFFIX}");
+    let optional: &[&str] = if config.tie_word_embeddings { &[LM_HEAD_NAME, &head_scale] } else { &[] };
     let found = checkpoint.select(&needed, optional)?;
     for ((spec, packed), tensor) in specs.iter().zip(&packed).zip(&found) {
         let dtype = *tensor.dtype.as_ref().expect("checked when it was selected");
@@ -44,7 +57,22 @@ pub fn select<'c>(checkpoint: &'c Checkpoint, config: &Config) -> Result<(Stored
             return Err(Error::Invalid(format!("{} is stored as {dtype}, expected {expected}", spec.name)));
         }
     }
-    Ok((stored, specs.into_iter().zip(found).collect()))
+    Ok(StoredModel { config: config.clone(), types: stored, tensors: specs.into_iter().zip(found).collect() })
+}
+
+fn with_output_layer(config: &Config, output: OutputLayer) -> Config {
+    let tie_word_embeddings = match output {
+        OutputLayer::Absent => config.tie_word_embeddings,
+        OutputLayer::Embedding => true,
+        OutputLayer::Separate => false,
+    };
+    if config.tie_word_embeddings && !tie_word_embeddings {
+        tracing::info!(
+            "{LM_HEAD_NAME} differs from the embedding and is used as output layer, although config.json ties them, as in \
+             transformers; \"tie_word_embeddings\": false in config.json says the same"
+        );
+    }
+    Config { tie_word_embeddings, ..config.clone() }
 }
 
 fn stored_types(checkpoint: &Checkpoint, config: &Config) -> StoredTypes {

@@ -10,6 +10,7 @@ use super::{
     error::TokenizerError,
     template::{TemplateSource, TokenNames},
 };
+use crate::model_file::{LFS_POINTER, is_lfs_pointer, without_mark};
 
 /// The contents of the files; a model has any of them, or none.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +52,7 @@ impl TextFiles {
     /// One is there and cannot be read as text.
     pub fn read(dir: &Path) -> Result<Self, TokenizerError> {
         let read = |name: &str| match fs::read(dir.join(name)) {
+            Ok(bytes) if is_lfs_pointer(&bytes) => Err(TokenizerError::damaged(dir.join(name), LFS_POINTER)),
             Ok(bytes) => match String::from_utf8(bytes) {
                 Ok(text) => Ok(Some(text)),
                 Err(e) => Err(TokenizerError::damaged(dir.join(name), format!("it is not UTF-8 text: {e}"))),
@@ -99,7 +101,7 @@ impl TextFiles {
 
     fn template(&self, tokens: &Value) -> Result<TemplateSource, TokenizerError> {
         if let Some(source) = &self.chat_template_jinja {
-            return Ok(TemplateSource::text(CHAT_TEMPLATE_JINJA, source.trim_start_matches('\u{FEFF}')));
+            return Ok(TemplateSource::text(CHAT_TEMPLATE_JINJA, without_mark(source)));
         }
         let given = |file, json: &Value| match &json["chat_template"] {
             Value::Null => Ok(None),
@@ -121,7 +123,7 @@ impl TextFiles {
 /// Parses a file; one that is missing has no values.
 fn json(name: &str, text: &Option<String>) -> Result<Value, TokenizerError> {
     let Some(text) = text else { return Ok(Value::Null) };
-    serde_json::from_str(text.trim_start_matches('\u{FEFF}')).map_err(|e| TokenizerError::damaged(name, e))
+    serde_json::from_str(without_mark(text)).map_err(|e| TokenizerError::damaged(name, e))
 }
 
 /// Returns a token: its name, or an object with its `content` and where it is found in a text.

@@ -28,6 +28,8 @@ use files::TextSettings;
 use template::ChatTemplate;
 use tokenizers::AddedToken;
 
+use crate::model_file::{LFS_POINTER, is_lfs_pointer};
+
 /// The ids of tokens that this program itself uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpecialTokens {
@@ -61,6 +63,9 @@ impl Tokenizer {
             return Err(TokenizerError::Missing(path));
         }
         let json = std::fs::read(&path).map_err(|e| TokenizerError::damaged(&path, e))?;
+        if is_lfs_pointer(&json) {
+            return Err(TokenizerError::damaged(&path, LFS_POINTER));
+        }
         Self::new(&json, &TextFiles::read(dir)?).map_err(|e| e.in_dir(dir))
     }
 

@@ -2,6 +2,10 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
+use gemma_pjrt::{
+    checkpoint::{Checkpoint, write_safetensors},
+    hlo::DType,
+};
 use serde_json::{Value, json};
 
 use crate::{Home, Ran};
@@ -58,17 +62,108 @@ fn configs_that_cannot_be() {
     let home = Home::new();
     let model = home.tiny_model();
     edit_config(&model, |c| {
-        c.remove("head_dim");
+        c.insert("use_bidirectional_attention".into(), json!(true));
         c.insert("num_hidden_layers".into(), json!(-1));
         c.insert("vocab_size".into(), json!(1e300));
     });
     let error =
-        ["head_dim is missing", "num_hidden_layers is -1", "vocab_size is 1e+300", "config.json cannot be used"];
+        ["causal attention only", "num_hidden_layers is -1", "vocab_size is 1e+300", "config.json cannot be used"];
     home.run(&["generate", "x", "--model", &model]).fails(1, &error);
     fs::write(Path::new(&model).join("config.json"), "[1, 2]").unwrap();
     home.run(&["generate", "x", "--model", &model]).fails(1, &["JSON object"]);
     fs::write(Path::new(&model).join("config.json"), "{").unwrap();
     home.run(&["inspect", &model]).fails(1, &["not valid JSON"]);
+}
+
+/// Adds tensors of zeros to a model's weights.
+fn add_tensors(model: &str, more: &[(&str, DType, &[i64])]) {
+    let source = Checkpoint::open(Path::new(model)).unwrap();
+    let mut list = Vec::new();
+    let mut data = Vec::new();
+    for (name, tensor) in source.tensors() {
+        list.push((name.clone(), *tensor.dtype.as_ref().unwrap(), tensor.dims.clone()));
+        data.push(tensor.bytes.bytes().to_vec());
+    }
+    for &(name, dtype, dims) in more {
+        list.push((name.to_owned(), dtype, dims.to_vec()));
+        data.push(vec![0; dims.iter().product::<i64>() as usize * dtype.bits() / 8]);
+    }
+    write_safetensors(&Path::new(model).join("model.safetensors"), &list, |i, out| out.write_all(&data[i])).unwrap();
+}
+
+/// All commands report them alike, and leave nothing behind.
+#[test]
+fn tensors_that_are_not_of_the_model() {
+    let home = Home::new();
+    let model = home.tiny_model();
+    let odd: [(&str, DType, &[i64]); 3] = [
+        ("model.layers.0.mlp.up_proj.input_scale", DType::F32, &[]),
+        ("model.odd", DType::BF16, &[2, 3, 4]),
+        ("model.empty", DType::BF16, &[0, 4]),
+    ];
+    add_tensors(&model, &odd);
+    let words = ["3 not of this model", "up_proj.input_scale []", "model.odd [2, 3, 4]", "model.empty [0, 4]"];
+    let out = home.path("out");
+    home.run(&["generate", "x", "--model", &model]).fails(1, &words);
+    for weights in ["int8", "int4"] {
+        home.run(&["generate", "x", "--weights", weights, "--model", &model]).fails(1, &words);
+        home.run(&["quantize", &model, "--weights", weights, "--out", out.to_str().unwrap()]).fails(1, &words);
+        assert!(!out.exists());
+    }
+    assert!(fs::read_dir(home.path(".cache/gemma-pjrt/quantized")).is_err(), "nothing half-written");
+}
+
+#[test]
+fn weights_that_others_quantised() {
+    let home = Home::new();
+    let model = home.tiny_model();
+    add_tensors(&model, &[("model.layers.0.mlp.up_proj.weight.absmax", DType::U8, &[8])]);
+    let words = ["bitsandbytes", "original bf16 checkpoint", "--weights int8"];
+    home.run(&["generate", "x", "--model", &model]).fails(1, &words);
+    let out = home.path("out");
+    home.run(&["quantize", &model, "--weights", "int8", "--out", out.to_str().unwrap()]).fails(1, &words);
+    edit_config(&model, |c| drop(c.insert("quantization_config".into(), json!({"quant_method": "awq"}))));
+    home.run(&["inspect", &model]).fails(1, &["AWQ", "original bf16 checkpoint"]);
+}
+
+#[test]
+fn git_lfs_pointers() {
+    let home = Home::new();
+    let model = home.tiny_model();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let path = Path::new(&model).join(name);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4945242264\n").unwrap();
+        let words = [name, "Git LFS pointer", "git lfs pull"];
+        home.run(&["generate", "x", "--model", &model]).fails(1, &words);
+        fs::write(&path, whole).unwrap();
+    }
+}
+
+#[test]
+fn what_is_used_and_what_is_not_is_said_once() {
+    let home = Home::new();
+    let model = home.tiny_model();
+    let generate = || home.run(&["generate", "x", "-n", "2", "--json", "--model", &model]);
+    let with_mark = || {
+        let path = Path::new(&model).join("config.json");
+        fs::write(&path, format!("\u{feff}{}", fs::read_to_string(&path).unwrap())).unwrap();
+    };
+    let before = generate().json()["tokens"].clone();
+    with_mark();
+    let index = json!({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}).to_string();
+    fs::write(Path::new(&model).join("model.safetensors.index.json"), index).unwrap();
+    let ran = generate().ok();
+    assert_eq!(ran.stderr.matches("model.safetensors.index.json, which is ignored").count(), 1, "{}", ran.stderr);
+    assert_eq!(ran.json()["tokens"], before);
+
+    // Zeros: all logits are equal.
+    add_tensors(&model, &[("lm_head.weight", DType::BF16, &[512, 64])]);
+    for weights in [&[][..], &["--weights", "int8"], &["--weights", "int8"]] {
+        let ran = home.run(&[&["generate", "x", "-n", "2", "--json", "--model", &model], weights].concat()).ok();
+        assert_eq!(ran.stderr.matches("lm_head.weight differs").count(), 1, "{}", ran.stderr);
+        assert_eq!(ran.json()["tokens"][0], 0);
+    }
 }
 
 #[test]

@@ -136,6 +136,8 @@ fn inspect_says_what_each_file_means() {
     let json = home.run(&["inspect", &model, "--json"]).json();
     assert_eq!(json["text"]["stop_ids"], json!([1, 107]));
     assert_eq!(json["text"]["takes_system_messages"], json!(false));
+    fs::write(dir.join("model.safetensors.index.json"), r#"{"weight_map": {"x": "other.safetensors"}}"#).unwrap();
+    assert!(home.run(&["inspect", &model]).ok().stdout.contains("model.safetensors.index.json: not used"));
     edit(&dir.join("tokenizer_config.json"), |json| json["chat_template"] = json!("{% for %}"));
     assert!(home.run(&["inspect", &model]).ok().stdout.contains("chat template is broken"));
 }

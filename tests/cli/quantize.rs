@@ -55,10 +55,16 @@ fn a_changed_model_is_quantised_anew() {
     };
     assert!(is_made());
     assert!(!is_made());
-    let config = home.path("model/config.json");
-    let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, text + "\n").unwrap();
-    assert!(is_made());
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let file = std::fs::File::options().append(true).open(home.path("model").join(name)).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        assert!(is_made(), "{name}");
+    }
+    // What the result does not depend on.
+    std::os::unix::fs::symlink("/nowhere", home.path("model/link")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", home.path("model/link.safetensors")).unwrap();
+    std::fs::write(home.path("model/train.log"), "step 1").unwrap();
+    assert!(!is_made());
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use std::{fs, path::Path};
 
 use gemma_pjrt::{
-    checkpoint::{Checkpoint, write_random, write_safetensors},
-    gemma::{Config, tensors::tensors},
+    checkpoint::{Checkpoint, OutputLayer, Quantization, Tensor, write_quantized, write_random, write_safetensors},
+    gemma::{Config, Lowering, tensors::tensors},
     hlo::{DType, Mesh},
     runtime::{Model, RunOptions, Session},
 };
@@ -15,6 +15,22 @@ use crate::common::{Golden, KERNELS, NATIVE, assert_close, golden_config, golden
 
 fn specs(config: &Config) -> Vec<(String, Vec<i64>)> {
     tensors(config).into_iter().map(|t| (t.name, t.dims)).collect()
+}
+
+/// Name, type, dims and bytes of each tensor of a file.
+type Tensors = Vec<(String, DType, Vec<i64>, Vec<u8>)>;
+
+fn golden_tensors(model: &str) -> Tensors {
+    let source = Checkpoint::open(&golden_dir(model)).unwrap();
+    let copy = |(name, tensor): (&String, &Tensor)| {
+        (name.clone(), *tensor.dtype.as_ref().unwrap(), tensor.dims.clone(), tensor.bytes.bytes().to_vec())
+    };
+    source.tensors().iter().map(copy).collect()
+}
+
+fn write_tensors(path: &Path, tensors: &Tensors) {
+    let list: Vec<_> = tensors.iter().map(|(name, dtype, dims, _)| (name.clone(), *dtype, dims.clone())).collect();
+    write_safetensors(path, &list, |i, out| out.write_all(&tensors[i].3)).unwrap();
 }
 
 /// A safetensors file from a header and a number of data bytes.
@@ -185,6 +201,140 @@ fn missing_files_are_explained() {
     }
 }
 
+#[test]
+fn one_file_wins_over_an_index_as_in_transformers() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = golden_tensors("mqa");
+    write_tensors(&dir.path().join("model.safetensors"), &tensors);
+    let index = dir.path().join("model.safetensors.index.json");
+    for map in [json!({"model.norm.weight": "model-00001-of-00002.safetensors"}), json!({})] {
+        fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+        assert_eq!(Checkpoint::open(dir.path()).unwrap().tensors().len(), tensors.len());
+    }
+    // A link to nothing is no file.
+    fs::rename(dir.path().join("model.safetensors"), dir.path().join("all.safetensors")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", dir.path().join("model.safetensors")).unwrap();
+    fs::write(&index, "\u{feff}{\"weight_map\": {\"model.norm.weight\": \"all.safetensors\"}}").unwrap();
+    let opened = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(opened.tensors().keys().collect::<Vec<_>>(), ["model.norm.weight"]);
+    assert_eq!(opened.files().len(), 1);
+}
+
+#[test]
+fn git_lfs_pointers_are_explained() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4945242264\n";
+    for name in ["model.safetensors", "model.safetensors.index.json"] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(name), pointer).unwrap();
+        let error = open_error(dir.path());
+        assert!(error.contains(name) && error.contains("Git LFS pointer") && error.contains("git lfs pull"), "{error}");
+    }
+}
+
+#[test]
+fn weights_quantised_by_others_are_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("model.safetensors");
+    let tensor = |dtype: &str, size: u64, start: u64| json!({"dtype": dtype, "shape": [size], "data_offsets": [start, start + size]});
+    let model = |header: &Value| {
+        write_raw(&file, header, 16);
+        load_error(&Checkpoint::open(dir.path()).unwrap(), Config::preset("tiny").unwrap())
+    };
+    let prefix = "model.layers.0.mlp.up_proj";
+    for (second, dtype, format) in
+        [("weight.absmax", "U8", "bitsandbytes"), ("qweight", "U8", "AWQ or GPTQ"), ("other", "F8_E4M3", "FP8")]
+    {
+        let error = model(
+            &json!({format!("{prefix}.weight"): tensor("U8", 8, 0), format!("{prefix}.{second}"): tensor(dtype, 8, 8)}),
+        );
+        assert!(error.contains(format) && error.contains("original bf16") && !error.contains('\n'), "{error}");
+    }
+}
+
+fn load(checkpoint: &Checkpoint, config: Config, lowering: Lowering, mesh: Mesh) -> Result<Model, String> {
+    let options = RunOptions { lowering, mesh, compute: DType::F32, kv: DType::F32, bundle: None };
+    Model::load(platform(), checkpoint, config, options, Box::new(|_, _| ())).map_err(|e| e.to_string())
+}
+
+fn load_error(checkpoint: &Checkpoint, config: Config) -> String {
+    load(checkpoint, config, KERNELS, Mesh::SINGLE).err().expect("refused")
+}
+
+/// An output layer beside the embedding: with its rows in reverse, logits are in reverse, whatever
+/// the config says; one that is the embedding is the embedding.
+#[test]
+fn an_output_layer_that_differs_from_the_embedding_is_used() {
+    let _alone = several_devices();
+    let golden = Golden::read("mqa");
+    let prompt = &golden.ids("prompt")[..20];
+    let tied = &golden.f32s("logits")[..20 * 256];
+    let reversed: Vec<f32> = tied.chunks_exact(256).flat_map(|row| row.iter().rev().copied()).collect();
+    let mut tensors = golden_tensors("mqa");
+    let (_, dtype, dims, embedding) =
+        tensors.iter().find(|tensor| tensor.0 == "model.embed_tokens.weight").unwrap().clone();
+    let row_bytes = dims[1] as usize * dtype.bits() / 8;
+    let rows: Vec<u8> = embedding.chunks_exact(row_bytes).rev().flatten().copied().collect();
+    tensors.push(("lm_head.weight".into(), dtype, dims, rows));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("model.safetensors");
+
+    for (output, bytes, expected) in
+        [(OutputLayer::Separate, None, &reversed[..]), (OutputLayer::Embedding, Some(embedding), tied)]
+    {
+        if let Some(bytes) = bytes {
+            tensors.last_mut().unwrap().3 = bytes;
+        }
+        write_tensors(&file, &tensors);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.output_layer(), output);
+        for tie_word_embeddings in [true, false] {
+            for (lowering, model) in [(KERNELS, 1), (KERNELS, 2), (NATIVE, 1), (Lowering::TPU, 1), (Lowering::TPU, 2)] {
+                let config = Config { tie_word_embeddings, ..golden_config("mqa") };
+                let model = load(&checkpoint, config, lowering, Mesh { data: 1, model }).unwrap();
+                assert_eq!(model.config().tie_word_embeddings, output == OutputLayer::Embedding);
+                let mut session = Session::new(model.into(), 1, 256).unwrap();
+                assert_close(&session.score(prompt, true).unwrap().logits.unwrap(), expected, 1e-4);
+            }
+        }
+        let small = tempfile::tempdir().unwrap();
+        for how in [Quantization::Int8, Quantization::Int4] {
+            write_quantized(&checkpoint, how, &small.path().join("model.safetensors"), |_| ()).unwrap();
+            let quantised = Checkpoint::open(small.path()).unwrap();
+            assert_eq!(quantised.output_layer() == OutputLayer::Separate, output == OutputLayer::Separate);
+            load(&quantised, golden_config("mqa"), KERNELS, Mesh::SINGLE).unwrap();
+        }
+    }
+
+    // A config that speaks of an output layer that is not there.
+    tensors.pop();
+    write_tensors(&file, &tensors);
+    let config = Config { tie_word_embeddings: false, ..golden_config("mqa") };
+    let error = load_error(&Checkpoint::open(dir.path()).unwrap(), config);
+    assert!(error.contains("1 missing:\n    lm_head.weight [256, 64]"), "{error}");
+}
+
+/// Whatever shapes tensors have, writing them quantised fails or succeeds, and never panics.
+#[test]
+fn tensors_of_odd_shapes_are_written_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("model.safetensors");
+    let float = |name: &str, dims: &[i64]| {
+        let bytes = dims.iter().product::<i64>() as usize * 4;
+        (name.to_owned(), DType::F32, dims.to_vec(), vec![0; bytes])
+    };
+    let odd = vec![float("a.scale", &[]), float("b", &[2, 3, 4]), float("c", &[0, 4]), float("d", &[4, 0])];
+    write_tensors(&file, &odd);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    for how in [Quantization::Int8, Quantization::Int4] {
+        let small = tempfile::tempdir().unwrap();
+        write_quantized(&checkpoint, how, &small.path().join("model.safetensors"), |_| ()).unwrap();
+        let written = Checkpoint::open(small.path()).unwrap();
+        assert!(written.tensors().iter().all(|(name, tensor)| tensor.dims == checkpoint.tensors()[name].dims));
+    }
+    let error = load_error(&checkpoint, Config::preset("tiny").unwrap());
+    assert!(error.contains("4 not of this model") && error.contains("model.a.scale []"), "{error}");
+}
+
 /// One error tells all: what is missing, what has another shape or type, what is not of this model.
 #[test]
 fn a_checkpoint_of_another_model_is_one_error_that_lists_all() {
@@ -200,7 +350,7 @@ fn a_checkpoint_of_another_model_is_one_error_that_lists_all() {
     list[dtype].1 = DType::U16;
     list.push(("model.layers.2.input_layernorm.weight".into(), DType::BF16, vec![64]));
     list.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), DType::F32, vec![8])); // harmless
-    list.push(("lm_head.weight".into(), DType::BF16, vec![512, 64])); // harmless where tied
+    list.push(("lm_head.weight".into(), DType::BF16, vec![512, 64])); // equal to the embedding: harmless
     let dir = tempfile::tempdir().unwrap();
     let zeros = |n: usize| vec![0u8; n];
     let sizes: Vec<usize> = list.iter().map(|t| t.2.iter().product::<i64>() as usize * t.1.bits() / 8).collect();

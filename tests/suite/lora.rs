@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 use gemma_pjrt::{
-    checkpoint::{Checkpoint, LoraAdapter, Quantization, write_quantized},
+    checkpoint::{Checkpoint, LoraAdapter, OutputLayer, Quantization, Tensor, write_quantized, write_safetensors},
     gemma::Lowering,
     hlo::{DType, Mesh},
     runtime::Session,
@@ -55,6 +55,24 @@ fn matrices_are_those_of_peft() {
             }
         }
     }
+}
+
+/// An output layer that is the embedding a second time changes with the embedding, or is refused.
+#[test]
+fn a_tied_output_layer_stays_tied() {
+    let source = merged("rslora", "mqa");
+    let tensor = |name: &str, tensor: &Tensor| {
+        (name.to_owned(), *tensor.dtype.as_ref().unwrap(), tensor.dims.clone(), tensor.bytes.bytes().to_vec())
+    };
+    let mut tensors: Vec<_> = source.tensors().iter().map(|(name, of)| tensor(name, of)).collect();
+    tensors.push(tensor("lm_head.weight", &source.tensors()["model.embed_tokens.weight"]));
+    let dir = tempfile::tempdir().unwrap();
+    let list: Vec<_> = tensors.iter().map(|(name, dtype, dims, _)| (name.clone(), *dtype, dims.clone())).collect();
+    write_safetensors(&dir.path().join("model.safetensors"), &list, |i, out| out.write_all(&tensors[i].3)).unwrap();
+    let mut checkpoint = Checkpoint::open(dir.path()).unwrap();
+    checkpoint.merge(&adapter("rslora")).unwrap();
+    assert_eq!(checkpoint.output_layer(), OutputLayer::Embedding);
+    assert!(!checkpoint.tensors().contains_key("lm_head.weight"));
 }
 
 #[test]

@@ -52,7 +52,7 @@ impl Report<'_> {
         let mut out = String::new();
         out += "| model | size | params | platform | threads | test | tok/s | range | share of the limit |\n";
         out += "|---|---:|---:|---|---:|---|---:|---:|---:|\n";
-        let (size_, params) = (size(self.weight_bytes()), num_parameters(&self.opened.config) as f64);
+        let (size_, params) = (size(self.weight_bytes()), num_parameters(self.loaded.model.config()) as f64);
         let params = if params < 1e9 { format!("{:.2} M", params / 1e6) } else { format!("{:.2} B", params / 1e9) };
         for figure in &self.measurements {
             let [low, middle, high] = spread(&figure.rates);
@@ -116,7 +116,7 @@ impl Report<'_> {
             "version": env!("CARGO_PKG_VERSION"),
             "model": self.args.model,
             "weight_bytes": self.weight_bytes(),
-            "parameters": num_parameters(&self.opened.config),
+            "parameters": num_parameters(self.loaded.model.config()),
             "platform": self.loaded.platform,
             "mesh": self.args.mesh.to_string(),
             "weights": self.args.weights.map(|w| w.name()),

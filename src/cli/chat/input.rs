@@ -19,7 +19,7 @@ use rustyline::{
 };
 
 use super::commands::COMMANDS;
-use crate::cli::note;
+use crate::{cli::note, model_file::without_mark};
 
 /// The source of the user's lines.
 pub enum LineReader {
@@ -82,9 +82,8 @@ impl LineReader {
                     return Ok(InputEvent::End);
                 }
                 let Ok(line) = String::from_utf8(bytes) else { return Ok(InputEvent::NotText) };
-                // A file may begin with a byte order mark.
-                let mark = if std::mem::take(is_new) { "\u{FEFF}" } else { "" };
-                Ok(InputEvent::Line(line.strip_prefix(mark).unwrap_or(&line).to_owned()))
+                let is_first = std::mem::take(is_new);
+                Ok(InputEvent::Line(if is_first { without_mark(&line).to_owned() } else { line }))
             }
             Self::Terminal { editor, history } => {
                 let line = match editor.readline(prompt) {

@@ -28,11 +28,9 @@ use crate::{
         progress::Counter,
     },
     engine::{Driven, Engine, Event, Request, RequestId, Workload, drive},
+    model_file::without_mark,
     tokenizer::Tokenizer,
 };
-
-/// Some editors put it at the beginning of a file.
-const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// The lines of the input.
 pub struct Batch {
@@ -53,8 +51,7 @@ impl Batch {
             let line = 1 + bytes[..e.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
             anyhow!("{} is not UTF-8 from line {line} on; save it as UTF-8", path.display())
         })?;
-        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
-        let given = text.lines().filter(|line| !line.trim().is_empty());
+        let given = without_mark(text).lines().filter(|line| !line.trim().is_empty());
         let lines: Vec<_> = given.map(|line| Line::parse(line, args, tokenizer)).collect();
         if lines.is_empty() {
             bail!("{} has no lines; give one JSON object a line, such as {{\"prompt\": \"...\"}}", path.display());
