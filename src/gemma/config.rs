@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::{
     hlo::Mesh,
     model_file::{parse_json, quantized_by_others},
+    sampling::VocabSplit,
 };
 
 /// The architecture's sizes and constants. Field names are those of Hugging Face's `config.json`.
@@ -247,18 +248,22 @@ impl Config {
         )))
     }
 
+    /// How the vocabulary is split over the devices of a mesh.
+    pub fn vocab(&self, mesh: Mesh) -> VocabSplit {
+        VocabSplit { tokens: self.vocab_size, mesh }
+    }
+
     /// What of this model does not divide over so many devices.
     fn uneven_over(&self, devices: i64) -> Vec<String> {
-        let sizes = [
-            ("attention heads", self.num_attention_heads),
-            ("MLP columns", self.intermediate_size),
-            ("vocabulary entries", self.vocab_size),
-        ];
+        let sizes = [("attention heads", self.num_attention_heads), ("MLP columns", self.intermediate_size)];
         let uneven = sizes.iter().filter(|(_, size)| size % devices != 0);
         let mut problems: Vec<String> = uneven.map(|(what, size)| format!("{size} {what}")).collect();
         let kv = self.num_key_value_heads;
         if kv % devices != 0 && devices % kv != 0 {
             problems.push(format!("{kv} key/value heads"));
+        }
+        if !self.vocab(Mesh { data: 1, model: devices as usize }).is_possible() {
+            problems.push(format!("{} vocabulary entries", self.vocab_size));
         }
         problems
     }

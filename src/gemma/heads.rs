@@ -8,7 +8,7 @@ use super::{
     weights::Weights,
 };
 use crate::{
-    hlo::{DType, Mesh, Op},
+    hlo::{DType, Op},
     sampling::{self, Candidates, MAX_TOP_K, ParamOps, PenaltyOps, Sampler},
     tree,
 };
@@ -25,7 +25,7 @@ tree!(SamplingOps { params, penalties } keeping { sampler });
 impl<'g> SamplingOps<'g> {
     /// Takes them from the program's inputs.
     pub fn new(cx: Context<'_, 'g>, inputs: &Inputs<'g>, sampler: Sampler) -> Self {
-        let penalties = || PenaltyOps::new(inputs.penalties(), cx.model.local_vocab(), cx.model.mesh);
+        let penalties = || PenaltyOps::new(inputs.penalties(), cx.model.vocab());
         Self {
             params: (sampler > Sampler::Greedy).then(|| inputs.params()),
             penalties: (sampler >= Sampler::Penalized).then(penalties),
@@ -35,7 +35,7 @@ impl<'g> SamplingOps<'g> {
 
     /// Counts a token of each row, `s32[rows]`, as generated.
     pub fn after(self, cx: Context<'_, 'g>, tokens: Op<'g>) -> Self {
-        Self { penalties: self.penalties.map(|penalties| penalties.after(tokens, cx.model.mesh)), ..self }
+        Self { penalties: self.penalties.map(|penalties| penalties.after(tokens, cx.model.vocab())), ..self }
     }
 
     /// Samples a token for each row of hidden states `[rows, hidden]`; it will stand at `positions`
@@ -48,30 +48,30 @@ impl<'g> SamplingOps<'g> {
         weights: &Weights<'g>,
         positions: Op<'g>,
     ) -> (Op<'g>, Op<'g>) {
-        let (mesh, vocab) = (cx.model.mesh, weights.output().rows());
+        let vocab = cx.model.vocab();
         let params = || self.params.as_ref().expect("samplers other than greedy have parameters");
         let mut packed_logprobs = None;
         let tokens = match self.sampler {
             Sampler::Greedy => {
                 let [value, index] = largest_logit(cx, hidden, weights);
-                sampling::largest(value, index, vocab, mesh)
+                sampling::largest(value, index, vocab)
             }
             Sampler::TopK => {
                 let most = i64::from(MAX_TOP_K);
                 let (logits, tokens) = top_logits(cx, hidden, weights, most);
-                let candidates = Candidates { logits, tokens, vocab }.merged(most, mesh);
-                sampling::sample(candidates, params(), positions, Mesh::SINGLE)
+                let candidates = Candidates { logits, tokens, vocab }.merged(most);
+                sampling::sample(candidates, params(), positions)
             }
             Sampler::Stochastic => {
-                sampling::sample(Candidates::all(logits(cx, hidden, weights)), params(), positions, mesh)
+                sampling::sample(Candidates::all(logits(cx, hidden, weights), vocab), params(), positions)
             }
             Sampler::Penalized | Sampler::Logprobs => {
                 let logits = logits(cx, hidden, weights);
                 let changed = self.penalties.expect("the sampler has penalties").apply(logits);
-                let tokens = sampling::sample(Candidates::all(changed), params(), positions, mesh);
+                let tokens = sampling::sample(Candidates::all(changed, vocab), params(), positions);
                 // Log-probabilities are those of the model's own distribution.
                 packed_logprobs =
-                    (self.sampler == Sampler::Logprobs).then(|| sampling::packed_logprobs(logits, tokens, true, mesh));
+                    (self.sampler == Sampler::Logprobs).then(|| sampling::packed_logprobs(logits, tokens, true, vocab));
                 tokens
             }
         };
@@ -90,21 +90,20 @@ pub(super) fn score<'g>(
     targets: Op<'g>,
     top: bool,
 ) -> Op<'g> {
-    let (mesh, vocab) = (cx.model.mesh, weights.output().rows());
+    let vocab = cx.model.vocab();
     let column = |x: Op<'g>| x.reshape(&[targets.dim(0), 1]);
     if top {
         let logits = logits(cx, hidden, weights);
-        let greedy = column(sampling::greedy(logits, mesh));
-        return Op::concatenate(&[greedy, sampling::packed_logprobs(logits, targets, top, mesh)], 1);
+        let greedy = column(sampling::greedy(logits, vocab));
+        return Op::concatenate(&[greedy, sampling::packed_logprobs(logits, targets, top, vocab)], 1);
     }
-    let targets = sampling::on_this_device(targets, vocab, mesh);
-    let [largest, index, log_total, chosen] = score_logits(cx, hidden, weights, targets);
-    let greedy = sampling::largest(largest, index, vocab, mesh);
-    let logprob = sampling::merged_log_probability(chosen, log_total, mesh);
+    let [largest, index, log_total, chosen] = score_logits(cx, hidden, weights, vocab.on_this_device(targets));
+    let greedy = sampling::largest(largest, index, vocab);
+    let logprob = sampling::merged_log_probability(chosen, log_total, vocab.mesh);
     Op::concatenate(&[column(greedy), column(logprob).bitcast_convert(DType::S32)], 1)
 }
 
 /// `f32[rows, vocab]`, whole on every device.
 pub(super) fn all_logits<'g>(cx: Context<'_, 'g>, hidden: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
-    cx.model.mesh.gather(logits(cx, hidden, weights), 1)
+    cx.model.vocab().joined(logits(cx, hidden, weights))
 }

@@ -9,7 +9,7 @@ use super::{
     Context,
     attention::{Tokens, attend},
     cache::Cache,
-    products::{gated_linear, linear, linear_max, linear_score, linear_top},
+    products::{gated_linear, linear, linear_logits, linear_max, linear_score, linear_top},
     weights::{LayerWeights, Weights},
 };
 use crate::hlo::{DType, Literal, Op};
@@ -33,9 +33,10 @@ pub(super) fn embed<'g>(cx: Context<'_, 'g>, ids: Op<'g>, weights: &Weights<'g>)
     let rows = if mesh.model == 1 {
         look_up(ids)
     } else {
-        let vocab = table.rows();
-        let local = ids - mesh.model_rank(graph) * vocab;
-        let is_here = local.ge(graph.s32(0)).and(local.lt(graph.s32(vocab))).reshape(&[ids.dim(0), 1]);
+        let (split, vocab) = (cx.model.vocab(), table.rows());
+        let local = split.on_this_device(ids);
+        let first_own = split.first_own(graph).unwrap_or_else(|| graph.s32(0));
+        let is_here = local.ge(first_own).and(local.lt(graph.s32(vocab))).reshape(&[ids.dim(0), 1]);
         let rows = look_up(local.clamp(graph.s32(0), graph.s32(vocab - 1)));
         mesh.sum(is_here.select(rows, graph.scalar(compute, 0.0)))
     };
@@ -120,10 +121,11 @@ pub(super) fn decoder_layer<'g>(
     (x, cache)
 }
 
-/// `[rows, hidden]` to `f32[rows, vocab]`: this device's part of the vocabulary.
+/// `[rows, hidden]` to `f32[rows, vocab]`: this device's part of the vocabulary, see
+/// [`linear_logits`].
 pub(super) fn logits<'g>(cx: Context<'_, 'g>, x: Op<'g>, weights: &Weights<'g>) -> Op<'g> {
     let _scope = x.graph().scope("logits");
-    linear(cx, rms_norm(cx, x, weights.norm), weights.output(), DType::F32)
+    linear_logits(cx, rms_norm(cx, x, weights.norm), weights.output())
 }
 
 /// The largest of [`logits`] in each row, and its number in this device's part of the vocabulary:

@@ -28,39 +28,50 @@ pub(super) fn gated_linear<'g>(cx: Context<'_, 'g>, x: Op<'g>, gate: Matrix<'g>,
     (gelu_tanh(matmul(cx, x, gate)) * matmul(cx, x, up)).convert(out)
 }
 
-/// The largest element of each row of `x wᵀ` and its column, `f32[rows]` and `s32[rows]`; the first
-/// column where several are equal.
+/// `x wᵀ` of an output layer: `f32[rows, vocab]`, minus infinity where another device owns the
+/// token.
+pub(super) fn linear_logits<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>) -> Op<'g> {
+    cx.model.vocab().owned(linear(cx, x, weight, DType::F32))
+}
+
+/// Whether kernels reduce logits as they compute them. They know of no tokens of other devices.
+fn reduces_logits(cx: Context<'_, '_>) -> bool {
+    cx.model.lowering.kernels && cx.model.vocab().shared() == 0
+}
+
+/// The largest element of each row of [`linear_logits`] and its column, `f32[rows]` and
+/// `s32[rows]`; the first column where several are equal.
 pub(super) fn linear_max<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>) -> [Op<'g>; 2] {
-    if !cx.model.lowering.kernels {
-        return linear(cx, x, weight, DType::F32).max_with_index();
+    if !reduces_logits(cx) {
+        return linear_logits(cx, x, weight).max_with_index();
     }
     let results = [DType::F32, DType::S32].map(|dtype| Shape::new(dtype, [x.dim(0)]));
     let found = kernel(cx, LINEAR_MAX, x, &[weight], &results);
     [found[0], found[1]]
 }
 
-/// At least the `most` largest elements of each row of `x wᵀ`, `f32[rows, n]`, and their columns
-/// `s32[rows, n]`; no columns where they are all elements in their order.
+/// At least the `most` largest elements of each row of [`linear_logits`], `f32[rows, n]`, and their
+/// columns `s32[rows, n]`; no columns where they are all elements in their order.
 pub(super) fn linear_top<'g>(
     cx: Context<'_, 'g>,
     x: Op<'g>,
     weight: Matrix<'g>,
     most: i64,
 ) -> (Op<'g>, Option<Op<'g>>) {
-    if !cx.model.lowering.kernels {
-        return (linear(cx, x, weight, DType::F32), None);
+    if !reduces_logits(cx) {
+        return (linear_logits(cx, x, weight), None);
     }
     let results = [DType::F32, DType::S32].map(|dtype| Shape::new(dtype, [x.dim(0), most.min(weight.rows())]));
     let found = kernel(cx, LINEAR_TOP, x, &[weight], &results);
     (found[0], Some(found[1]))
 }
 
-/// Of each row of `x wᵀ`: the largest element and its column, the log-sum-exp, and the element in
-/// the column `targets` `s32[rows]`, minus infinity where there is no such column. All are
-/// `[rows]`, the columns s32, the others f32.
+/// Of each row of [`linear_logits`]: the largest element and its column, the log-sum-exp, and the
+/// element in the column `targets` `s32[rows]`, minus infinity where there is no such column. All
+/// are `[rows]`, the columns s32, the others f32.
 pub(super) fn linear_score<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>, targets: Op<'g>) -> [Op<'g>; 4] {
-    if !cx.model.lowering.kernels {
-        let products = linear(cx, x, weight, DType::F32);
+    if !reduces_logits(cx) {
+        let products = linear_logits(cx, x, weight);
         let [largest, column] = products.max_with_index();
         let in_column = |x: Op<'g>| x.reshape(&[x.dim(0), 1]);
         let total = (products - in_column(largest)).exp().reduce_sum(&[1]);

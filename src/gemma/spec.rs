@@ -1,7 +1,10 @@
 //! Everything that a model's programs have in common.
 
 use super::{Config, ConfigError, Lowering, storage::StoredTypes};
-use crate::hlo::{DType, Mesh};
+use crate::{
+    hlo::{DType, Mesh},
+    sampling::VocabSplit,
+};
 
 /// A model, and how it is run.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,9 +54,9 @@ impl ModelSpec {
         self.config.kv_heads_per_device(self.mesh)
     }
 
-    /// Vocabulary entries on each device.
-    pub fn local_vocab(&self) -> i64 {
-        self.config.vocab_size / self.mesh.model as i64
+    /// How the vocabulary is split over the devices.
+    pub fn vocab(&self) -> VocabSplit {
+        self.config.vocab(self.mesh)
     }
 
     /// The part of a program's name that tells mesh, types and lowering: `tp4-bf16-ws8-cpu`.

@@ -9,7 +9,7 @@ use crate::hlo::Mesh;
 /// An axis of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
-    /// Split evenly.
+    /// Split as [`VocabSplit`] says.
     Vocab,
     /// Whole on every device.
     Hidden,
@@ -39,7 +39,8 @@ impl Axis {
         let (size, devices, rank) = (self.size(config), mesh.model as i64, rank as i64);
         match self {
             Self::Hidden => 0..size,
-            Self::Vocab | Self::Mlp | Self::QueryHeads => rank * size / devices..(rank + 1) * size / devices,
+            Self::Vocab => config.vocab(mesh).held(rank as usize),
+            Self::Mlp | Self::QueryHeads => rank * size / devices..(rank + 1) * size / devices,
             Self::KvHeads => {
                 let heads = config.kv_heads_per_device(mesh);
                 // With fewer heads than devices, neighbours share one: device 3 of 8 uses head 0 of
@@ -205,7 +206,8 @@ mod tests {
     #[test]
     fn shards_cover_every_tensor() {
         for kv_heads in [1, 2, 4, 8] {
-            let config = Config { num_key_value_heads: kv_heads, ..Config::preset("tiny").unwrap() };
+            let vocab_size = 512 - kv_heads; // which no mesh but one divides
+            let config = Config { num_key_value_heads: kv_heads, vocab_size, ..Config::preset("tiny").unwrap() };
             for model in [1, 2, 4, 8] {
                 let mesh = Mesh { data: 1, model };
                 config.check_mesh(mesh).unwrap();

@@ -1,20 +1,19 @@
 //! Log-probabilities of tokens, from logits that may be split over devices.
 
-use super::token_offset;
+use super::VocabSplit;
 use crate::hlo::{DType, Mesh, Op, Shape};
 
 /// Number of most likely tokens that are reported.
 pub const TOP_LOGPROBS: i64 = 20;
 
-/// Log-probability of each row's target: `f32[rows]` from `f32[rows, vocab / mesh.model]` and
-/// `s32[rows]`.
-pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, mesh: Mesh) -> Op<'g> {
+/// Log-probability of each row's target: `f32[rows]` from `f32[rows, per_device]` and `s32[rows]`.
+pub fn log_probability<'g>(logits: Op<'g>, targets: Op<'g>, vocab: VocabSplit) -> Op<'g> {
     let graph = logits.graph();
     let _scope = graph.scope("log_probability");
-    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + token_offset(graph, logits.dim(1), mesh);
-    let zero = graph.f32(0.0);
+    let ids = graph.iota(logits.shape().with_dtype(DType::S32), 1) + vocab.first(graph);
+    let none = graph.f32(f64::NEG_INFINITY);
     let is_target = ids.eq(targets.reshape(&[logits.dim(0), 1]));
-    mesh.sum(is_target.select(logits, zero).reduce_sum(&[1])) - log_total(logits, mesh)
+    vocab.mesh.max(is_target.select(logits, none).reduce_max(&[1])) - log_total(logits, vocab.mesh)
 }
 
 /// Log-probability of each row's target, `f32[rows]`, from what each device has of its own part of
@@ -30,15 +29,15 @@ pub fn merged_log_probability<'g>(chosen: Op<'g>, log_total: Op<'g>, mesh: Mesh)
 
 /// The [`TOP_LOGPROBS`] most likely tokens of each row, `s32[rows, n]`, and their
 /// log-probabilities, `f32[rows, n]`; of equal ones the first comes first.
-pub fn top_logprobs<'g>(logits: Op<'g>, mesh: Mesh) -> [Op<'g>; 2] {
+pub fn top_logprobs<'g>(logits: Op<'g>, vocab: VocabSplit) -> [Op<'g>; 2] {
     let _scope = logits.graph().scope("top_logprobs");
-    let (rows, vocab) = (logits.dim(0), logits.dim(1));
-    let [tokens, values] = largest(logits, TOP_LOGPROBS.min(vocab));
+    let (rows, mesh) = (logits.dim(0), vocab.mesh);
+    let [tokens, values] = largest(logits, TOP_LOGPROBS.min(logits.dim(1)));
     let [tokens, values] = if mesh.model == 1 {
         [tokens, values]
     } else {
-        let tokens = mesh.gather(tokens + token_offset(logits.graph(), vocab, mesh), 1);
-        let [at, values] = largest(mesh.gather(values, 1), TOP_LOGPROBS.min(vocab * mesh.model as i64));
+        let tokens = mesh.gather(tokens + vocab.first(logits.graph()), 1);
+        let [at, values] = largest(mesh.gather(values, 1), TOP_LOGPROBS.min(vocab.tokens));
         let [n, all] = [at.dim(1), tokens.dim(1)];
         let is_there = at.reshape(&[rows, n, 1]).eq(logits.graph().iota(Shape::new(DType::S32, [rows, n, all]), 2));
         let zero = logits.graph().s32(0);
@@ -50,13 +49,13 @@ pub fn top_logprobs<'g>(logits: Op<'g>, mesh: Mesh) -> [Op<'g>; 2] {
 /// Packs the log-probability of each row's token `s32[rows]` and, if `top`, the most likely tokens
 /// and their log-probabilities: `s32[rows, 1]` or `s32[rows, 1 + 2 TOP_LOGPROBS]`, floats as their
 /// bits. A vocabulary of fewer tokens leaves the rest 0.
-pub fn packed_logprobs<'g>(logits: Op<'g>, tokens: Op<'g>, top: bool, mesh: Mesh) -> Op<'g> {
+pub fn packed_logprobs<'g>(logits: Op<'g>, tokens: Op<'g>, top: bool, vocab: VocabSplit) -> Op<'g> {
     let rows = logits.dim(0);
-    let own = log_probability(logits, tokens, mesh).reshape(&[rows, 1]).bitcast_convert(DType::S32);
+    let own = log_probability(logits, tokens, vocab).reshape(&[rows, 1]).bitcast_convert(DType::S32);
     if !top {
         return own;
     }
-    let [tokens, values] = top_logprobs(logits, mesh);
+    let [tokens, values] = top_logprobs(logits, vocab);
     Op::concatenate(&[own, padded(tokens), padded(values.bitcast_convert(DType::S32))], 1)
 }
 

@@ -14,13 +14,15 @@ mod logprobs;
 mod penalties;
 mod random;
 mod threshold;
+mod vocab;
 
 pub use logprobs::{TOP_LOGPROBS, log_probability, merged_log_probability, packed_logprobs, top_logprobs};
 pub use penalties::{MAX_BIAS, Penalties, PenaltyInputs, PenaltyOps};
 pub use random::{gumbel, threefry2x32};
+pub use vocab::VocabSplit;
 
 use crate::{
-    hlo::{DType, Graph, Mesh, Op},
+    hlo::{DType, Mesh, Op},
     tree,
 };
 
@@ -135,22 +137,22 @@ tree!(ParamOps { temperature, top_k, top_p, min_p, seed });
 /// Stands in place of the token of a row whose logits are not numbers: NaN or infinite.
 pub const NO_TOKEN: i32 = i32::MAX;
 
-/// The largest logit's token of each row: `s32[rows]` from `f32[rows, vocab / mesh.model]`. First
-/// one wins.
-pub fn greedy(logits: Op<'_>, mesh: Mesh) -> Op<'_> {
+/// The largest logit's token of each row: `s32[rows]` from `f32[rows, per_device]`. First one wins.
+pub fn greedy(logits: Op<'_>, vocab: VocabSplit) -> Op<'_> {
     let [value, index] = logits.max_with_index();
-    largest(value, index, logits.dim(1), mesh)
+    largest(value, index, vocab)
 }
 
 /// The token of the largest logit, from each device's largest and its index there: `s32[rows]` from
-/// `f32[rows]` and `s32[rows]`, where each device has `vocab` tokens. The first one where several
-/// are equal; [`NO_TOKEN`] where the largest one is not a number.
-pub fn largest<'g>(value: Op<'g>, index: Op<'g>, vocab: i64, mesh: Mesh) -> Op<'g> {
+/// `f32[rows]` and `s32[rows]`. The first one where several are equal; [`NO_TOKEN`] where the
+/// largest one is not a number.
+pub fn largest<'g>(value: Op<'g>, index: Op<'g>, vocab: VocabSplit) -> Op<'g> {
+    let mesh = vocab.mesh;
     let most = mesh.max(value);
     if mesh.model == 1 {
         return token_if_number(most, index);
     }
-    let token = index + token_offset(value.graph(), vocab, mesh);
+    let token = index + vocab.first(value.graph());
     let none = value.graph().s32(i64::from(NO_TOKEN));
     token_if_number(most, mesh.min(value.ge(most).select(token, none)))
 }
@@ -169,39 +171,40 @@ pub struct Candidates<'g> {
     pub logits: Op<'g>,
     /// Which of the device's tokens they are, `s32[rows, n]`, if not all in their order.
     pub tokens: Option<Op<'g>>,
-    /// Number of tokens that a device has.
-    pub vocab: i64,
+    pub vocab: VocabSplit,
 }
 
 impl<'g> Candidates<'g> {
-    /// All tokens of the device, `f32[rows, vocab / mesh.model]`.
-    pub fn all(logits: Op<'g>) -> Self {
-        Self { logits, tokens: None, vocab: logits.dim(1) }
+    /// All tokens that the device holds, `f32[rows, per_device]`.
+    pub fn all(logits: Op<'g>, vocab: VocabSplit) -> Self {
+        Self { logits, tokens: None, vocab }
     }
 
     /// The `most` largest logits of each device that shares the model, on all of them: one
     /// all-gather of so many numbers, after which each device samples by itself. On one device,
     /// what there is.
-    pub fn merged(self, most: i64, mesh: Mesh) -> Self {
+    pub fn merged(self, most: i64) -> Self {
+        let VocabSplit { tokens, mesh } = self.vocab;
         if mesh.model == 1 {
             return self;
         }
+        let whole = VocabSplit { tokens, mesh: Mesh::SINGLE };
         let [logits, tokens] =
-            self.tokens.map_or_else(|| self.logits.top_k(most.min(self.vocab)), |tokens| [self.logits, tokens]);
-        let tokens = tokens + token_offset(logits.graph(), self.vocab, mesh);
+            self.tokens.map_or_else(|| self.logits.top_k(most.min(self.logits.dim(1))), |tokens| [self.logits, tokens]);
+        let tokens = tokens + self.vocab.first(logits.graph());
         let [rows, n] = [logits.dim(0), logits.dim(1)];
         let pair = [logits.bitcast_convert(DType::S32), tokens].map(|part| part.reshape(&[rows, 1, n]));
         let all = mesh.gather(Op::concatenate(&pair, 1), 2); // [rows, 2, n * devices]
         let [logits, tokens] = [0, 1].map(|i| all.slice_in_dim(1, i, i + 1).reshape(&[rows, n * mesh.model as i64]));
-        let vocab = self.vocab * mesh.model as i64;
-        Self { logits: logits.bitcast_convert(DType::F32), tokens: Some(tokens), vocab }
+        Self { logits: logits.bitcast_convert(DType::F32), tokens: Some(tokens), vocab: whole }
     }
 }
 
 /// Samples a token for each row, `s32[rows]`. `positions` `s32[rows]` is where the token will
 /// stand.
-pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: Op<'g>, mesh: Mesh) -> Op<'g> {
+pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: Op<'g>) -> Op<'g> {
     let Candidates { logits, tokens, vocab } = candidates;
+    let mesh = vocab.mesh;
     let graph = logits.graph();
     let rows = logits.dim(0);
     let _scope = graph.scope("sample");
@@ -219,7 +222,7 @@ pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: 
 
     // The noise of a token depends on its id, not on where its shard starts.
     let numbers = graph.iota(logits.shape().with_dtype(DType::S32), 1);
-    let ids = tokens.unwrap_or(numbers) + token_offset(graph, vocab, mesh);
+    let ids = tokens.unwrap_or(numbers) + vocab.first(graph);
     let noise = gumbel(params.seed, positions, ids); // [rows, n]
     let zero = graph.f32(0.0);
     let noisy = scaled + is_greedy.select(zero, noise);
@@ -231,19 +234,5 @@ pub fn sample<'g>(candidates: Candidates<'g>, params: &ParamOps<'g>, positions: 
         None => index,
     };
     // NaN may be among the logits that are not kept.
-    token_if_number(most, largest(value, token, vocab, mesh))
-}
-
-/// Numbers of tokens `s32[rows]` in this device's part of the vocabulary, of `vocab` tokens; a
-/// token of another device has none of its numbers.
-pub fn on_this_device<'g>(tokens: Op<'g>, vocab: i64, mesh: Mesh) -> Op<'g> {
-    if mesh.model == 1 { tokens } else { tokens - token_offset(tokens.graph(), vocab, mesh) }
-}
-
-/// Id of the first token of this device's part of the vocabulary, of `vocab` tokens: `s32[]`.
-fn token_offset(graph: &Graph, vocab: i64, mesh: Mesh) -> Op<'_> {
-    if mesh.model == 1 {
-        return graph.s32(0);
-    }
-    mesh.model_rank(graph) * vocab
+    token_if_number(most, largest(value, token, vocab))
 }

@@ -1,9 +1,9 @@
 //! What a request changes in the logits before a token is chosen: penalties for tokens of its text,
 //! and biases.
 
-use super::token_offset;
+use super::VocabSplit;
 use crate::{
-    hlo::{DType, Mesh, Op, Shape},
+    hlo::{DType, Op, Shape},
     tree,
 };
 
@@ -68,10 +68,10 @@ pub struct PenaltyInputs<'g> {
 /// [`Penalties`] of every row with the counts that they depend on.
 #[derive(Clone, Copy)]
 pub struct PenaltyOps<'g> {
-    /// Occurrences of each token, `s32[rows, vocab / mesh.model]`: [`PROMPT_COUNT`] for each in the
+    /// Occurrences of each token, `s32[rows, per_device]`: [`PROMPT_COUNT`] for each in the
     /// prompt, 1 in the answer.
     counts: Op<'g>,
-    /// Added to each logit, `f32[rows, vocab / mesh.model]`.
+    /// Added to each logit, `f32[rows, per_device]`.
     bias: Op<'g>,
     /// `f32[rows]`
     repetition: Op<'g>,
@@ -83,19 +83,19 @@ pub struct PenaltyOps<'g> {
 tree!(PenaltyOps { counts, bias, repetition, presence, frequency });
 
 impl<'g> PenaltyOps<'g> {
-    /// Counts each row's tokens and spreads its biases. `vocab` is the vocabulary of one device.
-    pub fn new(inputs: PenaltyInputs<'g>, vocab: i64, mesh: Mesh) -> Self {
+    /// Counts each row's tokens and spreads its biases.
+    pub fn new(inputs: PenaltyInputs<'g>, vocab: VocabSplit) -> Self {
         let PenaltyInputs { repetition, presence, frequency, history, prompt_len, bias_tokens, biases } = inputs;
         let (graph, rows) = (history.graph(), history.dim(0));
         let in_prompt = graph.iota(history.shape(), 1).lt(prompt_len.reshape(&[rows, 1]));
         let count = in_prompt.select(graph.s32(PROMPT_COUNT), graph.s32(1));
-        let zeros = |dtype: DType| graph.full(&Shape::new(dtype, [rows, vocab]), 0.0);
-        let counts = add_at_tokens(zeros(DType::S32), history, count, mesh);
-        let bias = add_at_tokens(zeros(DType::F32), bias_tokens, biases, mesh);
+        let zeros = |dtype: DType| graph.full(&Shape::new(dtype, [rows, vocab.per_device()]), 0.0);
+        let counts = add_at_tokens(zeros(DType::S32), history, count, vocab);
+        let bias = add_at_tokens(zeros(DType::F32), bias_tokens, biases, vocab);
         Self { counts, bias, repetition, presence, frequency }
     }
 
-    /// Returns the logits `f32[rows, vocab / mesh.model]` with penalties and biases applied.
+    /// Returns the logits `f32[rows, per_device]` with penalties and biases applied.
     pub fn apply(self, logits: Op<'g>) -> Op<'g> {
         let graph = logits.graph();
         let rows = logits.dim(0);
@@ -110,20 +110,20 @@ impl<'g> PenaltyOps<'g> {
     }
 
     /// Counts one more generated token of each row, `s32[rows]`.
-    pub fn after(self, tokens: Op<'g>, mesh: Mesh) -> Self {
+    pub fn after(self, tokens: Op<'g>, vocab: VocabSplit) -> Self {
         let graph = tokens.graph();
-        let ids = graph.iota(self.counts.shape(), 1) + token_offset(graph, self.counts.dim(1), mesh);
+        let ids = graph.iota(self.counts.shape(), 1) + vocab.first(graph);
         let is_it = ids.eq(tokens.reshape(&[tokens.dim(0), 1])).convert(DType::S32);
         Self { counts: self.counts + is_it, ..self }
     }
 }
 
-/// Adds `values` `[rows, n]` to `all` `[rows, vocab / mesh.model]` at `tokens` `s32[rows, n]`.
+/// Adds `values` `[rows, n]` to `all` `[rows, per_device]` at `tokens` `s32[rows, n]`.
 /// Tokens of other devices, and -1, are left out.
-fn add_at_tokens<'g>(all: Op<'g>, tokens: Op<'g>, values: Op<'g>, mesh: Mesh) -> Op<'g> {
+fn add_at_tokens<'g>(all: Op<'g>, tokens: Op<'g>, values: Op<'g>, vocab: VocabSplit) -> Op<'g> {
     let graph = all.graph();
-    let [rows, n, vocab] = [tokens.dim(0), tokens.dim(1), all.dim(1)];
-    let local = tokens - token_offset(graph, vocab, mesh);
+    let [rows, n] = [tokens.dim(0), tokens.dim(1)];
+    let local = tokens - vocab.first(graph);
     let row = graph.iota(tokens.shape(), 0);
     let indices = [row, local].map(|x| x.reshape(&[rows * n, 1]));
     all.scatter_add(Op::concatenate(&indices, 1), values.reshape(&[rows * n]))

@@ -4,33 +4,20 @@
 use std::{fs, path::Path};
 
 use gemma_pjrt::{
-    checkpoint::{Checkpoint, OutputLayer, Quantization, Tensor, write_quantized, write_random, write_safetensors},
+    checkpoint::{Checkpoint, OutputLayer, Quantization, write_quantized, write_random, write_safetensors},
     gemma::{Config, Lowering, tensors::tensors},
     hlo::{DType, Mesh},
     runtime::{Model, RunOptions, Session},
 };
 use serde_json::{Value, json};
 
-use crate::common::{Golden, KERNELS, NATIVE, assert_close, golden_config, golden_dir, platform, several_devices};
+use crate::common::{
+    Golden, KERNELS, NATIVE, assert_close, golden_config, golden_dir, golden_tensors, platform, several_devices,
+    write_tensors,
+};
 
 fn specs(config: &Config) -> Vec<(String, Vec<i64>)> {
     tensors(config).into_iter().map(|t| (t.name, t.dims)).collect()
-}
-
-/// Name, type, dims and bytes of each tensor of a file.
-type Tensors = Vec<(String, DType, Vec<i64>, Vec<u8>)>;
-
-fn golden_tensors(model: &str) -> Tensors {
-    let source = Checkpoint::open(&golden_dir(model)).unwrap();
-    let copy = |(name, tensor): (&String, &Tensor)| {
-        (name.clone(), *tensor.dtype.as_ref().unwrap(), tensor.dims.clone(), tensor.bytes.bytes().to_vec())
-    };
-    source.tensors().iter().map(copy).collect()
-}
-
-fn write_tensors(path: &Path, tensors: &Tensors) {
-    let list: Vec<_> = tensors.iter().map(|(name, dtype, dims, _)| (name.clone(), *dtype, dims.clone())).collect();
-    write_safetensors(path, &list, |i, out| out.write_all(&tensors[i].3)).unwrap();
 }
 
 /// A safetensors file from a header and a number of data bytes.

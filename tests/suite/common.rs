@@ -6,7 +6,7 @@ use std::{
 };
 
 use gemma_pjrt::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Tensor, write_safetensors},
     compile::{element_type, signature},
     demo,
     download::Progress,
@@ -151,6 +151,25 @@ pub fn golden_model(model: &str, mesh: Mesh, compute: DType, lowering: Lowering)
     let checkpoint = Checkpoint::open(&golden_dir(model)).unwrap();
     let options = RunOptions { lowering, mesh, compute, kv: compute, bundle: None };
     Arc::new(Model::load(platform(), &checkpoint, golden_config(model), options, Box::new(|_, _| ())).unwrap())
+}
+
+/// Name, type, dims and bytes of each tensor of a file.
+pub type Tensors = Vec<(String, DType, Vec<i64>, Vec<u8>)>;
+
+pub fn golden_tensors(model: &str) -> Tensors {
+    tensors_of(&Checkpoint::open(&golden_dir(model)).unwrap())
+}
+
+pub fn tensors_of(source: &Checkpoint) -> Tensors {
+    let copy = |(name, tensor): (&String, &Tensor)| {
+        (name.clone(), *tensor.dtype.as_ref().unwrap(), tensor.dims.clone(), tensor.bytes.bytes().to_vec())
+    };
+    source.tensors().iter().map(copy).collect()
+}
+
+pub fn write_tensors(path: &Path, tensors: &Tensors) {
+    let list: Vec<_> = tensors.iter().map(|(name, dtype, dims, _)| (name.clone(), *dtype, dims.clone())).collect();
+    write_safetensors(path, &list, |i, out| out.write_all(&tensors[i].3)).unwrap();
 }
 
 /// What transformers computed, see scripts/reference/goldens.py.

@@ -4,7 +4,7 @@
 use std::{fs, path::Path};
 
 use gemma_pjrt::{
-    checkpoint::{Checkpoint, LoraAdapter, OutputLayer, Quantization, Tensor, write_quantized, write_safetensors},
+    checkpoint::{Checkpoint, LoraAdapter, OutputLayer, Quantization, write_quantized},
     gemma::Lowering,
     hlo::{DType, Mesh},
     runtime::Session,
@@ -13,7 +13,8 @@ use half::{bf16, f16};
 use serde_json::{Value, json};
 
 use crate::common::{
-    Golden, KERNELS, NATIVE, assert_close, golden_config, golden_dir, load_f32, numbers, several_devices,
+    Golden, KERNELS, NATIVE, assert_close, golden_config, golden_dir, golden_tensors, load_f32, numbers,
+    several_devices, write_tensors,
 };
 
 const ADAPTERS: [(&str, &str); 3] = [("attention", "mha"), ("rslora", "mqa"), ("embedding", "gqa")];
@@ -60,15 +61,11 @@ fn matrices_are_those_of_peft() {
 /// An output layer that is the embedding a second time changes with the embedding, or is refused.
 #[test]
 fn a_tied_output_layer_stays_tied() {
-    let source = merged("rslora", "mqa");
-    let tensor = |name: &str, tensor: &Tensor| {
-        (name.to_owned(), *tensor.dtype.as_ref().unwrap(), tensor.dims.clone(), tensor.bytes.bytes().to_vec())
-    };
-    let mut tensors: Vec<_> = source.tensors().iter().map(|(name, of)| tensor(name, of)).collect();
-    tensors.push(tensor("lm_head.weight", &source.tensors()["model.embed_tokens.weight"]));
+    let mut tensors = golden_tensors("mqa");
+    let embedding = tensors.iter().find(|tensor| tensor.0 == "model.embed_tokens.weight").unwrap().clone();
+    tensors.push(("lm_head.weight".into(), embedding.1, embedding.2, embedding.3));
     let dir = tempfile::tempdir().unwrap();
-    let list: Vec<_> = tensors.iter().map(|(name, dtype, dims, _)| (name.clone(), *dtype, dims.clone())).collect();
-    write_safetensors(&dir.path().join("model.safetensors"), &list, |i, out| out.write_all(&tensors[i].3)).unwrap();
+    write_tensors(&dir.path().join("model.safetensors"), &tensors);
     let mut checkpoint = Checkpoint::open(dir.path()).unwrap();
     checkpoint.merge(&adapter("rslora")).unwrap();
     assert_eq!(checkpoint.output_layer(), OutputLayer::Embedding);

@@ -17,3 +17,4 @@ mod pjrt;
 mod quantize;
 mod sampling;
 mod tokenizer;
+mod vocabulary;

@@ -3,7 +3,7 @@
 use gemma_pjrt::{
     hlo::{DType, Graph, Literal, Mesh, Op, Shape},
     sampling::{
-        Candidates, MAX_BIAS, ParamOps, Params, Penalties, PenaltyInputs, PenaltyOps, TOP_LOGPROBS, greedy,
+        Candidates, MAX_BIAS, ParamOps, Params, Penalties, PenaltyInputs, PenaltyOps, TOP_LOGPROBS, VocabSplit, greedy,
         log_probability, sample, threefry2x32, top_logprobs,
     },
 };
@@ -48,8 +48,25 @@ fn draw(logits: &[f32], vocab: i64, params: &[Params], positions: &[i32]) -> Vec
     inputs.extend(parameters(params));
     run_s32(&inputs, |_, p| {
         let params = param_ops(&p[2..]);
-        sample(Candidates::all(p[0]), &params, p[1], Mesh::SINGLE)
+        sample(Candidates::all(p[0], whole(vocab)), &params, p[1])
     })
+}
+
+fn whole(tokens: i64) -> VocabSplit {
+    VocabSplit { tokens, mesh: Mesh::SINGLE }
+}
+
+fn split(tokens: usize, devices: usize) -> VocabSplit {
+    VocabSplit { tokens: tokens as i64, mesh: Mesh { data: 1, model: devices } }
+}
+
+/// What device `rank` holds of logits `[rows, vocab.tokens]`.
+fn held(logits: &[f32], vocab: VocabSplit, rank: usize) -> Literal {
+    let rows = logits.chunks_exact(vocab.tokens as usize);
+    let dims = [rows.len() as i64, vocab.per_device()];
+    let held = vocab.held(rank);
+    let part: Vec<f32> = rows.flat_map(|row| row[held.start as usize..held.end as usize].to_vec()).collect();
+    Literal::f32s(dims, &part)
 }
 
 /// Probabilities after temperature, top-k and top-p, by sorting: the way of transformers' logits
@@ -164,29 +181,33 @@ fn a_few_candidates_give_the_same_tokens() {
     inputs.extend(parameters(&params));
     let found = run_s32(&inputs, |_, p| {
         let params = param_ops(&p[3..]);
-        let candidates = Candidates { logits: p[0], tokens: Some(p[2]), vocab: vocab as i64 };
-        sample(candidates, &params, p[1], Mesh::SINGLE)
+        let candidates = Candidates { logits: p[0], tokens: Some(p[2]), vocab: whole(vocab as i64) };
+        sample(candidates, &params, p[1])
     });
     assert_eq!(found, all);
 }
 
-/// The vocabulary split over devices: the same tokens, the same log-probabilities.
+/// The vocabulary split over devices, whether they divide it or not: the same tokens, the same
+/// log-probabilities.
 #[test]
 fn a_split_vocabulary_gives_the_same_result() {
     let _alone = several_devices();
-    let (rows, vocab) = (3_i64, 64_i64);
-    let logits: Vec<f32> = (0..rows * vocab).map(|i| ((i * 31) % 47) as f32 / 5.0).collect(); // with many equal ones
+    [64, 61].into_iter().for_each(compare_splits);
+}
+
+fn compare_splits(vocab: usize) {
+    let rows = 3;
+    let logits: Vec<f32> = (0..3 * vocab).map(|i| ((i * 31) % 47) as f32 / 5.0).collect(); // with many equal ones
     let params = [
         Params { temperature: 0.9, top_k: 12, top_p: 0.8, min_p: 0.0, seed: 1 },
         Params { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 2 },
         Params { temperature: 1.2, top_k: 0, top_p: 0.7, min_p: 0.0, seed: 3 },
     ];
-    let targets = Literal::s32s([rows], &[0, 63, 17]);
-    let run = |devices: i64| -> Vec<Vec<u8>> {
-        let mesh = Mesh { data: 1, model: devices as usize };
+    let targets = Literal::s32s([rows], &[0, vocab as i32 - 1, 17]);
+    let run = |devices: usize| -> Vec<Vec<u8>> {
+        let vocab = split(vocab, devices);
         let graph = Graph::new("split");
-        let local = vocab / devices;
-        let x = graph.parameter("logits", Shape::new(DType::F32, [rows, local]));
+        let x = graph.parameter("logits", Shape::new(DType::F32, [rows, vocab.per_device()]));
         let positions = graph.parameter("positions", Shape::new(DType::S32, [rows]));
         let wanted = graph.parameter("targets", Shape::new(DType::S32, [rows]));
         let vector = |name: &str, dtype| graph.parameter(name, Shape::new(dtype, [rows]));
@@ -197,18 +218,14 @@ fn a_split_vocabulary_gives_the_same_result() {
             min_p: vector("min_p", DType::F32),
             seed: graph.parameter("seed", Shape::new(DType::U32, [rows, 2])),
         };
-        let outputs: Vec<Op<'_>> =
-            vec![sample(Candidates::all(x), &ops, positions, mesh), greedy(x, mesh), log_probability(x, wanted, mesh)];
+        let x = vocab.owned(x);
+        let sampled = sample(Candidates::all(x, vocab), &ops, positions);
+        let of_few = sample(Candidates::all(x, vocab).merged(20), &ops, positions);
+        let outputs = [sampled, greedy(x, vocab), log_probability(x, wanted, vocab), vocab.joined(x), of_few];
         let module = graph.finish(&outputs).unwrap();
         let inputs: Vec<Vec<Literal>> = (0..devices)
             .map(|d| {
-                let part: Vec<f32> = (0..rows)
-                    .flat_map(|r| {
-                        logits[(r * vocab + d * local) as usize..(r * vocab + (d + 1) * local) as usize].to_vec()
-                    })
-                    .collect();
-                let mut list =
-                    vec![Literal::f32s([rows, local], &part), Literal::s32s([rows], &[5, 6, 7]), targets.clone()];
+                let mut list = vec![held(&logits, vocab, d), Literal::s32s([rows], &[5, 6, 7]), targets.clone()];
                 list.extend(parameters(&params));
                 list
             })
@@ -224,6 +241,12 @@ fn a_split_vocabulary_gives_the_same_result() {
         assert_eq!(split[1], single[1], "greedy tokens on {devices}");
         let (a, b) = (numbers::<f32>(&split[2]), numbers::<f32>(&single[2]));
         assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?} {b:?}");
+        assert_eq!(split[3], single[3], "all logits on {devices}");
+        assert_eq!(
+            numbers::<i32>(&split[4])[..2],
+            numbers::<i32>(&single[0])[..2],
+            "of each device's largest on {devices}"
+        );
     }
 }
 
@@ -292,10 +315,10 @@ fn penalties_and_biases_change_logits_as_defined() {
         Literal::s32s([2, MAX_BIAS as i64], &[ids(0), ids(1)].concat()),
         Literal::f32s([2, MAX_BIAS as i64], &values),
     ];
-    for devices in [1, 4] {
-        let (mesh, local) = (Mesh { data: 1, model: devices }, vocab / devices);
+    for devices in [1, 4, 5] {
+        let vocab = split(vocab, devices);
         let graph = Graph::new("adjust");
-        let x = graph.parameter("logits", Shape::new(DType::F32, [2, local as i64]));
+        let x = graph.parameter("logits", Shape::new(DType::F32, [2, vocab.per_device()]));
         let chosen = graph.parameter("next", Shape::new(DType::S32, [2]));
         let given: Vec<Op<'_>> = inputs
             .iter()
@@ -306,12 +329,11 @@ fn penalties_and_biases_change_logits_as_defined() {
             unreachable!("as many as there are inputs")
         };
         let given = PenaltyInputs { repetition, presence, frequency, history, prompt_len, bias_tokens, biases };
-        let ops = PenaltyOps::new(given, local as i64, mesh);
-        let outputs = [ops, ops.after(chosen, mesh)].map(|ops| mesh.gather(ops.apply(x), 1));
+        let ops = PenaltyOps::new(given, vocab);
+        let outputs = [ops, ops.after(chosen, vocab)].map(|ops| vocab.joined(ops.apply(vocab.owned(x))));
         let module = graph.finish(&outputs).unwrap();
         let of_device = |d: usize| {
-            let part: Vec<f32> = (0..rows).flat_map(|r| logits[r * vocab + d * local..][..local].to_vec()).collect();
-            let own = [Literal::f32s([2, local as i64], &part), Literal::s32s([2], &next)];
+            let own = [held(&logits, vocab, d), Literal::s32s([2], &next)];
             own.into_iter().chain(inputs.clone()).collect::<Vec<_>>()
         };
         let out = run_on_devices(&module, &(0..devices).map(of_device).collect::<Vec<_>>()).swap_remove(0);
@@ -335,15 +357,12 @@ fn the_most_likely_tokens_are_told_in_order() {
         tokens.extend(order[..most].iter().map(|&i| i as i32));
         logprobs.extend(order[..most].iter().map(|&i| (f64::from(row[i]) - total) as f32));
     }
-    for devices in [1, 2, 8] {
-        let (mesh, local) = (Mesh { data: 1, model: devices }, vocab / devices);
+    for devices in [1, 2, 7, 8] {
+        let vocab = split(vocab, devices);
         let graph = Graph::new("top");
-        let x = graph.parameter("logits", Shape::new(DType::F32, [2, local as i64]));
-        let module = graph.finish(&top_logprobs(x, mesh)).unwrap();
-        let of_device = |d: usize| {
-            let part: Vec<f32> = (0..rows).flat_map(|r| logits[r * vocab + d * local..][..local].to_vec()).collect();
-            vec![Literal::f32s([2, local as i64], &part)]
-        };
+        let x = graph.parameter("logits", Shape::new(DType::F32, [2, vocab.per_device()]));
+        let module = graph.finish(&top_logprobs(vocab.owned(x), vocab)).unwrap();
+        let of_device = |d: usize| vec![held(&logits, vocab, d)];
         let out = run_on_devices(&module, &(0..devices).map(of_device).collect::<Vec<_>>()).swap_remove(0);
         assert_eq!(numbers::<i32>(&out[0]), tokens, "on {devices}");
         assert_close(&numbers::<f32>(&out[1]), &logprobs, 1e-6);
