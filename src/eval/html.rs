@@ -33,18 +33,18 @@ pub fn html(evaluations: &[Evaluation], about: &[(String, String)]) -> String {
              card's figures for the pretrained <span style=\"color:#c4661f\">2B</span> and \
              <span style=\"color:#7a3f98\">7B</span>.</p>\n";
     let mut bars = Vec::new();
-    for group in groups.iter().filter(|group| group.is_whole()) {
-        bars.extend(bar(group.name.clone(), group.members[0], &group.results, true));
+    for group in groups.iter().filter(|group| group.is_whole() || group.is_on_card()) {
+        bars.extend(bar(group.name.clone(), group.members[0], &group.results));
     }
     for evaluation in evaluations.iter().filter(|evaluation| evaluation.task.groups.is_empty()) {
-        bars.extend(bar(evaluation.task.name.clone(), evaluation, &evaluation.results(), true));
+        bars.extend(bar(evaluation.task.name.clone(), evaluation, &evaluation.results()));
     }
     page += &chart(&bars);
     // Subjects, by the smallest groups that they are in.
     for group in groups.iter().filter(|group| group.members[0].task.groups.last() == Some(&group.name)) {
         let bar = |member: &&Evaluation| {
             let name = member.task.of_subject.as_ref().unwrap_or(&member.task.name).clone();
-            bar(name, member, &member.results(), false)
+            bar(name, member, &member.results())
         };
         let bars: Vec<ChartBar> = group.members.iter().filter_map(bar).collect();
         let _ = write!(page, "<h2>{}</h2>\n{}", escaped(&group.name), chart(&bars));
@@ -74,9 +74,9 @@ pub fn html(evaluations: &[Evaluation], about: &[(String, String)]) -> String {
 }
 
 /// Returns the bar of the result that stands for the task, if there is one.
-fn bar(name: String, evaluation: &Evaluation, results: &[MetricResult], with_card: bool) -> Option<ChartBar> {
-    let summary = evaluation.main_result(results)?.summary;
-    let card = evaluation.task.card.as_ref().filter(|_| with_card).map(|card| [card.two_b, card.seven_b]);
+fn bar(name: String, evaluation: &Evaluation, results: &[MetricResult]) -> Option<ChartBar> {
+    let MetricResult { summary, metric, .. } = evaluation.main_result(results)?;
+    let card = evaluation.task.card(&name, &metric).map(|card| [card.two_b, card.seven_b]);
     (!summary.mean.is_nan()).then_some(ChartBar { name, summary, card })
 }
 

@@ -96,6 +96,7 @@ fn unknown(name: &str, all: &[Task], parts: &[Task]) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::metric::Metric;
 
     #[test]
     fn names_mean_tasks_groups_and_subjects() {
@@ -112,6 +113,24 @@ mod tests {
         let error = count(&["helaswag"]).unwrap_err().to_string();
         assert!(error.contains("Did you mean hellaswag"), "{error}");
         assert!(count(&["mmlu_astronomi"]).unwrap_err().to_string().contains("mmlu_astronomy"));
+    }
+
+    /// The model card has 28 figures. ToxiGen's is of another kind than the harness's task; those of
+    /// all others stand beside a metric of a task, or of a group.
+    #[test]
+    fn figures_of_the_model_card_are_found() {
+        let figures: usize = Task::all().iter().map(|task| task.card.len()).sum();
+        assert_eq!(figures, 27);
+        let found = |task: &str, name: &str, metric: Metric| {
+            let task = tasks_by_name(&[task.to_owned()]).unwrap().remove(0);
+            task.card(name, &metric).map(|card| (card.two_b, card.seven_b))
+        };
+        assert_eq!(found("mmlu_astronomy", "mmlu", Metric::Acc), Some((42.3, 64.3)));
+        assert_eq!(found("mmlu_astronomy", "mmlu_astronomy", Metric::Acc), None);
+        assert_eq!(found("winobias_type1_pro", "winobias_type1", Metric::Acc), Some((56.12, 59.09)));
+        assert_eq!(found("winobias_type2_anti", "winobias_type2", Metric::Acc), Some((91.1, 92.23)));
+        assert_eq!(found("winobias_type2_anti", "winobias", Metric::Acc), None);
+        assert_eq!(found("truthfulqa_mc2", "truthfulqa_mc2", Metric::Mc2), Some((44.84, 31.81)));
     }
 
     #[test]

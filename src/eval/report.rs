@@ -59,13 +59,13 @@ impl Evaluation {
         columns.enumerate().map(result).collect()
     }
 
-    /// Returns the result that stands for the task: that of the model card's metric, or the first
-    /// one that is a share.
+    /// Returns the share that stands for the task: that of the model card's metric, or the first
+    /// one.
     pub fn main_result(&self, results: &[MetricResult]) -> Option<MetricResult> {
-        let card = self.task.card.as_ref();
+        let of_card = self.task.card_metric();
         let wanted =
-            |result: &&MetricResult| card.map_or(result.metric.is_share(), |card| card.metric == result.metric);
-        results.iter().find(wanted).cloned()
+            |result: &&MetricResult| of_card.map_or(result.metric.is_share(), |metric| *metric == result.metric);
+        results.iter().find(wanted).filter(|result| result.metric.is_share()).cloned()
     }
 }
 
@@ -80,6 +80,12 @@ impl GroupResult<'_> {
     /// Returns whether the group is a whole benchmark, not a part of one.
     pub fn is_whole(&self) -> bool {
         self.members[0].task.groups[0] == self.name
+    }
+
+    /// Returns whether the model card has a score of its own for the group.
+    pub fn is_on_card(&self) -> bool {
+        let on_card = |result: &MetricResult| self.members[0].task.card(&self.name, &result.metric).is_some();
+        self.results.iter().any(on_card)
     }
 }
 
@@ -210,10 +216,10 @@ pub fn table(evaluations: &[Evaluation]) -> String {
         "| task | shots | metric | score | ± | card 2B | card 7B | documents |".to_owned(),
         "|---|---:|---|---:|---:|---:|---:|---:|".to_owned(),
     ];
-    let mut add = |name: &str, first: &Evaluation, results: &[MetricResult], with_card: bool| {
+    let mut add = |name: &str, first: &Evaluation, results: &[MetricResult]| {
         for (i, result) in results.iter().enumerate() {
             let is_first = results[..i].iter().all(|other| other.metric != result.metric);
-            let card = first.task.card.as_ref().filter(|card| with_card && is_first && card.metric == result.metric);
+            let card = first.task.card(name, &result.metric).filter(|_| is_first);
             let card_score =
                 |f: fn(&ModelCardScores) -> f64| card.map_or(String::new(), |card| format!("{:.1}", f(card)));
             let shown = |value: f64| match result.metric.is_share() {
@@ -234,10 +240,10 @@ pub fn table(evaluations: &[Evaluation]) -> String {
         }
     };
     for group in group_results(evaluations) {
-        add(&group.name, group.members[0], &group.results, group.is_whole());
+        add(&group.name, group.members[0], &group.results);
     }
     for evaluation in evaluations {
-        add(&evaluation.task.name, evaluation, &evaluation.results(), evaluation.task.groups.is_empty());
+        add(&evaluation.task.name, evaluation, &evaluation.results());
     }
     lines.join("\n") + "\n"
 }

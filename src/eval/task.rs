@@ -62,7 +62,8 @@ pub struct Task {
     pub shot_delimiter: String,
     pub metrics: Vec<Metric>,
     /// The model card's scores for this task.
-    pub card: Option<ModelCardScores>,
+    #[serde(default)]
+    pub(super) card: Vec<ModelCardScores>,
     /// The group that the task and its subjects belong to; the task's own name if it is left out
     /// and there are subjects.
     group: Option<String>,
@@ -201,6 +202,8 @@ fn no_filter() -> Vec<Filter> {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelCardScores {
+    /// The group of subjects that they are of, if not of all.
+    group: Option<String>,
     pub metric: Metric,
     pub shots: usize,
     #[serde(rename = "2b")]
@@ -267,6 +270,17 @@ impl Task {
             subject: BTreeMap::new(),
             ..self.clone()
         })
+    }
+
+    /// Returns the metric that the model card has first, if it has one.
+    pub fn card_metric(&self) -> Option<&Metric> {
+        self.card.first().map(|card| &card.metric)
+    }
+
+    /// Returns the model card's scores for a metric of this task, or of a group that it belongs to.
+    pub fn card(&self, name: &str, metric: &Metric) -> Option<&ModelCardScores> {
+        let whole = self.groups.first().unwrap_or(&self.name);
+        self.card.iter().find(|card| card.metric == *metric && card.group.as_ref().unwrap_or(whole) == name)
     }
 
     /// Returns the names of the task's filters, as results have them.

@@ -200,6 +200,21 @@ fn everything_compiles_for_v5e() {
     }
 }
 
+/// Four chips do not divide the vocabulary of a fine-tune with one token more.
+#[test]
+fn vocabularies_that_are_not_divided_compile_for_v5e() {
+    let machine = slice("v5e:2x2", 4);
+    let step = Program::Step { tokens: 64, head: Head::Logits };
+    for (program, stored) in
+        [(DECODE, bf16()), (Program::Decode { sampler: Sampler::Logprobs }, int8()), (step, bf16())]
+    {
+        let spec = spec("tiny", program, tp(4), stored, DType::BF16);
+        let config = Config { vocab_size: 513, ..spec.model.config.clone() };
+        let model = ModelSpec { config, ..(*spec.model).clone() }.into();
+        compile(&machine, &ProgramSpec { model, window: 512, slots: 2, ..spec });
+    }
+}
+
 /// Few programs serve all: for the 7B with a context of 8192 and 8 slots, at most 30 for greedy and
 /// one sampler, and 60 for all samplers and scoring.
 #[test]
