@@ -24,9 +24,11 @@ use crate::{
 use crate::{demo, gemma::tensors::num_parameters};
 
 const CONFIG: &str = "config.json";
-/// Files beside weights and config.
-const OTHERS: [&str; 5] =
-    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "generation_config.json"];
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+/// Files beside weights and config: the tokenizer's, and the last one.
+const OTHERS: [&str; 5] = [TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja", "chat_template.json", GENERATION_CONFIG];
 
 /// A model's files.
 pub enum ModelFiles {
@@ -144,20 +146,27 @@ impl ModelFiles {
     /// # Errors
     /// A file cannot be read.
     pub fn others(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        let dir = match self {
+        let read = |dir: &Path| -> Result<Vec<_>> {
+            let present = OTHERS.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
+            let read = |(name, path): (_, PathBuf)| {
+                Ok((name, std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?))
+            };
+            present.map(read).collect()
+        };
+        match self {
             #[cfg(feature = "demo")]
             Self::Demo => {
-                return Ok(vec![(OTHERS[0], demo::TOKENIZER.into()), (OTHERS[1], demo::TOKENIZER_CONFIG.into())]);
+                Ok(vec![(TOKENIZER, demo::TOKENIZER.into()), (TOKENIZER_CONFIG, demo::TOKENIZER_CONFIG.into())])
             }
-            Self::Directory(dir) => dir,
-            Self::Adapted { base, .. } => return base.others(),
-        };
-        let present = OTHERS.into_iter().map(|name| (name, dir.join(name))).filter(|(_, path)| path.exists());
-        let read = |(name, path): (&'static str, PathBuf)| {
-            let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            Ok((name, bytes))
-        };
-        present.map(read).collect()
+            Self::Directory(dir) => read(dir),
+            Self::Adapted { base, adapter } if has_tokenizer(adapter) => {
+                let (mut files, of_base) = (read(adapter)?, base.others()?);
+                files.retain(|(name, _)| *name != GENERATION_CONFIG);
+                files.extend(of_base.into_iter().filter(|(name, _)| *name == GENERATION_CONFIG));
+                Ok(files)
+            }
+            Self::Adapted { base, .. } => base.others(),
+        }
     }
 
     /// Returns the files of the model, each with what it is used for.
@@ -172,7 +181,9 @@ impl ModelFiles {
             Self::Adapted { base, adapter } => {
                 let changed = LoraAdapter::open(adapter)?.targets().count();
                 let mut all = base.meanings(checkpoint)?;
-                all.push((adapter.display().to_string(), format!("a LoRA adapter, merged into {changed} matrices")));
+                let tokenizer = if has_tokenizer(adapter) { "; its tokenizer is used, not the base's" } else { "" };
+                let meaning = format!("a LoRA adapter, merged into {changed} matrices{tokenizer}");
+                all.push((adapter.display().to_string(), meaning));
                 return Ok(all);
             }
         };
@@ -240,7 +251,7 @@ impl ModelFiles {
         of_file: impl Fn(&Path, &mut Sha256) -> io::Result<()> + Copy,
     ) -> Result<[u8; 32]> {
         let mut hasher = Sha256::new();
-        let files = match self {
+        let files: Vec<PathBuf> = match self {
             #[cfg(feature = "demo")]
             Self::Demo => {
                 demo::FILES.iter().for_each(|bytes| hasher.update(Sha256::digest(bytes)));
@@ -255,7 +266,8 @@ impl ModelFiles {
             }
             Self::Adapted { base, adapter } => {
                 hasher.update(base.digest(checkpoint, of_file)?);
-                vec![adapter.join(ADAPTER_CONFIG), adapter.join(ADAPTER_WEIGHTS)]
+                let used = [ADAPTER_CONFIG, ADAPTER_WEIGHTS].into_iter().chain(OTHERS);
+                used.map(|name| adapter.join(name)).filter(|path| path.exists()).collect()
             }
         };
         for path in files {
@@ -290,8 +302,21 @@ impl ModelFiles {
             #[cfg(feature = "demo")]
             Self::Demo => demo::tokenizer(),
             Self::Directory(dir) => Tokenizer::from_dir(dir)?,
+            Self::Adapted { base, adapter } if has_tokenizer(adapter) => {
+                Tokenizer::from_dirs(adapter, base.dir().unwrap_or(adapter))?
+            }
             Self::Adapted { base, .. } => base.tokenizer()?,
         })
+    }
+
+    /// The directory of the model, or of an adapter's base; none of the demo model.
+    fn dir(&self) -> Option<&Path> {
+        match self {
+            #[cfg(feature = "demo")]
+            Self::Demo => None,
+            Self::Directory(dir) => Some(dir),
+            Self::Adapted { base, .. } => base.dir(),
+        }
     }
 
     /// Explains on stderr what the demo model is, if this is it.
@@ -310,6 +335,12 @@ impl ModelFiles {
     /// Says nothing: a model in a directory is known to its user.
     #[cfg(not(feature = "demo"))]
     pub fn introduce(&self, _: &Config) {}
+}
+
+/// Whether an adapter has a tokenizer, which then takes the place of its base's, as in PEFT's
+/// `AutoPeftModelForCausalLM`.
+fn has_tokenizer(adapter: &Path) -> bool {
+    adapter.join(TOKENIZER).exists()
 }
 
 /// Places in which a large file is read for its digest, and bytes in each of them.

@@ -52,15 +52,32 @@ fn passes(status: u16) -> bool {
     [408, 429, 500, 502, 503, 504].contains(&status)
 }
 
-/// Returns the time that the server asks to wait, if it gives seconds.
+/// Returns the time that the server asks to wait.
 fn retry_after(response: &Response<Body>) -> Option<Duration> {
-    let seconds = response.headers().get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
+    wait(response.headers().get("retry-after")?.to_str().ok()?.trim())
+}
+
+/// Reads seconds or a date (RFC 9110, 10.2.3).
+fn wait(value: &str) -> Option<Duration> {
+    if let Ok(at) = chrono::DateTime::parse_from_rfc2822(value) {
+        return Some(at.signed_duration_since(chrono::Utc::now()).to_std().unwrap_or_default());
+    }
+    let seconds = value.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waiting_times_are_seconds_or_dates() {
+        assert_eq!(wait("7"), Some(Duration::from_secs(7)));
+        assert_eq!(wait("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let soon = (chrono::Utc::now() + chrono::TimeDelta::seconds(30)).format("%a, %d %b %Y %T GMT").to_string();
+        assert!((20..=30).contains(&wait(&soon).unwrap().as_secs()), "{soon}");
+        assert_eq!(wait("soon"), None);
+    }
 
     #[test]
     fn only_what_may_pass_is_tried_again() {

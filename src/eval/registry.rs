@@ -115,8 +115,8 @@ mod tests {
         assert!(count(&["mmlu_astronomi"]).unwrap_err().to_string().contains("mmlu_astronomy"));
     }
 
-    /// The model card has 28 figures. ToxiGen's is of another kind than the harness's task; those of
-    /// all others stand beside a metric of a task, or of a group.
+    /// The model card has 28 figures. ToxiGen's is of another kind than the harness's task; those
+    /// of all others stand beside a metric of a task, or of a group.
     #[test]
     fn figures_of_the_model_card_are_found() {
         let figures: usize = Task::all().iter().map(|task| task.card.len()).sum();

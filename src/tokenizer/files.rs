@@ -46,12 +46,12 @@ pub(super) struct TextSettings {
 }
 
 impl TextFiles {
-    /// Reads the files of a model's directory.
+    /// Reads the files of a tokenizer's directory, and of its model's, which may be another.
     ///
     /// # Errors
     /// One is there and cannot be read as text.
-    pub fn read(dir: &Path) -> Result<Self, TokenizerError> {
-        let read = |name: &str| match fs::read(dir.join(name)) {
+    pub fn read(dir: &Path, model: &Path) -> Result<Self, TokenizerError> {
+        let read = |dir: &Path, name: &str| match fs::read(dir.join(name)) {
             Ok(bytes) if is_lfs_pointer(&bytes) => Err(TokenizerError::damaged(dir.join(name), LFS_POINTER)),
             Ok(bytes) => match String::from_utf8(bytes) {
                 Ok(text) => Ok(Some(text)),
@@ -61,11 +61,11 @@ impl TextFiles {
             Err(e) => Err(TokenizerError::damaged(dir.join(name), e)),
         };
         Ok(Self {
-            tokenizer_config: read(TOKENIZER_CONFIG)?,
-            chat_template_jinja: read(CHAT_TEMPLATE_JINJA)?,
-            chat_template_json: read(CHAT_TEMPLATE_JSON)?,
-            generation_config: read(GENERATION_CONFIG)?,
-            config: read(CONFIG)?,
+            tokenizer_config: read(dir, TOKENIZER_CONFIG)?,
+            chat_template_jinja: read(dir, CHAT_TEMPLATE_JINJA)?,
+            chat_template_json: read(dir, CHAT_TEMPLATE_JSON)?,
+            generation_config: read(model, GENERATION_CONFIG)?,
+            config: read(model, CONFIG)?,
         })
     }
 

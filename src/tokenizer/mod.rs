@@ -58,6 +58,15 @@ impl Tokenizer {
     /// # Errors
     /// `tokenizer.json` is missing, or a file is damaged.
     pub fn from_dir(dir: &Path) -> Result<Self, TokenizerError> {
+        Self::from_dirs(dir, dir)
+    }
+
+    /// As [`Self::from_dir`], but takes the ids that end a generation from `model`: an adapter's
+    /// tokenizer for its base.
+    ///
+    /// # Errors
+    /// As [`Self::from_dir`].
+    pub fn from_dirs(dir: &Path, model: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
         if !path.exists() {
             return Err(TokenizerError::Missing(path));
@@ -66,7 +75,7 @@ impl Tokenizer {
         if is_lfs_pointer(&json) {
             return Err(TokenizerError::damaged(&path, LFS_POINTER));
         }
-        Self::new(&json, &TextFiles::read(dir)?).map_err(|e| e.in_dir(dir))
+        Self::new(&json, &TextFiles::read(dir, model)?).map_err(|e| e.in_dir(dir))
     }
 
     /// Makes a tokenizer from the contents of `tokenizer.json` and other files.

@@ -190,6 +190,13 @@ fn adapters_are_merged() {
     assert_eq!(merged, logprobs(&["--model", &adapter]));
     let text = home.run(&["inspect", &adapter]).ok().stdout;
     assert!(text.contains("a LoRA adapter, merged into 4 matrices"), "{text}");
+    // Its tokenizer, if it has one, is used instead of the base's.
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(Path::new(&base).join(file), Path::new(&adapter).join(file)).unwrap();
+    }
+    edit(&Path::new(&adapter).join("tokenizer_config.json"), |json| json["eos_token"] = json!("<end_of_turn>"));
+    assert_eq!(home.run(&["inspect", &adapter, "--json"]).json()["text"]["eos"], 107);
+    assert!(home.run(&["inspect", &adapter]).ok().stdout.contains("its tokenizer is used, not the base's"));
     edit(&config, |json| json["base_model_name_or_path"] = json!("/nowhere"));
     home.run(&["generate", "hi", "--model", &adapter]).fails(1, &["LoRA adapter of /nowhere", "--lora"]);
     edit(&config, |json| json["base_model_name_or_path"] = Value::Null);
