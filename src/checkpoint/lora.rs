@@ -69,7 +69,7 @@ const NOT_SUPPORTED: [(&str, &[&str]); 9] = [
 /// Returns the model that an adapter was trained on, a name on the hub or a path, if it says so.
 ///
 /// # Errors
-/// The directory holds no adapter's config.
+/// The directory holds no LoRA adapter's config.
 pub fn adapter_base(dir: &Path) -> Result<Option<String>, CheckpointError> {
     Ok(adapter_config(dir)?["base_model_name_or_path"].as_str().map(str::to_owned))
 }
@@ -78,7 +78,11 @@ fn adapter_config(dir: &Path) -> Result<Value, CheckpointError> {
     let failed = |problem: String| CheckpointError::Adapter { dir: dir.to_owned(), problem };
     let text = std::fs::read_to_string(dir.join(ADAPTER_CONFIG)).map_err(|e| e.to_string());
     let json = text.and_then(|text| parse_json(&text));
-    json.map_err(|problem| failed(format!("{ADAPTER_CONFIG} cannot be read: {problem}")))
+    let json = json.map_err(|problem| failed(format!("{ADAPTER_CONFIG} cannot be read: {problem}")))?;
+    if json["peft_type"] != "LORA" {
+        return Err(failed(format!("its peft_type is {}, and only \"LORA\" can be merged", json["peft_type"])));
+    }
+    Ok(json)
 }
 
 impl LoraAdapter {
@@ -89,9 +93,6 @@ impl LoraAdapter {
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let failed = |problem: String| CheckpointError::Adapter { dir: dir.to_owned(), problem };
         let config = adapter_config(dir)?;
-        if config["peft_type"] != "LORA" {
-            return Err(failed(format!("its peft_type is {}, and only \"LORA\" can be merged", config["peft_type"])));
-        }
         for (field, harmless) in NOT_SUPPORTED {
             let value = config[field].to_string();
             if !harmless.contains(&value.as_str()) {
