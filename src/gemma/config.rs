@@ -159,7 +159,7 @@ impl Config {
         }
         check_attention(object, &config, &mut problems);
         for name in ["text_config", "per_layer_config"] {
-            if present(name).is_some_and(|value| value != &serde_json::json!({}) || name == "text_config") {
+            if present(name).is_some_and(|value| value.as_object().is_none_or(|fields| !fields.is_empty())) {
                 problems.push(format!("{name} is set; Gemma 1 and 1.1 have one config for the whole model"));
             }
         }
