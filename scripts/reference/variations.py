@@ -16,6 +16,7 @@ for strings in it, or a file's whole text. For each one it is recorded
 """
 import json
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -346,7 +347,8 @@ def write(dir, changes):
 
 
 def error_of(e):
-    return {"error": f"{type(e).__name__}: {e}"[:200]}
+    text = re.sub(r"[^\s']*/tmp\w+", "DIR", f"{type(e).__name__}: {e}")
+    return {"error": text[:200]}
 
 
 def record(changes):
