@@ -16,6 +16,7 @@ for strings in it, or a file's whole text. For each one it is recorded
 """
 import json
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -168,6 +169,18 @@ variation("generation_config without eos", generation_config="{}")
 variation("config without eos", config={"eos_token_id": None})
 variation("generation_config against config", generation_config=json.dumps({"eos_token_id": [1, 107]}), config={"eos_token_id": 5})
 variation("generation_config eos text", generation_config=json.dumps({"eos_token_id": "one"}))
+for eos in [[1, 1, 107], [107, 1], [1.0, 107], 1.0, 1.5, "1", True, -1, [-1, 107], 1 << 33, [[1, 107]], {"a": 1}, [None], 1024, [1, 5000], ["<eos>"], 0]:
+    variation(f"odd generation_config eos {json.dumps(eos)}", generation_config=json.dumps({"eos_token_id": eos}))
+for name, text in {"damaged": "{", "an empty file": "", "a list": "[]", "null": "null", "with a comment": "{} // nothing",
+                   "with NaN": '{"eos_token_id": [1, 107], "temperature": NaN}', "with a BOM": '\ufeff{"eos_token_id": [1, 107]}',
+                   "with two fields of one name": '{"eos_token_id": 5, "eos_token_id": [1, 107]}'}.items():
+    variation(f"generation_config: {name}", generation_config=text)
+variation("generation_config null against config", generation_config=json.dumps({"eos_token_id": None}), config={"eos_token_id": [1, 107]})
+variation("generation_config [] against config", generation_config=json.dumps({"eos_token_id": []}), config={"eos_token_id": [1, 107]})
+variation("generation_config with odd values", generation_config=json.dumps({
+    "eos_token_id": 107, "temperature": "hot", "top_p": 7, "max_length": -1, "unknown": {"a": []}, "transformers_version": None}))
+for eos in [[1, 107, 107], "1", 1.0, -1, [None], True]:
+    variation(f"odd config eos {json.dumps(eos)}", config={"eos_token_id": eos})
 variation("generation_config with sampling", generation_config=json.dumps(
     {"eos_token_id": [1, 107], "do_sample": True, "temperature": 0.7, "top_k": 5, "max_new_tokens": 3}))
 
@@ -334,7 +347,8 @@ def write(dir, changes):
 
 
 def error_of(e):
-    return {"error": f"{type(e).__name__}: {e}"[:200]}
+    text = re.sub(r"[^\s']*/tmp\w+", "DIR", f"{type(e).__name__}: {e}")
+    return {"error": text[:200]}
 
 
 def record(changes):

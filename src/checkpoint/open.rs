@@ -53,7 +53,7 @@ impl Checkpoint {
         }
         let mut this = Self::new();
         if dir.join(SINGLE).exists() {
-            this.open_file(dir.join(SINGLE), |_| true)?;
+            this.open_file(dir.join(SINGLE))?;
             // Some exporters write an index of one file.
             if dir.join(INDEX).exists() && fs::read_to_string(dir.join(INDEX)).is_ok_and(|text| names_shards(&text)) {
                 tracing::info!(
@@ -79,7 +79,7 @@ impl Checkpoint {
     /// The file is damaged.
     pub fn from_memory(name: &str, memory: Arc<HostMemory>) -> Result<Self, CheckpointError> {
         let mut this = Self::new();
-        this.add(PathBuf::from(name), memory, |_| true)?;
+        this.add(PathBuf::from(name), memory)?;
         Ok(this)
     }
 
@@ -111,6 +111,8 @@ impl Checkpoint {
         })
     }
 
+    /// Opens the files that the index names. All their tensors count, whichever file the index
+    /// gives for them, and those that it lacks, too, as in transformers.
     fn open_index(&mut self, dir: &Path) -> Result<(), CheckpointError> {
         let path = dir.join(INDEX);
         let damaged = |problem: String| CheckpointError::Damaged { path: path.clone(), problem };
@@ -134,24 +136,19 @@ impl Checkpoint {
                 let problem = format!("it names {file} (for {first} and {} more), which does not exist", count - 1);
                 return Err(damaged(problem));
             }
-            self.open_file(dir.join(file), |name| names.contains(&name))?;
+            self.open_file(dir.join(file))?;
         }
         Ok(())
     }
 
-    fn open_file(&mut self, path: PathBuf, wanted: impl Fn(&str) -> bool) -> Result<(), CheckpointError> {
+    fn open_file(&mut self, path: PathBuf) -> Result<(), CheckpointError> {
         let memory = HostMemory::map(&path)
             .map_err(|e| CheckpointError::Unreadable { path: path.clone(), problem: e.to_string() })?;
-        self.add(path, memory, wanted)
+        self.add(path, memory)
     }
 
-    /// Adds those tensors of one file whose names `wanted` accepts.
-    fn add(
-        &mut self,
-        path: PathBuf,
-        memory: Arc<HostMemory>,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<(), CheckpointError> {
+    /// Adds the tensors of one file.
+    fn add(&mut self, path: PathBuf, memory: Arc<HostMemory>) -> Result<(), CheckpointError> {
         if is_lfs_pointer(memory.bytes()) {
             return Err(CheckpointError::Unreadable { path, problem: LFS_POINTER.into() });
         }
@@ -161,7 +158,7 @@ impl Checkpoint {
             .map_err(|e| damaged(explain(&e, memory.bytes())))?;
         let data_start = header_len + size_of::<u64>();
         for (name, info) in metadata.tensors() {
-            if !wanted(&name) || name.ends_with("rotary_emb.inv_freq") {
+            if name.ends_with("rotary_emb.inv_freq") {
                 continue; // inv_freq: a buffer of old exports, which RoPE computes
             }
             let dims: Result<Vec<i64>, _> = info.shape.iter().map(|&d| i64::try_from(d)).collect();
@@ -173,11 +170,13 @@ impl Checkpoint {
                 bytes: HostBytes::new(memory.clone(), data_start + start..data_start + end),
                 file: path.clone(),
             };
-            if self.tensors.insert(canonical(&name), tensor).is_some() {
+            let is_same = |first: &Tensor| first.is_same(&tensor);
+            if self.tensors.get(&canonical(&name)).is_some_and(|first| !is_same(first)) {
                 return Err(damaged(format!(
-                    "{name} is there twice (with and without the model. prefix, or in two files)"
+                    "{name} is there twice with different values (with and without the model. prefix, or in two files)"
                 )));
             }
+            self.tensors.entry(canonical(&name)).or_insert(tensor);
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! `config.json` of a Gemma checkpoint, checked.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     hlo::Mesh,
@@ -134,6 +134,7 @@ impl Config {
             rope_theta: 10_000.0,
             tie_word_embeddings: true,
         };
+        let rope = rope_settings(object, &mut problems, &mut remarks);
         let mut positive = |name: &str, value: Option<&Value>, default: f64, below: f64| -> f64 {
             match value.map(Value::as_f64) {
                 None => default,
@@ -145,9 +146,8 @@ impl Config {
             }
         };
         config.rms_norm_eps = positive("rms_norm_eps", present("rms_norm_eps"), 1e-6, 1.0);
-        // transformers 5 writes rope_theta into rope_parameters.
-        let rope = present("rope_parameters");
-        let theta = present("rope_theta").or_else(|| rope.and_then(|r| r.get("rope_theta")));
+        let theta = rope.and_then(|rope| rope.get("rope_theta")).filter(|theta| !theta.is_null());
+        let theta = theta.or_else(|| present("rope_theta"));
         config.rope_theta = positive("rope_theta", theta, 10_000.0, 1e12);
         match present("tie_word_embeddings").map(Value::as_bool) {
             None => {}
@@ -155,18 +155,13 @@ impl Config {
             Some(None) => problems.push("tie_word_embeddings is not true or false".into()),
         }
 
-        let rope_kind = present("rope_scaling").or(rope).and_then(|r| r.get("rope_type").or_else(|| r.get("type")));
-        if rope_kind.is_some_and(|kind| kind.as_str() != Some("default"))
-            || present("rope_scaling").is_some_and(|r| r.get("rope_type").is_none())
-        {
-            problems.push("rope_scaling is set; Gemma 1 and 1.1 have none".into());
-        }
         if present("attention_bias").is_some_and(|bias| bias.as_bool() != Some(false)) {
             problems.push("attention_bias is set; Gemma's linear layers have no bias".into());
         }
-        for (name, usual) in [("use_bidirectional_attention", false), ("is_causal", true)] {
-            if let Some(value) = present(name).filter(|value| value.as_bool() != Some(usual)) {
-                problems.push(format!("{name} is {value}; this program computes causal attention only"));
+        check_attention(object, &config, &mut problems);
+        for name in ["text_config", "per_layer_config"] {
+            if present(name).is_some_and(|value| value.as_object().is_none_or(|fields| !fields.is_empty())) {
+                problems.push(format!("{name} is set; Gemma 1 and 1.1 have one config for the whole model"));
             }
         }
         check_activation(present("hidden_activation"), present("hidden_act"), &mut problems, &mut remarks);
@@ -269,30 +264,94 @@ impl Config {
     }
 }
 
-/// Both `gelu_pytorch_tanh` and the legacy `gelu` mean the tanh form (transformers PR #29402).
+/// Checks that nothing changes which tokens attention sees. For transformers a null `is_causal` is
+/// false, and a window makes its cache forget, although the mask does not know of it.
+fn check_attention(object: &Map<String, Value>, config: &Config, problems: &mut Vec<String>) {
+    let present = |name: &str| object.get(name).filter(|value| !value.is_null());
+    for (name, value, usual) in [
+        ("use_bidirectional_attention", present("use_bidirectional_attention"), false),
+        ("is_causal", object.get("is_causal"), true),
+    ] {
+        if let Some(value) = value.filter(|value| value.as_bool() != Some(usual)) {
+            problems.push(format!("{name} is {value}; this program computes causal attention only"));
+        }
+    }
+    if let Some(kinds) = present("layer_types") {
+        let layers = config.num_hidden_layers as usize;
+        let is_full = |kinds: &Vec<Value>| kinds.len() == layers && kinds.iter().all(|kind| kind == "full_attention");
+        if !kinds.as_array().is_some_and(is_full) {
+            problems
+                .push(format!("layer_types are {kinds}; Gemma 1 and 1.1 have full_attention in all {layers} layers"));
+        }
+        return; // which says what the windows are for
+    }
+    for name in ["sliding_window", "attention_chunk_size"] {
+        let Some(window) = present(name) else { continue };
+        if window.as_i64().is_none_or(|window| window < config.max_position_embeddings) {
+            problems.push(format!("{name} is {window}; this program attends to the whole context"));
+        }
+    }
+}
+
+/// Returns RoPE's settings as transformers 5 finds them: in `rope_scaling`, the name of earlier
+/// versions, or else in `rope_parameters`.
+fn rope_settings<'c>(
+    object: &'c Map<String, Value>,
+    problems: &mut Vec<String>,
+    remarks: &mut Vec<String>,
+) -> Option<&'c Map<String, Value>> {
+    let set = |name| object.get(name).filter(|value: &&Value| !value.is_null()).map(|value| (name, value));
+    let is_empty = |value: &Value| value == &Value::Bool(false) || value.as_object().is_some_and(Map::is_empty);
+    let (name, value) = set("rope_scaling").filter(|(_, value)| !is_empty(value)).or_else(|| set("rope_parameters"))?;
+    let Some(settings) = value.as_object() else {
+        problems.push(format!("{name} is {value}, expected an object"));
+        return None;
+    };
+    let setting = |name: &str| settings.get(name).filter(|value| !value.is_null());
+    if let Some(kind) = setting("rope_type").or_else(|| setting("type")).filter(|&kind| kind != "default") {
+        problems.push(format!("{name} is of the type {kind}; Gemma 1 and 1.1 have the default one"));
+        return Some(settings);
+    }
+    let known = ["rope_theta", "rope_type", "type"];
+    let unknown: Vec<&str> = settings.keys().map(String::as_str).filter(|name| !known.contains(name)).collect();
+    if !unknown.is_empty() {
+        remarks.push(format!("{} in {name} of config.json: ignored, as by transformers", unknown.join(", ")));
+    }
+    Some(settings)
+}
+
+/// Checks both names of the activation: transformers 5 reads `hidden_act` alone, earlier versions
+/// `hidden_activation`. The legacy `gelu` means the tanh form (transformers PR #29402).
 fn check_activation(
     activation: Option<&Value>,
     legacy: Option<&Value>,
     problems: &mut Vec<String>,
     remarks: &mut Vec<String>,
 ) {
-    let Some(value) = activation.or(legacy) else {
+    if activation.or(legacy).is_none() {
         remarks.push("config.json names no activation; \"gelu_pytorch_tanh\" is used, as transformers does".into());
-        return;
-    };
-    match value.as_str() {
-        Some("gelu_pytorch_tanh" | "gelu_tanh" | "gelu_new") => {}
-        Some("gelu") => remarks.push(
-            "config.json says hidden_act \"gelu\": a known mistake of early Gemma configs, read as the tanh form that the \
-             model was trained with"
-                .into(),
-        ),
-        _ => problems.push(format!("the activation is {value}, Gemma's is \"gelu_pytorch_tanh\"")),
     }
+    let is_tanh = |name: &str| {
+        matches!(name, "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_new" | "gelu_fast" | "gelu_accurate")
+    };
+    for value in [activation, legacy].into_iter().flatten() {
+        match value.as_str() {
+            Some("gelu") if activation.is_none_or(|name| name == "gelu") => remarks.push(
+                "config.json says hidden_act \"gelu\": a known mistake of early Gemma configs, read as the tanh form that \
+                 the model was trained with"
+                    .into(),
+            ),
+            Some("gelu") => {}
+            Some(name) if is_tanh(name) => {}
+            _ => problems.push(format!("the activation is {value}, Gemma's is \"gelu_pytorch_tanh\"")),
+        }
+    }
+    remarks.dedup();
+    problems.dedup();
 }
 
 /// The format in which a config says that the weights are quantised, if it is not ours.
-fn format_of_others(config: &serde_json::Map<String, Value>) -> Option<String> {
+fn format_of_others(config: &Map<String, Value>) -> Option<String> {
     let quantization = |name: &str| config.get(name).filter(|value| !value.is_null());
     // MLX writes its settings under both of the first two names, without a method.
     let is_mlx = quantization("quantization").is_some();
@@ -356,6 +415,12 @@ mod tests {
         })
         .unwrap();
         assert_eq!(config.rope_theta, 5000.0);
+        // They win over the older field, here 10000.
+        let theta = |name: &str, settings: Value| parse_with(|c| drop(c.insert(name.into(), settings))).unwrap();
+        let (config, remarks) = theta("rope_parameters", serde_json::json!({"rope_theta": 5000.0}));
+        assert_eq!((config.rope_theta, remarks.len()), (5000.0, 0));
+        let (config, remarks) = theta("rope_scaling", serde_json::json!({"type": "default", "factor": 2.0}));
+        assert_eq!((config.rope_theta, remarks.len()), (10_000.0, 1));
     }
 
     #[test]
@@ -394,7 +459,7 @@ mod tests {
         let with_nulls = parse_with(|c| {
             let optional = |name: &str| name != "model_type" && name != "hidden_activation";
             c.iter_mut().filter(|(name, _)| optional(name)).for_each(|(_, value)| *value = Value::Null);
-            for name in ["use_bidirectional_attention", "is_causal", "quantization_config", "rope_scaling"] {
+            for name in ["use_bidirectional_attention", "sliding_window", "quantization_config", "rope_scaling"] {
                 c.insert(name.into(), Value::Null);
             }
         });
@@ -411,6 +476,17 @@ mod tests {
             ("use_bidirectional_attention", Value::from(true), "use_bidirectional_attention is true"),
             ("use_bidirectional_attention", "all".into(), "use_bidirectional_attention is \"all\""),
             ("is_causal", false.into(), "is_causal is false"),
+            ("is_causal", Value::Null, "is_causal is null"),
+            ("sliding_window", 4096.into(), "sliding_window is 4096"),
+            ("attention_chunk_size", 4096.into(), "attention_chunk_size is 4096"),
+            ("layer_types", serde_json::json!(["sliding_attention"]), "layer_types are [\"sliding_attention\"]"),
+            ("per_layer_config", serde_json::json!({"1": {"rms_norm_eps": 0.5}}), "per_layer_config is set"),
+            (
+                "rope_scaling",
+                serde_json::json!({"type": "linear", "factor": 2.0}),
+                "rope_scaling is of the type \"linear\"",
+            ),
+            ("hidden_act", "relu".into(), "the activation is \"relu\""),
             ("hidden_activation", "relu".into(), "the activation is \"relu\""),
             ("hidden_activation", 3.into(), "the activation is 3"),
         ] {

@@ -22,10 +22,11 @@ pub(super) fn linear<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>, out
 /// `gelu(x gateᵀ) · (x upᵀ)`, in f32 and rounded to `out`: `[rows, in]` by twice `[mlp, in]` to
 /// `[rows, mlp]`.
 pub(super) fn gated_linear<'g>(cx: Context<'_, 'g>, x: Op<'g>, gate: Matrix<'g>, up: Matrix<'g>, out: DType) -> Op<'g> {
-    if cx.model.lowering.kernels {
+    // The kernel reads both in the same way.
+    if cx.model.lowering.kernels && gate.is_stored_as(up) {
         return kernel(cx, GATE_UP, x, &[gate, up], &[Shape::new(out, [x.dim(0), gate.rows()])])[0];
     }
-    (gelu_tanh(matmul(cx, x, gate)) * matmul(cx, x, up)).convert(out)
+    (gelu_tanh(linear(cx, x, gate, DType::F32)) * linear(cx, x, up, DType::F32)).convert(out)
 }
 
 /// `x wᵀ` of an output layer: `f32[rows, vocab]`, minus infinity where another device owns the

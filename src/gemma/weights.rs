@@ -31,6 +31,14 @@ impl Matrix<'_> {
     pub fn rows(&self) -> i64 {
         self.dims[0]
     }
+
+    /// Returns whether elements and scales have the same types.
+    pub fn is_stored_as(&self, other: Self) -> bool {
+        let types = |matrix: &Self| {
+            (matrix.elements.shape().dtype, matrix.scale.map(|scale| scale.shape().dtype), matrix.offset.is_some())
+        };
+        types(self) == types(&other)
+    }
 }
 
 /// One decoder layer's weights, or those of all layers with the layers as first dimension.

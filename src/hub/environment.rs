@@ -44,10 +44,16 @@ impl Environment {
         self.path("HF_HOME").or_else(|| Some(caches()?.join("huggingface")))
     }
 
+    /// Returns the path of a file or directory in [`Self::home`], which is expanded once more: so
+    /// does huggingface_hub, where a variable's value may have variables.
+    fn in_home(&self, name: &str) -> Option<PathBuf> {
+        Some(self.expand(self.home()?.join(name).as_os_str()))
+    }
+
     /// Returns the directory of downloaded models. `None` if no variable says where it is.
     pub fn cache(&self) -> Option<PathBuf> {
         let named = self.path("HF_HUB_CACHE").or_else(|| self.path("HUGGINGFACE_HUB_CACHE"));
-        named.or_else(|| Some(self.home()?.join("hub")))
+        named.or_else(|| self.in_home("hub"))
     }
 
     /// Returns the address of the hub, without a slash at its end.
@@ -69,17 +75,18 @@ impl Environment {
         }
         let clean = |token: String| Some(token.replace(['\r', '\n'], "").trim().to_owned()).filter(|t| !t.is_empty());
         let named = self.text("HF_TOKEN").or_else(|| self.text("HUGGING_FACE_HUB_TOKEN")).and_then(clean);
-        let file = || self.path("HF_TOKEN_PATH").or_else(|| Some(self.home()?.join("token")));
+        let file = || self.path("HF_TOKEN_PATH").or_else(|| self.in_home("token"));
         named.or_else(|| clean(fs::read_to_string(file()?).ok()?))
     }
 
-    /// Replaces a `~` at the beginning by the user's home, then `$NAME` and `${NAME}` by the
-    /// variables' values. What is not set stays as it is, as in Python.
+    /// Replaces a `~` at the beginning by the user's home, or `~name` by that of another user, then
+    /// `$NAME` and `${NAME}` by the variables' values. What is not known stays as it is, as in
+    /// Python.
     fn expand(&self, text: &OsStr) -> PathBuf {
         let text = text.as_bytes();
-        let home = self.set("HOME").filter(|_| text == b"~" || text.starts_with(b"~/"));
-        let (mut out, mut rest) = match home {
-            Some(home) => (home.into_vec(), &text[1..]),
+        let end = text.iter().position(|&byte| byte == b'/').unwrap_or(text.len());
+        let (mut out, mut rest) = match self.home_of(&text[..end]) {
+            Some(home) => (home, &text[end..]),
             None => (Vec::new(), text),
         };
         while let Some(at) = rest.iter().position(|&byte| byte == b'$') {
@@ -95,6 +102,24 @@ impl Environment {
         out.extend(rest);
         OsString::from_vec(out).into()
     }
+
+    /// Returns what `~` or `~name` stands for, without a slash at its end.
+    fn home_of(&self, user: &[u8]) -> Option<Vec<u8>> {
+        let home = match user.strip_prefix(b"~")? {
+            b"" => self.set("HOME")?.into_vec(),
+            name => home_of_user(name)?,
+        };
+        let end = home.iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
+        Some(home[..end].to_vec())
+    }
+}
+
+/// Returns the home of a user whom this machine's own list has.
+fn home_of_user(name: &[u8]) -> Option<Vec<u8>> {
+    let users = fs::read("/etc/passwd").ok()?;
+    let fields = users.split(|&byte| byte == b'\n').map(|line| line.split(|&byte| byte == b':').collect::<Vec<_>>());
+    let mut of_user = fields.filter(|fields| fields[0] == name);
+    of_user.next()?.get(5).map(|home| home.to_vec())
 }
 
 /// Returns the name of the variable that begins after a `$`, and the length of what names it.
@@ -122,6 +147,71 @@ mod tests {
             variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
         let get = move |name: &OsStr| variables.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
         Environment { get: Box::new(get) }
+    }
+
+    /// Environments that this program reads in another way than huggingface_hub, and why.
+    const OTHERWISE: [(&[(&str, &str)], &str); 12] = [
+        (&[("HF_HOME", "")], EMPTY),
+        (&[("HF_HOME", ""), ("XDG_CACHE_HOME", "@/xdg")], EMPTY),
+        (&[("XDG_CACHE_HOME", "")], EMPTY),
+        (&[("HF_HUB_CACHE", "")], EMPTY),
+        (&[("HUGGINGFACE_HUB_CACHE", "")], EMPTY),
+        (&[("HUGGINGFACE_HUB_CACHE", "@/old"), ("HF_HUB_CACHE", "")], EMPTY),
+        (&[("HF_HOME", "@/hf"), ("HUGGINGFACE_HUB_CACHE", "")], EMPTY),
+        (&[("HF_TOKEN_PATH", "")], EMPTY),
+        (&[("HF_ENDPOINT", "")], EMPTY),
+        (&[("HOME", "")], EMPTY),
+        (&[("HF_ENDPOINT", " https://mirror.example")], "spaces around an address mean nothing"),
+        (&[("HF_ENDPOINT", "https://mirror.example/ ")], "spaces around an address mean nothing"),
+    ];
+    const EMPTY: &str = "an empty variable is one that is not set, not the directory of the process";
+
+    /// Environments of processes, and what huggingface_hub makes of each: the golden is made by
+    /// scripts/reference/hub_environments.py.
+    #[test]
+    fn environments_mean_what_they_mean_to_huggingface_hub() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/compat/environments.json");
+        let golden: serde_json::Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().to_str().unwrap();
+        for (file, text) in golden["files"].as_object().unwrap() {
+            let path = std::path::Path::new(dir).join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text.as_str().unwrap()).unwrap();
+        }
+        let all = golden["environments"].as_array().unwrap();
+        assert!(all.len() >= 120, "{}", all.len());
+        let mut otherwise = 0;
+        for one in all {
+            let variables = one["environment"].as_object().unwrap();
+            let given: Vec<(&str, &str)> =
+                variables.iter().map(|(n, value)| (n.as_str(), value.as_str().unwrap())).collect();
+            let values: Vec<(String, String)> = std::iter::once(("HOME", "@"))
+                .filter(|_| !variables.contains_key("HOME"))
+                .chain(given.iter().copied())
+                .map(|(name, value)| (name.to_owned(), value.replace('@', dir)))
+                .collect();
+            let values: Vec<(&str, &str)> = values.iter().map(|(n, value)| (n.as_str(), value.as_str())).collect();
+            let environment = environment(&values);
+            let found = serde_json::json!({
+                "cache": environment.cache().map(|path| path.to_str().unwrap().replace(dir, "@")),
+                "endpoint": environment.endpoint(),
+                "offline": environment.is_offline(),
+                "token": environment.token(),
+            });
+            let mut expected = all[0]["expected"].clone();
+            let of_its_own = one["expected"].as_object().unwrap();
+            expected.as_object_mut().unwrap().extend(of_its_own.clone());
+            let is_as =
+                |other: &&[(&str, &str)]| other.len() == given.len() && other.iter().all(|pair| given.contains(pair));
+            if OTHERWISE.iter().any(|(other, _)| is_as(other)) {
+                assert_ne!(found, expected, "{given:?} is no exception any more");
+                otherwise += 1;
+            } else {
+                assert_eq!(found, expected, "{given:?}");
+            }
+        }
+        assert_eq!(otherwise, OTHERWISE.len());
     }
 
     #[test]

@@ -123,7 +123,8 @@ impl TextFiles {
 /// Parses a file; one that is missing has no values.
 fn json(name: &str, text: &Option<String>) -> Result<Value, TokenizerError> {
     let Some(text) = text else { return Ok(Value::Null) };
-    serde_json::from_str(without_mark(text)).map_err(|e| TokenizerError::damaged(name, e))
+    let value: Value = serde_json::from_str(without_mark(text)).map_err(|e| TokenizerError::damaged(name, e))?;
+    if value.is_object() { Ok(value) } else { Err(TokenizerError::damaged(name, "it does not hold a JSON object")) }
 }
 
 /// Returns a token: its name, or an object with its `content` and where it is found in a text.

@@ -203,8 +203,7 @@ fn one_file_wins_over_an_index_as_in_transformers() {
     std::os::unix::fs::symlink("/nowhere", dir.path().join("model.safetensors")).unwrap();
     fs::write(&index, "\u{feff}{\"weight_map\": {\"model.norm.weight\": \"all.safetensors\"}}").unwrap();
     let opened = Checkpoint::open(dir.path()).unwrap();
-    assert_eq!(opened.tensors().keys().collect::<Vec<_>>(), ["model.norm.weight"]);
-    assert_eq!(opened.files().len(), 1);
+    assert_eq!((opened.tensors().len(), opened.files().len()), (tensors.len(), 1));
 }
 
 #[test]

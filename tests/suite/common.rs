@@ -119,20 +119,23 @@ pub fn u32s(dims: &[i64], values: &[u32]) -> Literal {
 /// Fails unless every element is within `tolerance` of the largest expected magnitude.
 #[track_caller]
 pub fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(found.len(), expected.len());
-    let scale = expected.iter().fold(1e-30_f32, |m, x| m.max(x.abs()));
-    let (at, worst) = found
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() / scale })
-        .enumerate()
-        .fold((0, 0.0_f32), |worst, e| if e.1 > worst.1 || e.1.is_nan() { e } else { worst });
+    let (at, worst) = worst(found, expected);
     assert!(
         worst <= tolerance,
         "element {at}: {} instead of {}, off by {worst} of the largest",
         found[at],
         expected[at]
     );
+}
+
+/// The element that differs most from what is expected, and by how much of the largest expected
+/// magnitude. NaN if one is.
+pub fn worst(found: &[f32], expected: &[f32]) -> (usize, f32) {
+    assert_eq!(found.len(), expected.len());
+    let scale = expected.iter().fold(1e-30_f32, |m, x| m.max(x.abs()));
+    let pairs = found.iter().zip(expected);
+    let off = pairs.map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() / scale }).enumerate();
+    off.fold((0, 0.0_f32), |worst, e| if e.1 > worst.1 || e.1.is_nan() { e } else { worst })
 }
 
 pub fn golden_dir(model: &str) -> PathBuf {

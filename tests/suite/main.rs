@@ -1,6 +1,7 @@
 //! Tests of the library. One binary, so that they share one client of the plugin.
 
 mod checkpoint;
+mod checkpoint_variations;
 mod common;
 mod compat;
 mod demo;
