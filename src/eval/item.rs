@@ -82,7 +82,7 @@ pub struct PromptFormat<'t> {
 }
 
 /// The format of prompts as conversations, by the tokenizer's chat template. A task's description
-/// is left out: the harness gives it to the system role, which Gemma does not have.
+/// is the system's message. It is left out where the template has no such role, as Gemma's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChatFormat {
     /// Each example is a turn of the user and a turn of the model.
@@ -244,7 +244,7 @@ impl Builder<'_> {
             format!("{question}{answer}")
         };
         let plain = || examples.iter().map(as_text).collect::<String>() + question;
-        let messages = match self.format.chat {
+        let turns = match self.format.chat {
             None => return Ok(format!("{description}{}", plain())),
             Some(ChatFormat::SingleTurn) => vec![Message::user(plain())],
             Some(ChatFormat::Multiturn) => {
@@ -255,8 +255,12 @@ impl Builder<'_> {
                 examples.iter().flat_map(turns).chain([Message::user(question)]).collect()
             }
         };
+        let tokenizer = self.format.tokenizer;
+        let has_system = !description.is_empty() && tokenizer.takes_system_messages().map_err(|e| e.to_string())?;
+        let system = has_system.then(|| Message::system(description));
+        let messages: Vec<Message> = system.into_iter().chain(turns).collect();
         // As the harness does it: a document's text may have control tokens.
-        self.format.tokenizer.render_chat_as_text(&messages).map_err(|e| e.to_string())
+        tokenizer.render_chat_as_text(&messages).map_err(|e| e.to_string())
     }
 
     fn item(&self, id: usize, doc: &Doc, examples: &[Example]) -> std::result::Result<Item, String> {

@@ -283,7 +283,7 @@ fn check_attention(object: &Map<String, Value>, config: &Config, problems: &mut 
             problems
                 .push(format!("layer_types are {kinds}; Gemma 1 and 1.1 have full_attention in all {layers} layers"));
         }
-        return; // which says what the windows are for
+        return; // no layer has a window, whatever its size would be
     }
     for name in ["sliding_window", "attention_chunk_size"] {
         let Some(window) = present(name) else { continue };
@@ -334,7 +334,9 @@ fn check_activation(
     let is_tanh = |name: &str| {
         matches!(name, "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_new" | "gelu_fast" | "gelu_accurate")
     };
-    for value in [activation, legacy].into_iter().flatten() {
+    let mut values: Vec<&Value> = [activation, legacy].into_iter().flatten().collect();
+    values.dedup();
+    for value in values {
         match value.as_str() {
             Some("gelu") if activation.is_none_or(|name| name == "gelu") => remarks.push(
                 "config.json says hidden_act \"gelu\": a known mistake of early Gemma configs, read as the tanh form that \
@@ -346,8 +348,6 @@ fn check_activation(
             _ => problems.push(format!("the activation is {value}, Gemma's is \"gelu_pytorch_tanh\"")),
         }
     }
-    remarks.dedup();
-    problems.dedup();
 }
 
 /// The format in which a config says that the weights are quantised, if it is not ours.

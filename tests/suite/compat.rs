@@ -49,7 +49,7 @@ const REFUSED: [(&[&str], &str); 4] = [
 ];
 
 /// Writes the demo model's files with a variation's changes.
-fn write(dir: &Path, changes: &Value) {
+pub fn write(dir: &Path, changes: &Value) {
     let base = [
         ("config.json", demo::CONFIG.as_bytes()),
         ("tokenizer.json", demo::TOKENIZER),

@@ -9,6 +9,7 @@ mod engine;
 mod eval;
 mod floors;
 mod golden_hlo;
+mod harness_variations;
 mod hlo_ops;
 mod kernels;
 mod lora;

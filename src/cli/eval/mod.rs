@@ -54,8 +54,8 @@ pub struct Args {
     #[arg(long, value_name = "K")]
     num_fewshot: Option<usize>,
     /// Put prompts into the chat format, which instruction-tuned models expect. Examples become
-    /// turns of the conversation. The task's description is left out, since Gemma has no system
-    /// role
+    /// turns of the conversation. The task's description is the system's message; it is left out
+    /// where the template has no such role, as Gemma's
     #[arg(long)]
     apply_chat_template: bool,
     /// With the chat format: put each example into turns of its own (true), or all into one turn
