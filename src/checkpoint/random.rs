@@ -9,7 +9,7 @@ use std::{
 use half::bf16;
 
 use super::{CheckpointError, write_safetensors};
-use crate::hlo::DType;
+use crate::{hlo::DType, whole_file::write_whole};
 
 /// The largest shard, in bytes; Hugging Face's exporter splits at this size.
 const SHARD_BYTES: i64 = 5_000_000_000;
@@ -59,7 +59,8 @@ pub fn write_random(
         let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": weight_map});
         let path = dir.join("model.safetensors.index.json");
         let text = serde_json::to_string_pretty(&index).expect("JSON of strings and numbers");
-        fs::write(&path, text).map_err(|cause| CheckpointError::Write { path, cause })?;
+        write_whole(&path, |out| out.write_all(text.as_bytes()))
+            .map_err(|cause| CheckpointError::Write { path, cause })?;
     }
     Ok(())
 }

@@ -2,13 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, Write},
     path::Path,
 };
 
 use super::CheckpointError;
-use crate::hlo::DType;
+use crate::{hlo::DType, whole_file::write_whole};
 
 /// The alignment of tensors in bytes, which the CPU plugin needs to use them without a copy.
 pub const ALIGNMENT: usize = 64;
@@ -27,7 +26,6 @@ pub fn write_safetensors(
     tensors: &[(String, DType, Vec<i64>)],
     mut fill: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
 ) -> Result<(), CheckpointError> {
-    let failed = |cause| CheckpointError::Write { path: path.to_owned(), cause };
     let mut header = BTreeMap::new();
     header.insert("__metadata__".to_owned(), serde_json::json!({"format": "pt"}));
     let mut offset = 0;
@@ -44,19 +42,10 @@ pub fn write_safetensors(
     while !(text.len() + size_of::<u64>()).is_multiple_of(ALIGNMENT) {
         text.push(b' ');
     }
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let temporary = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
-    let mut write = |file: &File| -> io::Result<()> {
-        let mut out = BufWriter::with_capacity(1 << 20, file);
+    let written = write_whole(path, |out| {
         out.write_all(&(text.len() as u64).to_le_bytes())?;
         out.write_all(&text)?;
-        (0..tensors.len()).try_for_each(|i| fill(i, &mut out))?;
-        out.flush()
-    };
-    write(temporary.as_file()).map_err(failed)?;
-    let file = temporary.persist(path).map_err(|e| failed(e.error))?;
-    // Temporary files are private to their user; a model is not.
-    let mut permissions = file.metadata().map_err(failed)?.permissions();
-    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
-    file.set_permissions(permissions).map_err(failed)
+        (0..tensors.len()).try_for_each(|i| fill(i, out))
+    });
+    written.map_err(|cause| CheckpointError::Write { path: path.to_owned(), cause })
 }

@@ -13,6 +13,7 @@ use crate::{
         tensors::{num_parameters, tensors},
     },
     tokenizer::minimal_tokenizer_json,
+    whole_file::write_whole,
 };
 
 #[derive(Debug, clap::Args)]
@@ -69,7 +70,8 @@ pub fn write(dir: &Path, config: &Config, seed: u64) -> Result<()> {
     bar.finish();
     let write = |name: &str, text: String| {
         let path = dir.join(name);
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        write_whole(&path, |out| out.write_all(text.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))
     };
     write("tokenizer.json", minimal_tokenizer_json(config.vocab_size as usize).to_string())?;
     write("config.json", format!("{:#}\n", config.to_json()))

@@ -1,16 +1,21 @@
-//! Ctrl-C. While an answer is being written, the first Ctrl-C ends it cleanly. A second one, or one
-//! at any other time, ends the process at once.
+//! Signals. While an answer is being written, the first Ctrl-C ends it cleanly. A second one,
+//! or one at any other time, ends the process at once.
 
 use std::{
     io::stdin,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ},
+    flag,
     iterator::Signals,
+    low_level,
 };
 
 static WRITING: AtomicBool = AtomicBool::new(false);
@@ -31,10 +36,18 @@ pub fn install() {
                 if let Some(settings) = &terminal {
                     let _ = tcsetattr(stdin(), OptionalActions::Now, settings);
                 }
-                std::process::exit(130);
+                // Without exit handlers: those of a plugin destroy what its threads are using,
+                // and the process would crash.
+                low_level::exit(130);
             }
         }
     });
+}
+
+/// Makes a write beyond the limit on file sizes (`ulimit -f`) an error, as on a full disk. Without
+/// this the kernel ends the process.
+pub fn survive_file_size_limit() {
+    let _ = flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false))); // the flag itself is not read
 }
 
 /// Returns the set of ignored signals, from the text of `/proc/self/status`.

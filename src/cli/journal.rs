@@ -2,9 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{File, Metadata, TryLockError},
+    fs::{File, TryLockError},
     io::{BufRead, BufReader, Write},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -12,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::note;
+use crate::whole_file::{self, is_at};
 
 /// The model, settings and inputs that determine a run's answers, by name. Only a run with the same
 /// values may resume its journal.
@@ -27,26 +27,38 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal of this run. Returns the lines that earlier attempts wrote.
+    /// Opens the journal of this run. Returns the lines that earlier attempts wrote. A journal of
+    /// another run that has no lines yet is begun anew.
     ///
     /// # Errors
-    /// Another process has it open, it is of another run, it is damaged, or it cannot be written.
+    /// Another process has it open, it is of another run, it is damaged, or it cannot be read or
+    /// written.
     pub fn open(path: &Path, identity: &RunIdentity) -> Result<(Self, Vec<Value>)> {
         let mut file = open_locked(path)?;
         let mut lines = Vec::new();
         let mut whole = 0;
         let mut reader = BufReader::new(&file);
-        let mut line = String::new();
-        // A line that was being written when the process was killed lacks its newline.
-        while reader.read_line(&mut line).is_ok_and(|n| n > 0) && line.ends_with('\n') {
+        let mut line = Vec::new();
+        let mut other_run = None;
+        loop {
+            line.clear();
+            reader.read_until(b'\n', &mut line).with_context(|| format!("cannot read {}", path.display()))?;
+            // A line that was being written when the process was killed lacks its newline.
+            if !line.ends_with(b"\n") {
+                break;
+            }
             if whole == 0 {
-                check_identity(path, line.trim_end(), identity)?;
+                other_run = difference(path, &line, identity)?;
+            } else if let Some(difference) = other_run {
+                bail!(difference);
             } else {
                 let damaged = || format!("{} is damaged; remove it", path.display());
-                lines.push(serde_json::from_str(line.trim_end()).with_context(damaged)?);
+                lines.push(serde_json::from_slice(&line).with_context(damaged)?);
             }
             whole += line.len() as u64;
-            line.clear();
+        }
+        if other_run.is_some() {
+            whole = 0;
         }
         let writing = || format!("cannot write {}", path.display());
         file.set_len(whole).with_context(writing)?;
@@ -90,18 +102,18 @@ fn open_locked(path: &Path) -> Result<File> {
         }
         // Between opening and locking, the process that had the lock may have finished, and removed
         // the file.
-        let same = |there: &Metadata, ours: &Metadata| (there.dev(), there.ino()) == (ours.dev(), ours.ino());
-        if let (Ok(there), Ok(ours)) = (path.metadata(), file.metadata())
-            && same(&there, &ours)
-        {
+        if is_at(&file, path) {
             return Ok(file);
         }
     }
 }
 
-/// Checks that a journal's first line is this run's.
-fn check_identity(path: &Path, line: &str, identity: &RunIdentity) -> Result<()> {
-    let header: Value = serde_json::from_str(line).unwrap_or_default();
+/// Compares a journal's first line with this run's. Describes the difference, if there is one.
+///
+/// # Errors
+/// The line is not a journal's first.
+fn difference(path: &Path, line: &[u8], identity: &RunIdentity) -> Result<Option<String>> {
+    let header: Value = serde_json::from_slice(line).unwrap_or_default();
     let Some(before) = header[RUN].as_object() else {
         bail!("{} is no journal of this version; remove it, or choose another --output", path.display());
     };
@@ -117,20 +129,13 @@ fn check_identity(path: &Path, line: &str, identity: &RunIdentity) -> Result<()>
         })
         .collect();
     if differences.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    bail!(
+    Ok(Some(format!(
         "{} is of a run with other {}. Run it as before, remove the file, or choose another --output",
         path.display(),
         differences.join(", other ")
-    )
-}
-
-/// Returns the path with a suffix appended to its name.
-pub fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
+    )))
 }
 
 /// Writes a file that appears whole or not at all.
@@ -138,14 +143,7 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
 /// # Errors
 /// The file cannot be written.
 pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let temporary = beside(path, ".tmp");
-    let attempt = || -> std::io::Result<()> {
-        let mut writer = std::io::BufWriter::new(File::create(&temporary)?);
-        write(&mut writer)?;
-        writer.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    attempt().with_context(|| format!("cannot write {}", path.display()))
+    whole_file::write_whole(path, write).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -175,10 +173,40 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_whole_or_was_never_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.partial");
+        let run = identity("1024", "a");
+        let line = json!({"text": "caf\u{e9}"});
+        let (mut journal, _) = Journal::open(&path, &run).unwrap();
+        journal.write(&line).unwrap();
+        journal.write(&line).unwrap();
+        drop(journal);
+        let bytes = std::fs::read(&path).unwrap();
+        let first = bytes.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+        let length = format!("{line}\n").len();
+        for cut in first..bytes.len() {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            let (_, lines) = Journal::open(&path, &run).unwrap();
+            assert_eq!(lines.len(), (cut - first) / length, "cut at {cut}, in a character, too");
+        }
+        // Damage in the middle is no reason to throw away what comes after it.
+        let mut damaged = bytes.clone();
+        damaged[first + 12] = 0xFF;
+        std::fs::write(&path, &damaged).unwrap();
+        assert!(refusal(&path, &run).contains("is damaged; remove it"));
+        assert_eq!(std::fs::read(&path).unwrap(), damaged);
+    }
+
+    #[test]
     fn another_run_is_refused_by_what_differs() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.partial");
-        drop(Journal::open(&path, &identity("1024", "a")).unwrap());
+        drop(Journal::open(&path, &identity("512", "a")).unwrap());
+        let (mut first, lines) = Journal::open(&path, &identity("1024", "a")).unwrap();
+        assert!(lines.is_empty(), "a run that has finished nothing stands in nobody's way");
+        first.write(&json!({"index": 0})).unwrap();
+        drop(first);
         let said = refusal(&path, &identity("2048", "a"));
         assert!(said.contains("other context (1024, now 2048). "), "{said}");
         let said = refusal(&path, &identity("1024", "b"));

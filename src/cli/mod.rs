@@ -85,6 +85,7 @@ enum Command {
 /// Runs the command line. `started` is when the process began.
 pub fn main(started: Instant) -> ExitCode {
     defect::report_panics();
+    interrupt::survive_file_size_limit();
     defect::survive(|| match Cli::try_parse() {
         Ok(cli) => run(cli, started),
         Err(refusal) => explain(&refusal),

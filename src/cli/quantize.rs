@@ -12,6 +12,7 @@ use crate::{
     download::{Progress, hex},
     gemma::Config,
     runtime::{StoredModel, select},
+    whole_file::write_whole,
 };
 
 /// A quantisation of matrices, by its name on the command line.
@@ -130,12 +131,12 @@ fn write(
     bar.finish();
     for (name, bytes) in files.others()? {
         let path = dir.join(name);
-        std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        write_whole(&path, |out| out.write_all(&bytes)).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let mut json = files.config_json()?;
     json["quantization_config"] = serde_json::json!({"quant_method": "gemma-pjrt", "weights": weights.name()});
     json["tie_word_embeddings"] = config.tie_word_embeddings.into();
     let path = dir.join("config.json");
-    std::fs::write(&path, format!("{json:#}\n")).with_context(|| format!("cannot write {}", path.display()))?;
+    write_whole(&path, |out| writeln!(out, "{json:#}")).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(config)
 }

@@ -20,6 +20,7 @@ use crate::{
     hlo::Module,
     pjrt::{Client, CompileOptions},
     plugins::Kind,
+    whole_file::write_whole,
 };
 
 const MANIFEST: &str = "manifest.json";
@@ -162,7 +163,7 @@ impl Bundle {
             programs,
         };
         let text = serde_json::to_string_pretty(&manifest).expect("strings and numbers");
-        fs::write(dir.join(MANIFEST), text + "\n").map_err(cannot_write)?;
+        write_whole(&dir.join(MANIFEST), |out| writeln!(out, "{text}")).map_err(cannot_write)?;
         Ok(Self { dir: dir.to_owned(), manifest })
     }
 

@@ -1,11 +1,11 @@
 //! Files of compiled programs: a magic, the full key, the payload's sha256, the payload (the
 //! plugin's own serialized executable).
 
-use std::{fs, io::Write, path::Path};
+use std::{fs, path::Path};
 
 use sha2::{Digest, Sha256};
 
-use crate::{download::hex, pjrt::CompileOptions};
+use crate::{download::hex, pjrt::CompileOptions, whole_file::write_checked};
 
 const MAGIC: &[u8; 8] = b"GPJRT\x00\x01\n";
 
@@ -46,16 +46,13 @@ pub(super) fn read_entry(path: &Path, key: &[u8; 32]) -> std::result::Result<Opt
     Ok(Some(payload.to_vec()))
 }
 
-/// Writes beside the place and renames: a reader sees all of an entry or none.
+/// Writes an entry. A reader sees all of it or none.
 pub(super) fn write_entry(path: &Path, key: &[u8; 32], payload: &[u8]) -> std::io::Result<()> {
     let dir = path.parent().expect("entries are in a directory");
     fs::create_dir_all(dir)?;
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    for part in [&MAGIC[..], key, &Sha256::digest(payload), payload] {
-        file.write_all(part)?;
-    }
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    let digest = Sha256::digest(payload);
+    let parts = [&MAGIC[..], key, &digest, payload];
+    write_checked(path, |out| parts.iter().try_for_each(|part| out.write_all(part)))
 }
 
 /// The processor's feature flags: a CPU executable is machine code for them.

@@ -123,11 +123,12 @@ impl SnapshotDownload<'_> {
                 std::thread::sleep(Duration::from_millis(250) * 2_u32.pow(failures));
             }
         }
-        file.flush().map_err(written)?;
         if let Err(error) = hash.check(remote) {
             let _ = fs::remove_file(&path);
             return Err(error);
         }
+        // Its hash is not checked again: a power cut must not leave a name without contents.
+        file.sync_all().map_err(written)?;
         fs::rename(&path, blob).map_err(written)
     }
 

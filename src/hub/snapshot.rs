@@ -12,7 +12,7 @@ use super::{
     fetch::SnapshotDownload,
     repo::Repo,
 };
-use crate::download::Progress;
+use crate::{download::Progress, whole_file::write_whole};
 
 impl Hub {
     /// Returns the model's directory in the cache, after downloading it if it is not there.
@@ -62,5 +62,5 @@ impl Hub {
 
 fn write_reference(path: &Path, commit: &str) -> std::io::Result<()> {
     fs::create_dir_all(path.parent().expect("it lies below refs"))?;
-    fs::write(path, commit)
+    write_whole(path, |out| out.write_all(commit.as_bytes()))
 }

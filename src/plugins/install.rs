@@ -2,6 +2,7 @@
 //! `<cache>/plugins/<kind>/<version>-<sha256>/` holds the library and a manifest.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Read, Write},
     os::unix::fs::PermissionsExt,
@@ -52,8 +53,8 @@ fn plugins_dir(kind: Kind) -> Result<PathBuf> {
 pub fn installed(kind: Kind) -> Result<Vec<InstalledPlugin>> {
     let dir = plugins_dir(kind)?;
     let Ok(entries) = fs::read_dir(&dir) else { return Ok(Vec::new()) };
-    let mut found: Vec<InstalledPlugin> =
-        entries.flatten().filter_map(|entry| read_installed(kind, &entry.path())).collect();
+    let whole = entries.flatten().filter(|entry| !is_temporary(&entry.file_name()));
+    let mut found: Vec<InstalledPlugin> = whole.filter_map(|entry| read_installed(kind, &entry.path())).collect();
     let rank = |p: &InstalledPlugin| {
         let pinned = PINNED.iter().position(|q| q.package == p.package && q.version == p.version);
         (pinned.unwrap_or(usize::MAX), p.version.clone())
@@ -75,6 +76,13 @@ fn read_installed(kind: Kind, dir: &Path) -> Option<InstalledPlugin> {
 }
 
 const MANIFEST: &str = "manifest.json";
+
+/// How the names of wheels and directories begin that are not complete yet.
+const TEMPORARY: &str = ".tmp";
+
+fn is_temporary(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
+}
 
 /// Compares the library's sha256 with the one that was computed when it was installed.
 ///
@@ -135,11 +143,11 @@ impl Installer<'_> {
         let (length, mut body) = index.open(&url)?;
         self.progress.start(wheel, length.unwrap_or(0));
         let written = |cause| PluginError::Write { path: dir.to_owned(), cause };
-        let mut file = tempfile::NamedTempFile::new_in(dir).map_err(written)?;
+        let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir).map_err(written)?;
         let result = copy_with_sha256(&mut body, file.as_file_mut(), |n| self.progress.advance(n));
         self.progress.finish();
         let found = result.map_err(|e| match e.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => written(e),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => written(e),
             _ => PluginError::Index { index: package.to_owned(), problem: format!("the download broke off ({e})") },
         })?;
         check(wheel, sha256, &found)?;
@@ -180,8 +188,9 @@ fn target(dir: &Path, pinned: &PinnedPlugin) -> PathBuf {
     dir.join(format!("{}-{}", pinned.version, &pinned.sha256[..16]))
 }
 
-/// Takes the lock of a directory, which is held until the result is dropped or the process ends. A
-/// file system without locks is used without, and a warning says so.
+/// Takes the lock of a directory, which is held until the result is dropped or the process ends.
+/// Then nobody else writes there, so what installations left that were killed is removed. A file
+/// system without locks is used without, and a warning says so.
 fn lock(dir: &Path) -> Result<File> {
     let failed = |path: &Path, cause| PluginError::Write { path: path.to_owned(), cause };
     fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
@@ -189,8 +198,18 @@ fn lock(dir: &Path) -> Result<File> {
     let file = File::create(&path).map_err(|e| failed(&path, e))?;
     if let Err(cause) = file.lock() {
         tracing::warn!("{} cannot be locked ({cause}): let no other process install plugins", path.display());
+    } else {
+        remove_leftovers(dir);
     }
     Ok(file)
+}
+
+fn remove_leftovers(dir: &Path) {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    for path in entries.filter(|entry| is_temporary(&entry.file_name())).map(|entry| entry.path()) {
+        // If one stays, it only takes space.
+        let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+    }
 }
 
 /// Unpacks the plugin into a temporary directory beside its final one.
@@ -207,11 +226,13 @@ fn stage(pinned: &PinnedPlugin, wheel: &Path, dir: &Path) -> Result<tempfile::Te
     } else {
         member_path
     };
-    let staged = tempfile::tempdir_in(dir).map_err(written)?;
+    let staged = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(dir).map_err(written)?;
     let path = staged.path().join(library);
     fs::create_dir_all(path.parent().expect("it is in the staging directory")).map_err(written)?;
     let mut out = File::create(path).map_err(written)?;
     let library_sha256 = copy_with_sha256(&mut member, &mut out, |_| ()).map_err(written)?;
+    // Its hash is not checked again: a power cut must not leave a name without contents.
+    out.sync_all().map_err(written)?;
     let manifest = PluginManifest {
         package: pinned.package.to_owned(),
         version: pinned.version.to_owned(),

@@ -17,13 +17,13 @@ use gemma_pjrt::plugins::{Kind, pinned_for};
 use crate::{Home, Ran, plugin};
 
 /// A package index on localhost that serves one listing and one wheel, and counts downloads.
-struct Index {
-    url: String,
+pub struct Index {
+    pub url: String,
     downloads: Arc<AtomicUsize>,
 }
 
 impl Index {
-    fn serve(wheel: Vec<u8>, json: bool) -> Self {
+    pub fn serve(wheel: Vec<u8>, json: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/simple", listener.local_addr().unwrap());
         let downloads = Arc::new(AtomicUsize::new(0));
@@ -144,6 +144,22 @@ fn list_verify_and_path_know_what_is_installed() {
     assert_eq!(again.stdout.trim(), library.to_str().unwrap());
     fs::write(&library, "abd").unwrap();
     home.run(&["plugins", "verify"]).fails(1, &["has sha256", "expected ba7816bf"]);
+}
+
+/// A directory that was being unpacked when the process was killed is no plugin, whatever is in it,
+/// and the next installation removes it.
+#[test]
+fn what_a_killed_installation_left_is_not_used_and_goes() {
+    let home = Home::new();
+    let library = fake_install(&home, b"abc");
+    let plugins = home.path(".cache/gemma-pjrt/plugins/cpu");
+    fs::rename(library.parent().unwrap(), plugins.join(".tmpaBcDeF")).unwrap();
+    fs::write(plugins.join(".tmpgHiJkL"), "half a wheel").unwrap();
+    assert!(home.run(&["plugins", "list"]).ok().stdout.contains("cpu   available  fastatomstruct-xla-cpu"));
+    assert!(home.run(&["plugins", "verify"]).ok().stderr.contains("no plugin is installed"));
+    install(&home, "http://127.0.0.1:9/simple", &[]).fails(1, &["cannot be used"]);
+    let left: Vec<_> = fs::read_dir(plugins).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left, [".lock"]);
 }
 
 /// The search order: variable, cache, Python environment, loader path.

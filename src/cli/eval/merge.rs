@@ -15,8 +15,9 @@ use super::{
     shard::Shard,
 };
 use crate::{
-    cli::{Outcome, journal::beside},
+    cli::Outcome,
     eval::{Evaluation, graded_from_sample, table, tasks_by_name},
+    whole_file::beside,
 };
 
 #[derive(Debug, clap::Args)]

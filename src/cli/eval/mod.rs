@@ -8,7 +8,7 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     fs,
-    io::Write,
+    io::{ErrorKind, Write},
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
@@ -24,7 +24,7 @@ use self::{
 };
 use super::{
     Outcome, interrupt,
-    journal::{Journal, RunIdentity, beside},
+    journal::{Journal, RunIdentity},
     model_args::{ModelArgs, OpenedModel},
     note,
     progress::Counter,
@@ -35,6 +35,7 @@ use crate::{
         self, ChatFormat, Dataset, Evaluation, GradedResponse, Item, Metric, PromptFormat, Response, Task, digest,
         grade, items, run_programs, sample_json, score_texts, table, tasks_by_name,
     },
+    whole_file::beside,
 };
 
 #[derive(Debug, clap::Args)]
@@ -150,9 +151,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
     });
     if let Some(output) = &args.output {
         write(output, &evaluations, &samples, config)?;
+    }
+    let printed = write!(std::io::stdout(), "{}", table(&evaluations)).and_then(|()| std::io::stdout().flush());
+    // If the table could not be written, the same command writes it from the journal.
+    if printed.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::BrokenPipe) {
         finished.remove()?;
     }
-    write!(std::io::stdout(), "{}", table(&evaluations))?;
+    printed.context("cannot write the table to standard output")?;
     Ok(Outcome::Done)
 }
 

@@ -6,8 +6,9 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::{
-    cli::journal::{beside, write_whole},
+    cli::journal::write_whole,
     eval::{Evaluation, html, results_json},
+    whole_file::beside,
 };
 
 /// A document: the index of its task, and its number in the split.

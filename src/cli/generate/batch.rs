@@ -22,7 +22,7 @@ use super::{
 use crate::{
     cli::{
         Outcome, interrupt,
-        journal::{Journal, RunIdentity, beside, write_whole},
+        journal::{Journal, RunIdentity, write_whole},
         model_args::OpenedModel,
         note,
         progress::Counter,
@@ -30,21 +30,31 @@ use crate::{
     engine::{Driven, Engine, Event, Request, RequestId, Workload, drive},
     model_file::without_mark,
     tokenizer::Tokenizer,
+    whole_file::beside,
 };
 
-/// The lines of the input.
+/// The lines of the input, and those of them that an earlier run answered.
 pub struct Batch {
-    identity: RunIdentity,
-    lines: Vec<Line>,
+    /// Lines without an answer, with their indices.
+    remaining: Vec<(usize, Line)>,
+    finished: FinishedLines,
+    total: usize,
+    /// The tokens of the longest prompt together with its answer, of all lines: the same in each
+    /// run, and with it the programs.
+    pub longest: usize,
 }
 
 impl Batch {
-    /// Reads the input. An invalid line becomes an error in the output, and does not stop the
-    /// others.
+    /// Reads the input, and the answers of an earlier run. An invalid line becomes an error in the
+    /// output, and does not stop the others.
     ///
     /// # Errors
-    /// The file cannot be read, or has no lines.
-    pub fn read(path: &Path, args: &Args, opened: &OpenedModel) -> Result<Self> {
+    /// The file cannot be read, has no lines, or the output is there already, belongs to another
+    /// run, or cannot be written.
+    pub fn open(path: &Path, output: &Path, args: &Args, opened: &OpenedModel) -> Result<Self> {
+        if output.exists() {
+            bail!("{} is there already; remove it, or choose another --output", output.display());
+        }
         let tokenizer = opened.tokenizer()?;
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let text = std::str::from_utf8(&bytes).map_err(|e| {
@@ -61,31 +71,31 @@ impl Batch {
         let mut identity = args.model.run_identity(opened)?;
         identity.insert("input", format!("{:x}", Sha256::digest(&bytes)));
         identity.insert("settings", format!("{:x}", Sha256::digest(settings)));
-        Ok(Self { identity, lines })
+        let finished = FinishedLines::open(output, &identity, lines.len())?;
+        let requests = lines.iter().filter_map(|line| line.request.as_ref().ok());
+        let longest = requests.map(|(request, _)| request.prompt.len() + request.max_tokens).max().unwrap_or(1);
+        let (total, kept) = (lines.len(), finished.lines.len());
+        if kept > 0 {
+            note(&format!("{kept} of {total} lines were finished before"));
+        }
+        let remaining =
+            lines.into_iter().enumerate().filter(|(index, _)| !finished.lines.contains_key(index)).collect();
+        Ok(Self { remaining, finished, total, longest })
     }
 
-    /// Returns the tokens of the longest prompt together with its answer.
-    pub fn longest(&self) -> usize {
-        let requests = self.lines.iter().filter_map(|line| line.request.as_ref().ok());
-        requests.map(|(request, _)| request.prompt.len() + request.max_tokens).max().unwrap_or(1)
+    /// Returns whether all lines are answered, so that no model is needed.
+    pub fn is_answered(&self) -> bool {
+        self.remaining.is_empty()
     }
 
-    /// Answers the lines that are not finished yet.
+    /// Answers the lines that are not finished yet, and writes the output.
     ///
     /// # Errors
     /// The model fails to run, or the output cannot be written.
     pub fn run(self, engine: &mut Engine, tokenizer: &Tokenizer, output: &Path) -> Result<Outcome> {
-        let finished = FinishedLines::open(output, &self.identity, self.lines.len())?;
-        let total = self.lines.len();
-        let kept = finished.lines.len();
-        if kept > 0 {
-            note(&format!("{kept} of {total} lines were finished before"));
-        }
-        let remaining: Vec<_> =
-            self.lines.into_iter().enumerate().filter(|(i, _)| !finished.lines.contains_key(i)).collect();
-        let counter = Counter::new("lines", remaining.len() as u64);
-        let queue = remaining.into_iter();
-        let mut lines = RunningLines { tokenizer, queue, running: HashMap::new(), finished, counter };
+        let counter = Counter::new("lines", self.remaining.len() as u64);
+        let queue = self.remaining.into_iter();
+        let mut lines = RunningLines { tokenizer, queue, running: HashMap::new(), finished: self.finished, counter };
         let driven = drive(engine, &mut lines)?;
         let RunningLines { finished, counter, .. } = lines;
         let (tokens, time) = counter.finish();
@@ -94,14 +104,18 @@ impl Batch {
             note(&format!("interrupted; finished lines are in {path}; the same command resumes from there"));
             return Ok(Outcome::Interrupted);
         }
-        let failed = finished.complete(output)?;
+        let outcome = finished.complete(output)?;
         let rate = tokens as f64 / time.as_secs_f64().max(1e-9);
-        note(&format!("{total} lines; {tokens} tokens in {}, {rate:.1} tok/s", HumanDuration(time)));
-        if failed > 0 {
-            note(&format!("{failed} lines could not be run; see \"error\" in {}", output.display()));
-            return Ok(Outcome::Incomplete);
-        }
-        Ok(Outcome::Done)
+        note(&format!("{} lines; {tokens} tokens in {}, {rate:.1} tok/s", self.total, HumanDuration(time)));
+        Ok(outcome)
+    }
+
+    /// Writes the output, if all lines are answered.
+    ///
+    /// # Errors
+    /// The output cannot be written.
+    pub fn complete(self, output: &Path) -> Result<Outcome> {
+        self.finished.complete(output)
     }
 }
 
@@ -215,9 +229,6 @@ struct FinishedLines {
 impl FinishedLines {
     /// Reads the lines that an earlier run with the same input and settings finished.
     fn open(output: &Path, identity: &RunIdentity, count: usize) -> Result<Self> {
-        if output.exists() {
-            bail!("{} is there already; remove it, or choose another --output", output.display());
-        }
         let (journal, kept) = Journal::open(&beside(output, ".partial"), identity)?;
         let mut lines = BTreeMap::new();
         for mut record in kept {
@@ -238,12 +249,17 @@ impl FinishedLines {
         Ok(())
     }
 
-    /// Writes the output in the input's order. Returns the number of lines with an error.
-    fn complete(self, output: &Path) -> Result<usize> {
+    /// Writes the output in the input's order, and says how many lines have an error.
+    fn complete(self, output: &Path) -> Result<Outcome> {
         let path = &self.journal.path;
         write_whole(output, |out| self.lines.values().try_for_each(|done| writeln!(out, "{}", done.line)))
             .with_context(|| format!("all answers are in {}", path.display()))?;
         fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
-        Ok(self.lines.values().filter(|done| done.failed).count())
+        let failed = self.lines.values().filter(|done| done.failed).count();
+        if failed > 0 {
+            note(&format!("{failed} lines could not be run; see \"error\" in {}", output.display()));
+            return Ok(Outcome::Incomplete);
+        }
+        Ok(Outcome::Done)
     }
 }

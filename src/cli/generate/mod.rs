@@ -81,10 +81,14 @@ pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
 
 fn run_batch(args: &Args, opened: &OpenedModel, input: &Path, output: &Path) -> Result<Outcome> {
     let tokenizer = opened.tokenizer()?;
-    let batch = Batch::read(input, args, opened)?;
+    // What is wrong with the output is said before the model is loaded.
+    let batch = Batch::open(input, output, args, opened)?;
+    if batch.is_answered() {
+        return batch.complete(output);
+    }
     let platform = args.model.platform(opened)?;
     let loaded = args.model.load(opened, &platform)?;
-    let cache_len = opened.cache_len(batch.longest() as i64);
+    let cache_len = opened.cache_len(batch.longest as i64);
     let mut engine = Engine::new(loaded.model, tokenizer.clone(), args.slots.into(), cache_len)?;
     interrupt::begin_writing();
     batch.run(&mut engine, tokenizer, output)
