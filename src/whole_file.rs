@@ -26,7 +26,12 @@ pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result
     write_and_rename(path, |file| {
         buffered(file, write)?;
         file.sync_all()
-    })
+    })?;
+    // What the caller removes next must not be gone before the new name is on the disk. Some file
+    // systems cannot sync a directory.
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _ = File::open(dir).and_then(|dir| dir.sync_all());
+    Ok(())
 }
 
 /// Writes a file as [`write_whole`] does, but does not wait for the disk. After a power cut it may

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     gemma::tensors::LM_HEAD_NAME,
     hlo::DType,
-    model_file::parse_json,
+    model_file::{LFS_POINTER, is_lfs_pointer, parse_json},
     pjrt::{HostBytes, HostMemory},
 };
 
@@ -54,10 +54,12 @@ struct LowRank {
 
 /// Fields of `adapter_config.json` that change the result in ways that merging `B A` does not
 /// cover, each with the values that change nothing.
-const NOT_SUPPORTED: [(&str, &[&str]); 9] = [
+const NOT_SUPPORTED: [(&str, &[&str]); 11] = [
     ("modules_to_save", &["null", "[]"]),
     ("bias", &["null", "\"none\""]),
     ("use_dora", &["null", "false"]),
+    ("use_qalora", &["null", "false"]),
+    ("alora_invocation_tokens", &["null", "[]"]),
     ("fan_in_fan_out", &["null", "false"]),
     ("lora_bias", &["null", "false"]),
     ("alpha_pattern", &["null", "{}"]),
@@ -105,7 +107,13 @@ impl LoraAdapter {
             let rank = rank as f64;
             (alpha / if config["use_rslora"] == true { rank.sqrt() } else { rank }) as f32
         };
+        if !dir.join(ADAPTER_WEIGHTS).exists() && dir.join("adapter_model.bin").exists() {
+            return Err(failed(format!("it has adapter_model.bin, and no {ADAPTER_WEIGHTS}")));
+        }
         let memory = HostMemory::map(&dir.join(ADAPTER_WEIGHTS)).map_err(|e| failed(e.to_string()))?;
+        if is_lfs_pointer(memory.bytes()) {
+            return Err(failed(format!("{ADAPTER_WEIGHTS}: {LFS_POINTER}")));
+        }
         let file = safetensors::SafeTensors::deserialize(memory.bytes())
             .map_err(|e| failed(format!("{ADAPTER_WEIGHTS} is damaged ({e})")))?;
         let factors = Factors { file: &file, failed: &failed };
@@ -130,7 +138,9 @@ impl LoraAdapter {
             updates.insert(canonical(&format!("{module}.weight")), update);
         }
         if let Some(other) = file.names().into_iter().find(|name| !known.contains(*name)) {
-            return Err(failed(format!("{ADAPTER_WEIGHTS} has {other}, which is no factor of a matrix")));
+            let first = other.replace(".lora_B.", ".lora_A.");
+            let problem = if first == *other { "is no factor of a matrix".into() } else { format!("has no {first}") };
+            return Err(failed(format!("{ADAPTER_WEIGHTS} has {other}, which {problem}")));
         }
         if updates.is_empty() {
             return Err(failed(format!("{ADAPTER_WEIGHTS} has no factors")));

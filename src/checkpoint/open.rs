@@ -292,12 +292,17 @@ fn other_formats(dir: &Path) -> String {
         .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
         .unwrap_or_default();
     let with = |ending: &str| names.iter().find(|name| name.ends_with(ending));
+    let shards = names.iter().filter(|name| name.ends_with(".safetensors")).count();
     if names.is_empty() {
         "; it is empty".into()
+    } else if let Ok(target) = dir.join(SINGLE).read_link() {
+        format!(": {SINGLE} is a link to {}, which is missing; download it again", target.display())
     } else if with(ADAPTER_WEIGHTS).is_some() {
         "; it is a LoRA adapter: give its base with --model, and it with --lora".into()
     } else if let Some(name) = with(".gguf").or(with(".bin")).or(with(".h5")).or(with(".msgpack")) {
         format!(", only {name}; download the safetensors version of the model")
+    } else if let Some(name) = with(".safetensors").filter(|_| shards > 1) {
+        format!(" named {SINGLE}, and no {INDEX} for {shards} others such as {name}; download the index, too")
     } else if let Some(name) = with(".safetensors") {
         format!(" named {SINGLE} and no {INDEX}, only {name}; rename it or add the index")
     } else {

@@ -28,7 +28,14 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 /// Files beside weights and config: the tokenizer's, and the last one.
-const OTHERS: [&str; 5] = [TOKENIZER, TOKENIZER_CONFIG, "chat_template.jinja", "chat_template.json", GENERATION_CONFIG];
+const OTHERS: [&str; 6] = [
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    GENERATION_CONFIG,
+];
 
 /// A model's files.
 pub enum ModelFiles {
@@ -199,6 +206,7 @@ impl ModelFiles {
             "tokenizer_config.json" => {
                 "control tokens, and the chat template unless a chat_template file has it".to_owned()
             }
+            "special_tokens_map.json" => "control tokens that tokenizer_config.json does not name".to_owned(),
             "chat_template.jinja" => "the chat template".to_owned(),
             "chat_template.json" => "the chat template, unless another file has it".to_owned(),
             "generation_config.json" => {

@@ -23,8 +23,8 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     #[error(
-        "the logits are not numbers: NaN or infinity appears first in {0}. Check these weights (gemma-pjrt inspect), or compute \
-         with --dtype f32"
+        "the logits are not numbers: NaN or infinity appears first in {0}. They are \
+         damaged, or the computation overflows: compare the file's sha256 with its source, or compute with --dtype f32"
     )]
     NotNumbers(String),
     #[error("the context is full: {prompt} tokens of conversation and {room} for an answer are more than {context}")]

@@ -11,7 +11,7 @@ use flate2::read::MultiGzDecoder;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::{Map, Value};
 
-use crate::model_file::without_mark;
+use crate::model_file::{is_lfs_pointer, without_mark};
 
 /// A row of a dataset.
 pub type Doc = Map<String, Value>;
@@ -54,6 +54,11 @@ impl FileFormat {
     /// # Errors
     /// The file cannot be read, or is damaged.
     pub fn read(self, path: &Path) -> Result<Vec<Doc>, String> {
+        let mut start = Vec::new();
+        File::open(path).and_then(|file| file.take(64).read_to_end(&mut start)).map_err(|e| e.to_string())?;
+        if is_lfs_pointer(&start) {
+            return Err("it is a Git LFS pointer; run git lfs pull in its directory".into());
+        }
         match self {
             Self::Parquet => parquet_rows(path),
             Self::Json { gzip } => json_rows(&text(path, gzip)?),

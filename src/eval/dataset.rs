@@ -1,6 +1,7 @@
 //! Datasets on disk, in the layouts of the Hugging Face hub, by configuration and split.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -101,14 +102,14 @@ impl Dataset {
             None => vec![self.dir.join("data"), self.dir.clone(), self.dir.join("default")],
         };
         if let Some(found) = folders.iter().map(|folder| in_folder(folder)).find(|found| !found.is_empty()) {
-            return Ok(found);
+            return complete(found, split);
         }
         if self.config.is_none() {
             let below = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path());
             let found: Vec<Vec<DataFile>> =
                 below.map(|dir| in_folder(&dir)).filter(|found| !found.is_empty()).collect();
             if let [only] = &found[..] {
-                return Ok(only.clone());
+                return complete(only.clone(), split);
             }
         }
         let config = self.config.as_ref().map_or(String::new(), |config| format!(" of the configuration {config}"));
@@ -149,6 +150,27 @@ fn snapshot(cached: &Path) -> Option<PathBuf> {
 }
 
 type DataFile = (FileFormat, PathBuf);
+
+/// Returns the files of a split, of which none may be missing: fewer rows would give another score.
+fn complete(files: Vec<DataFile>, split: &str) -> Result<Vec<DataFile>> {
+    let part = |(_, path): &DataFile| {
+        let name = path.file_name()?.to_str()?;
+        let words: Vec<&str> = name.split(['-', '.']).collect();
+        let at = words.iter().position(|&word| word == "of")?;
+        let number = |word: Option<&&str>| word?.parse::<usize>().ok();
+        Some((number(words.get(at + 1))?, number(words.get(at.checked_sub(1)?))?))
+    };
+    let parts: BTreeSet<(usize, usize)> = files.iter().filter_map(part).collect();
+    let totals = parts.iter().map(|&(total, _)| total).collect::<BTreeSet<_>>().into_iter();
+    let mut missing = totals.flat_map(|total| (0..total).map(move |number| (total, number)));
+    if let Some((total, number)) = missing.find(|part| !parts.contains(part)) {
+        let folder = files[0].1.parent().unwrap_or(Path::new(".")).display();
+        return Err(Error::Invalid(format!(
+            "{folder} lacks {split}-{number:05}-of-{total:05} of the split {split}; download the dataset again"
+        )));
+    }
+    Ok(files)
+}
 
 /// Returns a folder's data files whose names, without the format's ending, are wanted, in order. Of
 /// several formats it takes one: they are copies of the same rows.
@@ -209,6 +231,22 @@ mod tests {
         assert_eq!(rows("org/d", Some("two")).unwrap(), 1);
         assert!(rows("org/c", None).unwrap_err().to_string().contains("no files of the split test"));
         assert!(rows("org/e", None).unwrap_err().to_string().contains("org/e is not in"));
+    }
+
+    #[test]
+    fn a_missing_part_is_an_error() {
+        let file = |name: &str| (FileFormat::Parquet, PathBuf::from("data").join(name));
+        let check = |names: &[&str]| complete(names.iter().map(|name| file(name)).collect(), "test");
+        for whole in [
+            &["test-00000-of-00002.parquet", "test-00001-of-00002.parquet"][..],
+            &["test-00000-of-00001-6f3d1a.parquet"],
+            &["test.parquet"],
+            &["test_0.parquet", "test_2.parquet"],
+        ] {
+            assert_eq!(check(whole).unwrap().len(), whole.len());
+        }
+        let error = check(&["test-00000-of-00002-abc.parquet"]).unwrap_err().to_string();
+        assert!(error.contains("data lacks test-00001-of-00002"), "{error}");
     }
 
     #[test]

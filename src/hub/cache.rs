@@ -17,8 +17,13 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) const SINGLE: &str = "model.safetensors";
 /// The files that a model must have beside its weights, and those that it may have.
 pub(super) const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-pub(super) const OPTIONAL: [&str; 4] =
-    ["tokenizer_config.json", "chat_template.jinja", "chat_template.json", "generation_config.json"];
+pub(super) const OPTIONAL: [&str; 5] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+];
 
 /// The directory that holds `models--organisation--name` directories.
 #[derive(Clone, Debug)]

@@ -16,6 +16,7 @@ use crate::model_file::{LFS_POINTER, is_lfs_pointer, without_mark};
 #[derive(Clone, Debug, Default)]
 pub struct TextFiles {
     pub tokenizer_config: Option<String>,
+    pub special_tokens_map: Option<String>,
     pub chat_template_jinja: Option<String>,
     pub chat_template_json: Option<String>,
     pub generation_config: Option<String>,
@@ -23,6 +24,7 @@ pub struct TextFiles {
 }
 
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE_JINJA: &str = "chat_template.jinja";
 const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -57,11 +59,15 @@ impl TextFiles {
                 Ok(text) => Ok(Some(text)),
                 Err(e) => Err(TokenizerError::damaged(dir.join(name), format!("it is not UTF-8 text: {e}"))),
             },
+            Err(e) if e.kind() == ErrorKind::NotFound && dir.join(name).is_symlink() => {
+                Err(TokenizerError::damaged(dir.join(name), "it is a link to a file that is missing"))
+            }
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(TokenizerError::damaged(dir.join(name), e)),
         };
         Ok(Self {
             tokenizer_config: read(dir, TOKENIZER_CONFIG)?,
+            special_tokens_map: read(dir, SPECIAL_TOKENS_MAP)?,
             chat_template_jinja: read(dir, CHAT_TEMPLATE_JINJA)?,
             chat_template_json: read(dir, CHAT_TEMPLATE_JSON)?,
             generation_config: read(model, GENERATION_CONFIG)?,
@@ -73,6 +79,9 @@ impl TextFiles {
     /// A file is damaged.
     pub(super) fn settings(&self) -> Result<TextSettings, TokenizerError> {
         let tokens = json(TOKENIZER_CONFIG, &self.tokenizer_config)?;
+        // Older exports name tokens there alone.
+        let map = json(SPECIAL_TOKENS_MAP, &self.special_tokens_map)?;
+        let value = |field: &str| tokens.get(field).or_else(|| map.get(field)).unwrap_or(&Value::Null);
         let stop_of = |name, text| stop_ids(name, &json(name, text)?);
         let stop = match stop_of(GENERATION_CONFIG, &self.generation_config)? {
             None => stop_of(CONFIG, &self.config)?,
@@ -80,7 +89,7 @@ impl TextFiles {
         };
         let mut control = vec![];
         let mut named = |field| {
-            let token = token(field, tokens.get(field).unwrap_or(&Value::Null))?;
+            let token = token(field, value(field))?;
             control.extend(token.clone());
             Ok::<_, TokenizerError>(token.map(|token| token.content))
         };
@@ -92,7 +101,7 @@ impl TextFiles {
         };
         // Newer files have the second name.
         for field in ["additional_special_tokens", "extra_special_tokens"] {
-            for value in tokens.get(field).and_then(Value::as_array).into_iter().flatten() {
+            for value in value(field).as_array().into_iter().flatten() {
                 control.extend(token(field, value)?);
             }
         }
@@ -192,6 +201,14 @@ mod tests {
         let both = r#"{"bos_token": "<s>", "eos_token": {"content": "<|im_end|>", "lstrip": false}}"#;
         assert_eq!(names(both), Ok(("<s>".into(), "<|im_end|>".into())));
         assert_eq!(names(r#"{"bos_token": null}"#), Ok(("<bos>".into(), "<eos>".into())));
+        let map = Some(r#"{"bos_token": "<s>", "eos_token": "<|im_end|>"}"#.to_owned());
+        let files = TextFiles {
+            tokenizer_config: Some(r#"{"bos_token": "<bos>"}"#.into()),
+            special_tokens_map: map,
+            ..TextFiles::default()
+        };
+        let names_of = files.settings().unwrap().names;
+        assert_eq!((names_of.bos, names_of.eos), ("<bos>".into(), "<|im_end|>".into()));
         assert!(names(r#"{"eos_token": 7}"#).unwrap_err().contains("eos_token is 7"));
     }
 }
