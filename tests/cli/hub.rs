@@ -7,18 +7,19 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use sha1::Digest;
 
 use crate::{Home, Ran};
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-const NAME: &str = "google/gemma-1.1-2b-it";
+pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub const NAME: &str = "google/gemma-1.1-2b-it";
 
 /// How the hub misbehaves.
 #[derive(Clone, Copy, Default)]
-struct Manner {
+pub struct Manner {
     /// Requests without this token are refused as gated.
     gated: Option<&'static str>,
     /// Answer to everything: a status, and the hub's own code for it.
@@ -37,25 +38,34 @@ struct Manner {
     prefix: &'static str,
     /// Whether it knows no hashes, as a mirror.
     no_hashes: bool,
+    /// Bodies are sent in blocks of so many bytes, with a pause after each.
+    slow: Option<(usize, Duration)>,
+}
+
+impl Manner {
+    /// Sends blocks of so many bytes, with a pause after each.
+    pub fn slow(block: usize, pause: Duration) -> Self {
+        Self { slow: Some((block, pause)), ..Self::default() }
+    }
 }
 
 /// A request that arrived: its line, its range, and whether it carried a token.
 #[derive(Clone, Debug)]
-struct Seen {
-    line: String,
-    range: Option<String>,
+pub struct Seen {
+    pub line: String,
+    pub range: Option<String>,
     token: bool,
 }
 
 /// A hub on localhost: the model's page, its files, and a second server (by another host name) that
 /// large files are on.
-struct TestHub {
-    url: String,
+pub struct TestHub {
+    pub url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl TestHub {
-    fn serve(files: HashMap<String, Vec<u8>>, manner: Manner) -> Self {
+    pub fn serve(files: HashMap<String, Vec<u8>>, manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -71,7 +81,7 @@ impl TestHub {
         Self { url: format!("http://127.0.0.1:{port}"), seen }
     }
 
-    fn requests(&self) -> Vec<Seen> {
+    pub fn requests(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 }
@@ -105,7 +115,12 @@ fn answer(
     let mut send = |status: &str, extra: &str, body: &[u8], length: usize| {
         let text = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{extra}\r\n");
         stream.write_all(text.as_bytes())?;
-        if head { Ok(()) } else { stream.write_all(body) }
+        let (block, pause) = now.slow.unwrap_or((usize::MAX, Duration::ZERO));
+        for block in body.chunks(block).filter(|_| !head) {
+            stream.write_all(block)?;
+            std::thread::sleep(pause);
+        }
+        Ok(())
     };
     if now.busy.0 > 0 {
         manner.lock().unwrap().busy.0 -= 1;
@@ -172,7 +187,7 @@ fn answer(
 }
 
 /// The files of a tiny model, in one or in two safetensors files.
-fn model_files(home: &Home, sharded: bool) -> HashMap<String, Vec<u8>> {
+pub fn model_files(home: &Home, sharded: bool) -> HashMap<String, Vec<u8>> {
     let dir = PathBuf::from(home.tiny_model());
     let mut files: HashMap<String, Vec<u8>> = fs::read_dir(&dir)
         .unwrap()

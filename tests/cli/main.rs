@@ -8,6 +8,7 @@ mod commands;
 mod compat;
 mod eval;
 mod hub;
+mod moments;
 mod plan;
 mod plugins;
 mod quantize;

@@ -12,7 +12,7 @@ use std::{
 use crate::{Home, Ran};
 
 /// The command, run by a shell after `setup`.
-fn after(setup: &str, command: &Command) -> Command {
+pub fn after(setup: &str, command: &Command) -> Command {
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", &format!("{setup}; exec \"$0\" \"$@\"")]).arg(command.get_program()).args(command.get_args());
     shell.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -20,7 +20,7 @@ fn after(setup: &str, command: &Command) -> Command {
     shell
 }
 
-fn full() -> Stdio {
+pub fn full() -> Stdio {
     File::options().write(true).open("/dev/full").unwrap().into()
 }
 
