@@ -369,6 +369,9 @@ fn generate_input() {
     let first = job.home.path("first");
     fs::create_dir(&first).unwrap();
     Ran::of(job.command(&first).output().unwrap()).ok();
+    // Whoever gives an output that is there learns it at once: no plugin is opened.
+    let again = Ran::of(job.command(&first).env("PJRT_PLUGIN", "/no/plugin").output().unwrap());
+    again.fails(1, &["out.jsonl is there already"]);
     disturb(&job);
 }
 
