@@ -133,6 +133,8 @@ fn what_cannot_be_merged_is_refused() {
         ("modules_to_save", json!(["embed_tokens"])),
         ("bias", json!("all")),
         ("use_dora", json!(true)),
+        ("use_qalora", json!(true)),
+        ("alora_invocation_tokens", json!([1])),
         ("fan_in_fan_out", json!(true)),
         ("alpha_pattern", json!({"q_proj": 3})),
         ("peft_type", json!("IA3")),
@@ -142,7 +144,8 @@ fn what_cannot_be_merged_is_refused() {
         assert!(error.contains(field), "{field}: {error}");
     }
     assert_eq!(open(&|_| (), None), "");
-    assert!(open(&|_| (), Some(b"version https://git-lfs.github.com/spec/v1")).contains("damaged"));
+    assert!(open(&|_| (), Some(b"nonsense")).contains("damaged"));
+    assert!(open(&|_| (), Some(b"version https://git-lfs.github.com/spec/v1")).contains("git lfs pull"));
 
     // For another model.
     let mut other = Checkpoint::open(&golden_dir("mqa")).unwrap();
