@@ -9,7 +9,7 @@ use crate::hlo::Mesh;
 /// An axis of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
-    /// Split as [`VocabSplit`] says.
+    /// Split as [`crate::sampling::VocabSplit`] says.
     Vocab,
     /// Whole on every device.
     Hidden,
