@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-/// What is wrong with a file of which only the Git LFS pointer is there, and what to do.
+/// Says that only a file's Git LFS pointer is there, and what to do.
 pub const LFS_POINTER: &str = "it is a Git LFS pointer, which stands for the file in a clone made without Git LFS. Run git lfs pull \
      in its directory, or give --model the model's name on Hugging Face to download it";
 

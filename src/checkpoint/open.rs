@@ -242,7 +242,7 @@ impl Checkpoint {
     }
 }
 
-/// Whether an index names other files than [`SINGLE`].
+/// Returns whether an index names other files than [`SINGLE`].
 fn names_shards(index: &str) -> bool {
     let Ok(json) = parse_json(index) else { return true };
     let map = json["weight_map"].as_object();

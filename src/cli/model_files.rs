@@ -345,8 +345,8 @@ impl ModelFiles {
     pub fn introduce(&self, _: &Config) {}
 }
 
-/// Whether an adapter has a tokenizer, which then takes the place of its base's, as in PEFT's
-/// `AutoPeftModelForCausalLM`.
+/// Returns whether an adapter has a tokenizer of its own. It is used instead of the base's, as in
+/// PEFT's `AutoPeftModelForCausalLM`.
 fn has_tokenizer(adapter: &Path) -> bool {
     adapter.join(TOKENIZER).exists()
 }

@@ -35,7 +35,8 @@ pub(super) fn linear_logits<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'
     cx.model.vocab().owned(linear(cx, x, weight, DType::F32))
 }
 
-/// Whether kernels reduce logits as they compute them. They know of no tokens of other devices.
+/// Returns whether kernels reduce logits as they compute them. They cannot leave out tokens that
+/// another device owns.
 fn reduces_logits(cx: Context<'_, '_>) -> bool {
     cx.model.lowering.kernels && cx.model.vocab().shared() == 0
 }
@@ -67,9 +68,9 @@ pub(super) fn linear_top<'g>(
     (found[0], Some(found[1]))
 }
 
-/// Of each row of [`linear_logits`]: the largest element and its column, the log-sum-exp, and the
-/// element in the column `targets` `s32[rows]`, minus infinity where there is no such column. All
-/// are `[rows]`, the columns s32, the others f32.
+/// Returns four numbers for each row of [`linear_logits`]: the largest element, its column, the
+/// log-sum-exp, and the element in the column `targets` `s32[rows]`, which is minus infinity where
+/// there is no such column. All are `[rows]`, the column s32, the others f32.
 pub(super) fn linear_score<'g>(cx: Context<'_, 'g>, x: Op<'g>, weight: Matrix<'g>, targets: Op<'g>) -> [Op<'g>; 4] {
     if !reduces_logits(cx) {
         let products = linear_logits(cx, x, weight);

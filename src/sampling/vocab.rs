@@ -32,7 +32,7 @@ impl VocabSplit {
         self.per_device() * self.devices() - self.tokens
     }
 
-    /// Whether each device has a token of its own.
+    /// Returns whether each device owns a token.
     pub fn is_possible(self) -> bool {
         self.shared() < self.per_device()
     }
