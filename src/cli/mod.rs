@@ -11,7 +11,7 @@ mod devices;
 mod doctor;
 #[cfg(feature = "eval")]
 mod eval;
-mod generate;
+pub mod generate;
 mod hlo;
 mod init;
 mod inspect;

@@ -66,8 +66,7 @@ impl Batch {
 
     /// Returns the tokens of the longest prompt together with its answer.
     pub fn longest(&self) -> usize {
-        let requests = self.lines.iter().filter_map(|line| line.request.as_ref().ok());
-        requests.map(|(request, _)| request.prompt.len() + request.max_tokens).max().unwrap_or(1)
+        self.lines.iter().map(Line::tokens).max().unwrap_or_default().max(1)
     }
 
     /// Answers the lines that are not finished yet.
