@@ -8,7 +8,7 @@ use gemma_pjrt::{
     cli::generate::{Args, Failure, Line},
     tokenizer::{TextFiles, Tokenizer},
 };
-use gemma_pjrt_fuzz::{VOCAB, small_tokenizer};
+use gemma_pjrt_fuzz::{VOCAB, expect_shielded_panics, small_tokenizer};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Parser)]
@@ -17,7 +17,7 @@ struct Cli {
     args: Args,
 }
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: expect_shielded_panics(), |data: &[u8]| {
     static ARGS: LazyLock<Args> = LazyLock::new(|| Cli::parse_from(["generate"]).args);
     static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| small_tokenizer(&TextFiles::default()).unwrap());
     let Ok(text) = std::str::from_utf8(data) else { return };

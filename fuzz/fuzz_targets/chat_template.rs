@@ -3,10 +3,10 @@
 #![no_main]
 
 use gemma_pjrt::tokenizer::{Message, TextFiles, Tokenizer};
-use gemma_pjrt_fuzz::{parts, small_tokenizer, text};
+use gemma_pjrt_fuzz::{expect_shielded_panics, parts, small_tokenizer, text};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: expect_shielded_panics(), |data: &[u8]| {
     let [template, messages] = parts(data);
     let template = text(template).map(str::to_owned);
     let is_gemmas = template.is_none();

@@ -4,12 +4,12 @@
 use std::fs;
 
 use gemma_pjrt::eval::{Dataset, digest};
-use gemma_pjrt_fuzz::{dir, parts};
+use gemma_pjrt_fuzz::{dir, expect_shielded_panics, parts};
 use libfuzzer_sys::fuzz_target;
 
 const ENDINGS: [&str; 9] = ["parquet", "jsonl", "json", "csv", "tsv", "txt", "jsonl.gz", "csv.gz", "json.gz"];
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: expect_shielded_panics(), |data: &[u8]| {
     let [ending, contents] = parts(data);
     let Some(ending) = ENDINGS.iter().find(|known| known.as_bytes() == ending) else { return };
     let root = dir("data");

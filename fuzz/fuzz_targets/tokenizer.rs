@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use gemma_pjrt::tokenizer::{TextFiles, Tokenizer};
-use gemma_pjrt_fuzz::{parts, text};
+use gemma_pjrt_fuzz::{expect_shielded_panics, parts, text};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| {
+fuzz_target!(init: expect_shielded_panics(), |data: &[u8]| {
     let [json, config, words] = parts(data);
     let files = TextFiles { tokenizer_config: text(config).map(str::to_owned), ..TextFiles::default() };
     let tokenizer = match Tokenizer::new(json, &files) {

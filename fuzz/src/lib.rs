@@ -17,6 +17,17 @@ const MEMORY: usize = 1 << 30;
 #[global_allocator]
 static ALLOCATOR: Cap<System> = Cap::new(System, MEMORY);
 
+/// Lets panics be errors where the program makes them errors. For `init` of targets: libFuzzer's own
+/// hook ends the process at every panic.
+pub fn expect_shielded_panics() {
+    let ends = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !gemma_pjrt::shield::is_shielded() {
+            ends(panic);
+        }
+    }));
+}
+
 /// Splits an input into `N` files at NUL bytes, which no text file has. The last one takes the
 /// rest. Those that are not there are empty.
 pub fn parts<const N: usize>(data: &[u8]) -> [&[u8]; N] {

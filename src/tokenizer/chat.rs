@@ -2,6 +2,7 @@
 //! looks like, it stays text. Otherwise a user could write the model's turns.
 
 use super::{Tokenizer, error::TokenizerError, message::Message};
+use crate::shield::shielded;
 
 /// A conversation as the template writes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,8 +92,8 @@ impl Tokenizer {
         let mut text = text.to_owned();
         loop {
             // A mark may bring a new token about: "<eos" and "<eos>" are in "<eos<eos>".
-            let encoding =
-                self.inner.encode(text.as_str(), false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
+            let encoding = shielded(|| self.inner.encode(text.as_str(), false)).map_err(TokenizerError::Encode)?;
+            let encoding = encoding.map_err(|e| TokenizerError::Encode(e.to_string()))?;
             let mut marks = vec![];
             for (id, &(from, to)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
                 let Some(token) = self.control.get(id) else { continue };

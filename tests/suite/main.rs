@@ -9,6 +9,7 @@ mod eval;
 mod floors;
 mod golden_hlo;
 mod hlo_ops;
+mod hostile;
 mod kernels;
 mod lora;
 mod not_numbers;
