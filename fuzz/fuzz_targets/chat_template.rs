@@ -1,5 +1,5 @@
-//! Chats: `template NUL messages`. Without a template it is Gemma's own; what is no list of messages
-//! is one message.
+//! Chats: `template NUL messages`. Without a template it is Gemma's own. What is no list of
+//! messages is one message.
 #![no_main]
 
 use gemma_pjrt::tokenizer::{Message, TextFiles, Tokenizer};

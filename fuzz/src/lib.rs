@@ -17,8 +17,8 @@ const MEMORY: usize = 1 << 30;
 #[global_allocator]
 static ALLOCATOR: Cap<System> = Cap::new(System, MEMORY);
 
-/// Lets panics be errors where the program makes them errors. For `init` of targets: libFuzzer's own
-/// hook ends the process at every panic.
+/// Lets panics be errors where the program makes them errors. For `init` of targets: libFuzzer's
+/// own hook ends the process at every panic.
 pub fn expect_shielded_panics() {
     let ends = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

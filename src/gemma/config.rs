@@ -41,8 +41,8 @@ pub enum LayerKind {
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
-/// The largest sizes. Those above are not a model, they are a mistake or an attack: the bytes of all
-/// weights would overflow, or the list of tensors would fill the memory.
+/// The largest sizes. Those above are not a model, they are a mistake or an attack: the bytes of
+/// all weights would overflow, or the list of tensors would fill the memory.
 pub(super) const MAX_SIZE: i64 = 1 << 24;
 pub(super) const MAX_WIDTH: i64 = 1 << 20;
 pub(super) const MAX_HEADS: i64 = 1 << 12;
