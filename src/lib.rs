@@ -10,6 +10,7 @@
 //! | [`pjrt`] | the C ABI and its safe wrapper: client, device, buffer, executable, topology, FFI |
 //! | [`cache_dir`], [`download`] | where files are kept, and how they arrive |
 //! | [`whole_file`] | writing files that appear whole or not at all |
+//! | [`shield`] | libraries that panic on damaged files |
 //! | [`model_file`] | JSON, Git LFS pointers: files of models that are not what their names say |
 //! | [`plugins`] | finding, installing and verifying plugin libraries |
 //! | [`hub`] | models by name: Hugging Face's cache and hub |
@@ -53,5 +54,6 @@ pub mod plan;
 pub mod plugins;
 pub mod runtime;
 pub mod sampling;
+pub mod shield;
 pub mod tokenizer;
 pub mod whole_file;

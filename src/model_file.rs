@@ -1,6 +1,8 @@
 //! Files of models as they arrive: what is wrong with one that is not what its name says. Each
 //! message is a sentence about "it", for the caller to put after the file's name.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 /// Says that only a file's Git LFS pointer is there, and what to do.
@@ -28,6 +30,12 @@ pub fn parse_json(text: &str) -> Result<Value, String> {
     serde_json::from_str(without_mark(text)).map_err(|e| format!("it is not valid JSON ({e}); download it again"))
 }
 
+/// Returns whether this is the name of a file, and not a path: an index must not reach outside its
+/// directory.
+pub fn is_file_name(name: &str) -> bool {
+    Path::new(name).file_name() == Some(name.as_ref())
+}
+
 /// Describes weights in the quantised format `format`, which is not ours, and what to do.
 pub fn quantized_by_others(format: &str) -> String {
     format!(
@@ -45,6 +53,14 @@ mod tests {
         assert_eq!(parse_json("\u{feff}{\"a\": 1}"), Ok(serde_json::json!({"a": 1})));
         assert!(parse_json("\u{feff}\u{feff}{}").unwrap_err().contains("not valid JSON"));
         assert!(parse_json("").unwrap_err().contains("not valid JSON"));
+    }
+
+    #[test]
+    fn paths_are_no_file_names() {
+        assert!(is_file_name("model-00001-of-00002.safetensors"));
+        for path in ["", ".", "..", "/", "a/", "a/b", "./a", "/a", "../a"] {
+            assert!(!is_file_name(path), "{path}");
+        }
     }
 
     #[test]

@@ -107,6 +107,8 @@ impl LoraAdapter {
             let rank = rank as f64;
             (alpha / if config["use_rslora"] == true { rank.sqrt() } else { rank }) as f32
         };
+        let has_one_rank = ["null", "{}"].contains(&config["rank_pattern"].to_string().as_str());
+        let one_rank = config["r"].as_u64().filter(|_| has_one_rank);
         if !dir.join(ADAPTER_WEIGHTS).exists() && dir.join("adapter_model.bin").exists() {
             return Err(failed(format!("it has adapter_model.bin, and no {ADAPTER_WEIGHTS}")));
         }
@@ -134,6 +136,11 @@ impl LoraAdapter {
                 continue;
             };
             let update = factors.low_rank(&first, &second, is_embedding, scale)?;
+            if one_rank.is_some_and(|rank| rank != update.rank as u64) {
+                let (given, found) = (&config["r"], update.rank);
+                let problem = format!("its r is {given}, and {first} has rank {found}: they are of different adapters");
+                return Err(failed(problem));
+            }
             known.extend([first, second]);
             updates.insert(canonical(&format!("{module}.weight")), update);
         }

@@ -15,7 +15,7 @@ use super::{CheckpointError, Tensor, foreign::format_of_others};
 use crate::{
     gemma::tensors::{EMBED_TOKENS_NAME, LM_HEAD_NAME, SCALE_SUFFIX},
     hlo::DType,
-    model_file::{LFS_POINTER, is_lfs_pointer, parse_json, quantized_by_others},
+    model_file::{LFS_POINTER, is_file_name, is_lfs_pointer, parse_json, quantized_by_others},
     pjrt::{HostBytes, HostMemory},
 };
 
@@ -124,8 +124,7 @@ impl Checkpoint {
         let mut files: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tensor, file) in map {
             let file = file.as_str().ok_or_else(|| damaged(format!("the file of {tensor} is not a string")))?;
-            // A name, not a path: an index must not reach outside the checkpoint.
-            if Path::new(file).file_name() != Some(file.as_ref()) {
+            if !is_file_name(file) {
                 return Err(damaged(format!("{tensor} is in {file:?}, which is not a plain file name")));
             }
             files.entry(file).or_default().push(tensor);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::note;
+use crate::shield::{is_shielded, panic_message};
 
 /// True if a panic was reported, on any thread.
 static REPORTED: AtomicBool = AtomicBool::new(false);
@@ -17,6 +18,9 @@ static REPORTED: AtomicBool = AtomicBool::new(false);
 pub fn report_panics() {
     let rusts_own = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
+        if is_shielded() {
+            return;
+        }
         if !REPORTED.swap(true, Ordering::SeqCst) {
             note(&report(panic));
         }
@@ -36,11 +40,9 @@ pub fn survive(program: impl FnOnce() -> ExitCode) -> ExitCode {
 }
 
 fn report(panic: &PanicHookInfo<'_>) -> String {
-    let payload = panic.payload();
-    let text = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
-    let message = text.unwrap_or("unknown reason").lines().collect::<Vec<_>>().join(" ");
     let place =
         panic.location().map_or_else(|| "an unknown place".to_owned(), |at| format!("{}:{}", at.file(), at.line()));
+    let message = panic_message(panic.payload());
     format!("error: this is a defect of gemma-pjrt: {message} at {place}; please report it with the command line")
 }
 

@@ -5,7 +5,7 @@ use std::{
     io::stdin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI32, Ordering},
     },
     thread,
 };
@@ -19,7 +19,8 @@ use signal_hook::{
 };
 
 static WRITING: AtomicBool = AtomicBool::new(false);
-static REQUESTED: AtomicBool = AtomicBool::new(false);
+/// The signal that asked for an end, 0 if none did.
+static REQUESTED: AtomicI32 = AtomicI32::new(0);
 
 /// Installs the handler, for those of SIGINT, SIGTERM and SIGHUP that the parent process does not
 /// have ignored: `nohup` and `trap '' INT` go on working.
@@ -31,14 +32,14 @@ pub fn install() {
     // A signal may arrive while a line is being edited: the terminal's settings are restored.
     let terminal = tcgetattr(stdin()).ok();
     thread::spawn(move || {
-        for _ in signals.forever() {
-            if !WRITING.load(Ordering::SeqCst) || REQUESTED.swap(true, Ordering::SeqCst) {
+        for signal in signals.forever() {
+            if !WRITING.load(Ordering::SeqCst) || REQUESTED.swap(signal, Ordering::SeqCst) != 0 {
                 if let Some(settings) = &terminal {
                     let _ = tcsetattr(stdin(), OptionalActions::Now, settings);
                 }
                 // Without exit handlers: those of a plugin destroy what its threads are using,
                 // and the process would crash.
-                low_level::exit(130);
+                low_level::exit(128 + signal);
             }
         }
     });
@@ -62,7 +63,7 @@ fn is_in(set: u64, signal: i32) -> bool {
 
 /// From here on, a first Ctrl-C is a request: see [`is_requested`].
 pub fn begin_writing() {
-    REQUESTED.store(false, Ordering::SeqCst);
+    REQUESTED.store(0, Ordering::SeqCst);
     WRITING.store(true, Ordering::SeqCst);
 }
 
@@ -73,7 +74,12 @@ pub fn end_writing() {
 
 /// Returns whether the user has pressed Ctrl-C since [`begin_writing`].
 pub fn is_requested() -> bool {
-    REQUESTED.load(Ordering::SeqCst)
+    REQUESTED.load(Ordering::SeqCst) != 0
+}
+
+/// Returns the exit code of a request to end: 130 for Ctrl-C, 143 for SIGTERM, as shells count.
+pub fn exit_code() -> u8 {
+    (128 + REQUESTED.load(Ordering::SeqCst)) as u8
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand. Results go to stdout, everything else to stderr.
 //!
 //! Exit codes: 0 success, 1 an error that stderr explains, 2 a wrong command line, 3 a plan that
-//! does not fit, 130 interrupted.
+//! does not fit, 130 interrupted (143 by SIGTERM).
 
 mod bench;
 mod chat;
@@ -11,7 +11,7 @@ mod devices;
 mod doctor;
 #[cfg(feature = "eval")]
 mod eval;
-mod generate;
+pub mod generate;
 mod hlo;
 mod init;
 mod inspect;
@@ -132,7 +132,7 @@ fn exit_code(result: anyhow::Result<Outcome>) -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::ChecksFailed | Outcome::Incomplete) => ExitCode::FAILURE,
         Ok(Outcome::DoesNotFit) => ExitCode::from(3),
-        Ok(Outcome::Interrupted) => ExitCode::from(130),
+        Ok(Outcome::Interrupted) => ExitCode::from(interrupt::exit_code()),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS, // the reader has enough
         Err(error) => {
             note(&format!("error: {error:#}"));

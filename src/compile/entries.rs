@@ -26,12 +26,19 @@ pub(super) fn entry_name(program: &str, key: &[u8; 32]) -> String {
 }
 
 /// The payload of an entry, `None` if there is no such file.
-pub(super) fn read_entry(path: &Path, key: &[u8; 32]) -> std::result::Result<Option<Vec<u8>>, String> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e.to_string()),
-    };
+pub(super) fn read_entry(path: &Path, key: &[u8; 32]) -> Result<Option<Vec<u8>>, String> {
+    match fs::read(path) {
+        Ok(bytes) => entry_payload(&bytes, key).map(|payload| Some(payload.to_vec())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Returns the payload of an entry's file, checked.
+///
+/// # Errors
+/// The file is no entry, is that of another key, or is damaged.
+pub fn entry_payload<'b>(bytes: &'b [u8], key: &[u8; 32]) -> Result<&'b [u8], String> {
     let header = MAGIC.len() + 64;
     if bytes.len() < header || &bytes[..MAGIC.len()] != MAGIC {
         return Err("it is not a program of this version".into());
@@ -43,7 +50,7 @@ pub(super) fn read_entry(path: &Path, key: &[u8; 32]) -> std::result::Result<Opt
     if bytes[MAGIC.len() + 32..][..32] != Sha256::digest(payload)[..] {
         return Err("its checksum does not match: it is damaged".into());
     }
-    Ok(Some(payload.to_vec()))
+    Ok(payload)
 }
 
 /// Writes an entry. A reader sees all of it or none.

@@ -11,6 +11,7 @@ mod target;
 
 pub use bundle::{Bundle, Manifest};
 pub use disk_cache::{DiskCache, Origin};
+pub use entries::entry_payload;
 pub use programs::{CompileReport, Programs};
 pub use signature::{element_type, lowering, signature, tensor_type};
 pub use target::{CompileTarget, Compiled, TargetRequest, slice_chips};

@@ -63,7 +63,10 @@ impl Request {
     }
 
     /// Checks it against slots of `cache_len` tokens and a vocabulary of `vocab`.
-    pub(super) fn check(&self, cache_len: i64, vocab: i64) -> Result<(), Refusal> {
+    ///
+    /// # Errors
+    /// The prompt does not fit, or a token or parameter is out of its range.
+    pub fn check(&self, cache_len: i64, vocab: i64) -> Result<(), Refusal> {
         self.params.check().map_err(Refusal::BadParameter)?;
         self.penalties.check().map_err(Refusal::BadParameter)?;
         if self.prompt.is_empty() {

@@ -3,15 +3,21 @@
 
 use std::{
     fs::{self, File},
-    io::Read,
+    io::{self, BufReader, Read},
     path::Path,
 };
 
 use flate2::read::MultiGzDecoder;
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::{
+    errors::ParquetError,
+    file::reader::{ChunkReader, FileReader, Length, SerializedFileReader},
+};
 use serde_json::{Map, Value};
 
-use crate::model_file::{is_lfs_pointer, without_mark};
+use crate::{
+    model_file::{is_lfs_pointer, without_mark},
+    shield::shielded,
+};
 
 /// A row of a dataset.
 pub type Doc = Map<String, Value>;
@@ -57,10 +63,10 @@ impl FileFormat {
         let mut start = Vec::new();
         File::open(path).and_then(|file| file.take(64).read_to_end(&mut start)).map_err(|e| e.to_string())?;
         if is_lfs_pointer(&start) {
-            return Err("it is a Git LFS pointer; run git lfs pull in its directory".into());
+            return Err("it is a Git LFS pointer, and git lfs pull gets the file".into());
         }
         match self {
-            Self::Parquet => parquet_rows(path),
+            Self::Parquet => shielded(|| parquet_rows(path)).flatten(),
             Self::Json { gzip } => json_rows(&text(path, gzip)?),
             Self::Table { delimiter, gzip } => table_rows(&text(path, gzip)?, delimiter),
             Self::Lines => {
@@ -143,9 +149,49 @@ impl ColumnKind {
     }
 }
 
+/// A file whose end is an error. The parquet crate would go through a list that is said to have
+/// billions of elements, although the file ends, and allocate as many bytes as a file claims to
+/// have.
+struct ParquetFile(File);
+
+impl Length for ParquetFile {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+}
+
+impl ChunkReader for ParquetFile {
+    type T = UntilEnd<BufReader<File>>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        self.0.get_read(start).map(UntilEnd)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<bytes::Bytes, ParquetError> {
+        if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
+            let problem = format!("it names {length} bytes from byte {start} on, and has {}", self.len());
+            return Err(ParquetError::EOF(problem));
+        }
+        self.0.get_bytes(start, length)
+    }
+}
+
+/// A reader that fails at its end.
+struct UntilEnd<R>(R);
+
+impl<R: Read> Read for UntilEnd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(buffer)? {
+            0 if !buffer.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
+            count => Ok(count),
+        }
+    }
+}
+
 fn parquet_rows(path: &Path) -> Result<Vec<Doc>, String> {
-    let explain = |e: parquet::errors::ParquetError| e.to_string();
-    let reader = SerializedFileReader::new(File::open(path).map_err(|e| e.to_string())?).map_err(explain)?;
+    let explain = |e: ParquetError| e.to_string();
+    let file = ParquetFile(File::open(path).map_err(|e| e.to_string())?);
+    let reader = SerializedFileReader::new(file).map_err(explain)?;
     let rows = reader.get_row_iter(None).map_err(explain)?;
     let doc = |row: Result<parquet::record::Row, _>| match row.map_err(explain)?.to_json_value() {
         Value::Object(doc) => Ok(doc),

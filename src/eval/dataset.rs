@@ -79,7 +79,7 @@ impl Dataset {
         let mut docs = Vec::new();
         for (format, file) in files {
             docs.extend(format.read(file).map_err(|reason| {
-                let message = format!("{} cannot be read: {reason}; download it again", file.display());
+                let message = format!("{} cannot be read: {reason}; correct it, or download it again", file.display());
                 Error::Invalid(message)
             })?);
         }

@@ -41,9 +41,13 @@ pub enum LayerKind {
 #[error("{0}")]
 pub struct ConfigError(pub String);
 
-/// Sizes above this are not a model, they are a mistake or an attack: they would overflow products
-/// further on.
-const MAX_SIZE: i64 = 1 << 24;
+/// The largest sizes. Those above are not a model, they are a mistake or an attack: the bytes of
+/// all weights would overflow, or the list of tensors would fill the memory.
+pub(super) const MAX_SIZE: i64 = 1 << 24;
+pub(super) const MAX_WIDTH: i64 = 1 << 20;
+pub(super) const MAX_HEADS: i64 = 1 << 12;
+pub(super) const MAX_HEAD_DIM: i64 = 1 << 12;
+pub(super) const MAX_LAYERS: i64 = 1 << 10;
 
 impl Config {
     /// The sizes of `gemma-2b`, `gemma-7b`, or a tiny model of the same architecture for tests and
@@ -114,22 +118,22 @@ impl Config {
             Some(other) => problems.push(format!("model_type is {other:?}, this program runs \"gemma\" (1 and 1.1)")),
             None => problems.push("model_type is missing (expected \"gemma\")".into()),
         }
-        let mut size = |name: &str, default: i64| -> i64 {
+        let mut size = |name: &str, default: i64, max: i64| -> i64 {
             let Some(value) = present(name) else { return default };
-            value.as_i64().filter(|n| (1..=MAX_SIZE).contains(n)).unwrap_or_else(|| {
-                problems.push(format!("{name} is {value}, expected an integer from 1 to {MAX_SIZE}"));
+            value.as_i64().filter(|n| (1..=max).contains(n)).unwrap_or_else(|| {
+                problems.push(format!("{name} is {value}, expected an integer from 1 to {max}"));
                 default
             })
         };
         let mut config = Self {
-            vocab_size: size("vocab_size", 256_000),
-            hidden_size: size("hidden_size", 3072),
-            intermediate_size: size("intermediate_size", 24576),
-            num_hidden_layers: size("num_hidden_layers", 28),
-            num_attention_heads: size("num_attention_heads", 16),
-            num_key_value_heads: size("num_key_value_heads", 16),
-            head_dim: size("head_dim", 256),
-            max_position_embeddings: size("max_position_embeddings", 8192),
+            vocab_size: size("vocab_size", 256_000, MAX_SIZE),
+            hidden_size: size("hidden_size", 3072, MAX_WIDTH),
+            intermediate_size: size("intermediate_size", 24576, MAX_WIDTH),
+            num_hidden_layers: size("num_hidden_layers", 28, MAX_LAYERS),
+            num_attention_heads: size("num_attention_heads", 16, MAX_HEADS),
+            num_key_value_heads: size("num_key_value_heads", 16, MAX_HEADS),
+            head_dim: size("head_dim", 256, MAX_HEAD_DIM),
+            max_position_embeddings: size("max_position_embeddings", 8192, MAX_SIZE),
             rms_norm_eps: 1e-6,
             rope_theta: 10_000.0,
             tie_word_embeddings: true,
@@ -405,6 +409,23 @@ mod tests {
         })
         .unwrap();
         assert_eq!(remarks.len(), 0);
+    }
+
+    #[test]
+    fn sizes_of_no_model_are_refused() {
+        for (name, largest) in [
+            ("vocab_size", MAX_SIZE),
+            ("hidden_size", MAX_WIDTH),
+            ("intermediate_size", MAX_WIDTH),
+            ("num_attention_heads", MAX_HEADS),
+            ("num_hidden_layers", MAX_LAYERS),
+            ("head_dim", MAX_HEAD_DIM),
+        ] {
+            let with = |size: i64| parse_with(|c| drop(c.insert(name.into(), size.into())));
+            assert!(with(largest).is_ok(), "{name}");
+            let error = with(largest + 1).unwrap_err().0;
+            assert!(error.contains(&format!("{name} is {}, expected an integer from 1 to {largest}", largest + 1)));
+        }
     }
 
     #[test]

@@ -194,6 +194,23 @@ pub fn num_parameters(config: &Config) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gemma::config::{MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_SIZE, MAX_WIDTH};
+
+    #[test]
+    fn the_bytes_of_the_largest_model_do_not_overflow() {
+        let config = Config {
+            vocab_size: MAX_SIZE,
+            hidden_size: MAX_WIDTH,
+            intermediate_size: MAX_WIDTH,
+            num_hidden_layers: MAX_LAYERS,
+            num_attention_heads: MAX_HEADS,
+            num_key_value_heads: MAX_HEADS,
+            head_dim: MAX_HEAD_DIM,
+            ..Config::preset("gemma-7b").unwrap()
+        };
+        let parameters = num_parameters(&config);
+        assert!(parameters > 1 << 55 && parameters.checked_mul(4).is_some(), "{parameters}");
+    }
 
     #[test]
     fn parameter_counts_are_those_of_the_model_card() {

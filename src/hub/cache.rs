@@ -11,7 +11,7 @@ use super::{
     error::{HubError, Result},
     repo::Repo,
 };
-use crate::model_file::parse_json;
+use crate::model_file::{is_file_name, parse_json};
 
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -94,9 +94,25 @@ fn missing(snapshot: &Path) -> Vec<String> {
 
 /// Returns the files that an index lists. `None` if it is not an index, or names files in other
 /// directories.
-pub(super) fn shards(index: &str) -> Option<BTreeSet<String>> {
+pub fn shards(index: &str) -> Option<BTreeSet<String>> {
     let json = parse_json(index).ok()?;
     let files: Option<BTreeSet<String>> =
         json["weight_map"].as_object()?.values().map(|file| file.as_str().map(str::to_owned)).collect();
-    files.filter(|names| names.iter().all(|name| !name.contains('/') && !name.starts_with('.')))
+    let is_plain = |name: &String| is_file_name(name) && !name.starts_with('.');
+    files.filter(|names| names.iter().all(is_plain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_names_files_of_its_own_directory() {
+        let of = |name: &str| shards(&serde_json::json!({"weight_map": {"a": name}}).to_string());
+        assert_eq!(of("a.safetensors"), Some(BTreeSet::from(["a.safetensors".to_owned()])));
+        for other in ["", "..", ".hidden", "/etc/passwd", "../a", "a/b", "a/"] {
+            assert_eq!(of(other), None, "{other:?}");
+        }
+        assert_eq!(shards("[]"), None);
+    }
 }

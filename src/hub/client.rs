@@ -77,11 +77,7 @@ impl Hub {
         let mut response = self.request(repo, &url, false)?;
         let answer = |problem: &str| HubError::Answer { url: url.clone(), problem: problem.to_owned() };
         let body = response.body_mut().read_to_string().map_err(|e| answer(&e.to_string()))?;
-        let json: serde_json::Value = serde_json::from_str(&body).map_err(|_| answer("something else than JSON"))?;
-        let commit = json["sha"].as_str().filter(|sha| is_hex(sha, 40)).ok_or_else(|| answer("no commit"))?;
-        let files = json["siblings"].as_array().ok_or_else(|| answer("no list of files"))?;
-        let names = files.iter().filter_map(|file| file["rfilename"].as_str()).map(str::to_owned).collect();
-        Ok((commit.to_owned(), names))
+        commit_and_files(&body).map_err(answer)
     }
 
     /// Asks the hub for a file's hash, size and address. A mirror may know no hash: then the
@@ -93,17 +89,13 @@ impl Hub {
         // It becomes a file name, and the contents are checked against it. The etag of another
         // server need not be a hash of the contents.
         let own = if elsewhere.is_none() { header(&response, "etag") } else { None };
-        let etag = header(&response, "x-linked-etag").or(own).unwrap_or_default();
-        let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
-        let is_hashed = is_hex(&etag, 40) || is_hex(&etag, 64);
+        let hash = hash_of_etag(header(&response, "x-linked-etag").or(own).unwrap_or_default());
+        let is_hashed = hash.is_some();
         if !is_hashed {
             tracing::warn!("{} tells no hash of {name}: its contents are not checked", self.endpoint);
         }
-        let etag = if is_hashed {
-            etag
-        } else {
-            format!("unchecked-{}", hex(&Sha256::digest(format!("{} {commit} {name}", repo.name))))
-        };
+        let unchecked = || format!("unchecked-{}", hex(&Sha256::digest(format!("{} {commit} {name}", repo.name))));
+        let etag = hash.map_or_else(unchecked, str::to_owned);
         let size = match (header(&response, "x-linked-size"), &elsewhere) {
             (Some(size), _) => Some(size.to_owned()),
             (None, None) => header(&response, "content-length").map(str::to_owned),
@@ -172,6 +164,24 @@ impl Hub {
             (_, _) => HubError::Answer { url: url.to_owned(), problem: status.to_string() },
         })
     }
+}
+
+/// Reads the hub's answer about a model: the commit of its revision, and the names of its files.
+///
+/// # Errors
+/// What the answer is instead, or lacks.
+pub fn commit_and_files(body: &str) -> std::result::Result<(String, Vec<String>), &'static str> {
+    let json: serde_json::Value = serde_json::from_str(body).map_err(|_| "something else than JSON")?;
+    let commit = json["sha"].as_str().filter(|sha| is_hex(sha, 40)).ok_or("no commit")?;
+    let files = json["siblings"].as_array().ok_or("no list of files")?;
+    let names = files.iter().filter_map(|file| file["rfilename"].as_str()).map(str::to_owned).collect();
+    Ok((commit.to_owned(), names))
+}
+
+/// Returns the hash that a file's etag is: sha256, or git's sha1. `None` if it is something else.
+pub fn hash_of_etag(etag: &str) -> Option<&str> {
+    let etag = etag.trim_start_matches("W/").trim_matches('"');
+    (is_hex(etag, 40) || is_hex(etag, 64)).then_some(etag)
 }
 
 fn header<'r>(response: &'r Response<Body>, name: &str) -> Option<&'r str> {

@@ -17,7 +17,7 @@ mod fetch;
 mod repo;
 mod snapshot;
 
-pub use cache::HubCache;
-pub use client::{Hub, has_token};
+pub use cache::{HubCache, shards};
+pub use client::{Hub, commit_and_files, has_token, hash_of_etag};
 pub use error::{HubError, Result};
 pub use repo::Repo;

@@ -52,7 +52,8 @@ fn check_xla_flags(path: &Path) -> Result<()> {
     const NAME: &str = "XLA_FLAGS";
     let refuse = |reason: String| Error::Load { path: path.to_owned(), reason };
     let Some(value) = std::env::var_os(NAME) else { return Ok(()) };
-    let names = xla_flags::names(&value.to_string_lossy());
+    let names = xla_flags::names(&value.to_string_lossy())
+        .map_err(|reason| refuse(format!("{NAME}: {reason}. Unset {NAME}, or begin each flag in it with --")))?;
     let unknown = xla_flags::unknown(path, names).map_err(|e| refuse(e.to_string()))?;
     if unknown.is_empty() {
         if !value.is_empty() {

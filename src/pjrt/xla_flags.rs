@@ -9,16 +9,19 @@ use std::{
 
 /// Returns the names of flags in `XLA_FLAGS`. A value that does not begin with a dash is the name
 /// of a file with flags.
-pub(super) fn names(value: &str) -> Vec<String> {
+///
+/// # Errors
+/// The file cannot be read.
+pub(super) fn names(value: &str) -> Result<Vec<String>, String> {
     let value = value.trim();
     let text = if value.is_empty() || value.starts_with('-') {
         value.to_owned()
     } else {
-        std::fs::read_to_string(value).unwrap_or_default()
+        std::fs::read_to_string(value).map_err(|e| format!("the file {value:?} with flags cannot be read ({e})"))?
     };
     let flags = text.split_whitespace().filter_map(|word| word.trim_start_matches(['"', '\'']).strip_prefix('-'));
     let names = flags.map(|flag| flag.trim_start_matches('-').split('=').next().unwrap_or_default());
-    names.map(|name| name.trim_end_matches(['"', '\'']).to_owned()).collect()
+    Ok(names.map(|name| name.trim_end_matches(['"', '\'']).to_owned()).collect())
 }
 
 /// Returns the names that a plugin does not know. A library holds the name of each of its flags as
@@ -51,13 +54,14 @@ mod tests {
 
     #[test]
     fn names_are_read_as_xla_reads_them() {
+        let names = |value| super::names(value).unwrap();
         assert_eq!(names(" --xla_a=1 --xla_b\n-xla_c='x y' \"--xla_d\""), ["xla_a", "xla_b", "xla_c", "xla_d"]);
         assert_eq!(names(""), [""; 0]);
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("flags");
         std::fs::write(&file, "--xla_e=2\n").unwrap();
         assert_eq!(names(file.to_str().unwrap()), ["xla_e"]);
-        assert_eq!(names("/no/such/file"), [""; 0]);
+        assert!(super::names("/no/such/file").unwrap_err().contains("\"/no/such/file\" with flags cannot be read"));
     }
 
     #[test]

@@ -160,9 +160,8 @@ impl Index {
         let is_json = content_type.contains("json");
         let body = response.body_mut().with_config().limit(64 << 20).read_to_string();
         let body = body.map_err(|e| failed(e.to_string()))?;
-        let files = if is_json { parse_json(&body) } else { Some(parse_html(&body)) };
-        let files = files.ok_or_else(|| failed(format!("its page of {package} is not a package listing")))?;
-        Ok(files.into_iter().map(|(name, url)| (name, resolve(&page, &url))).collect())
+        let files = files_of_page(&page, is_json, &body);
+        files.ok_or_else(|| failed(format!("its page of {package} is not a package listing")))
     }
 
     /// Opens a download. Returns its length, if the server sends it, and a reader.
@@ -181,6 +180,13 @@ fn shown(url: &str) -> String {
         (Some(start), Some(at)) if start < at => format!("{}***{}", &url[..start + 3], &url[at..]),
         _ => url.to_owned(),
     }
+}
+
+/// Returns the names and addresses of the files on a package's page, which is at the address
+/// `page`. `None` if it is no listing.
+pub fn files_of_page(page: &str, is_json: bool, body: &str) -> Option<Vec<(String, String)>> {
+    let files = if is_json { parse_json(body)? } else { parse_html(body) };
+    Some(files.into_iter().map(|(name, url)| (name, resolve(page, &url))).collect())
 }
 
 /// Reads a listing in JSON (PEP 691), without yanked files. `None` if it is not one.

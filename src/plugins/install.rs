@@ -251,8 +251,12 @@ fn open_wheel(wheel: &Path) -> Result<zip::ZipArchive<File>> {
     zip::ZipArchive::new(file).map_err(|e| unusable(format!("it is not a wheel ({e})")))
 }
 
-/// Unpacks a wheel of libraries, without headers and static libraries.
-fn unpack_all(wheel: &Path, name: &str, to: &Path) -> Result<()> {
+/// Unpacks a wheel of libraries into the directory `to`, without headers and static libraries.
+/// Errors call it `name`.
+///
+/// # Errors
+/// The wheel is damaged or names files outside of `to`, or the files cannot be written.
+pub fn unpack_all(wheel: &Path, name: &str, to: &Path) -> Result<()> {
     let unusable = |problem: String| PluginError::Wheel { path: name.into(), problem };
     let written = |cause| PluginError::Write { path: to.to_owned(), cause };
     let mut archive = open_wheel(wheel)?;

@@ -13,7 +13,8 @@ mod locate;
 mod pinned;
 mod probe;
 
-pub use install::{InstalledPlugin, Installer, installed, verify};
+pub use index::files_of_page;
+pub use install::{InstalledPlugin, Installer, installed, unpack_all, verify};
 pub use locate::{LocatedPlugin, PluginSource, locate, named};
 pub use pinned::{PINNED, PinnedPlugin, pinned_for};
 pub use probe::{DeviceFile, System, tpu_chips};

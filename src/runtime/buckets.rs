@@ -38,7 +38,8 @@ pub fn windows(cache_len: i64) -> impl Iterator<Item = i64> {
 
 /// Cache positions to allocate for sequences of up to `tokens`, in a context of at most `context`.
 pub fn cache_len_for(tokens: i64, context: i64) -> i64 {
-    power_of_two(tokens).max(MIN_CACHE).min(context.max(1))
+    // First, since a number of tokens that a user gives may have no next power of two.
+    power_of_two(tokens.min(context)).max(MIN_CACHE).min(context.max(1))
 }
 
 fn power_of_two(n: i64) -> i64 {
@@ -57,6 +58,7 @@ mod tests {
         assert_eq!(windows(2000).collect::<Vec<_>>(), [512, 1024, 2000]);
         assert_eq!(cache_len_for(10, 8192), 256);
         assert_eq!(cache_len_for(10, 100), 100);
+        assert_eq!(cache_len_for(i64::MAX, 8192), 8192);
     }
 
     #[test]

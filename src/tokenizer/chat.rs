@@ -2,6 +2,7 @@
 //! looks like, it stays text. Otherwise a user could write the model's turns.
 
 use super::{Tokenizer, error::TokenizerError, message::Message};
+use crate::shield::shielded;
 
 /// A conversation as the template writes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,15 +35,35 @@ impl Tokenizer {
     /// Returns a conversation in the chat format, up to the start of the model's answer.
     ///
     /// # Errors
-    /// The chat template is broken or refuses the conversation.
+    /// The chat template is broken or refuses the conversation, or writes a control token that a
+    /// message has, too, depending on the message: it cannot be told whose it is.
     pub fn render_chat(&self, messages: &[Message]) -> Result<RenderedChat, TokenizerError> {
+        let text = self.template.render(messages)?;
         let mark = mark(messages)?;
         let guard = |message: &Message| {
-            let content = self.break_control_tokens(&message.content, mark)?;
+            let content = self.break_control_tokens(&message.content, mark, |_| true)?;
             Ok(Message { role: message.role, content })
         };
-        let messages: Result<Vec<Message>, TokenizerError> = messages.iter().map(guard).collect();
-        Ok(RenderedChat { text: self.template.render(&messages?)?, mark })
+        let guarded = messages.iter().map(guard).collect::<Result<Vec<_>, TokenizerError>>()?;
+        if guarded == messages {
+            return Ok(RenderedChat { text, mark });
+        }
+        let marked = RenderedChat { text: self.template.render(&guarded)?, mark };
+        if marked.text() == text {
+            return Ok(marked);
+        }
+        // The template looks into messages and sees the marks: it counts characters, or searches
+        // for a control token. What it writes of itself has no mark.
+        let is_theirs = |token: &str| messages.iter().any(|message| message.content.contains(token));
+        let own = self.encode_rendered_continuation(&marked)?;
+        if let Some(token) = own.iter().filter_map(|id| self.control.get(id)).find(|token| is_theirs(token)) {
+            let refused = format!(
+                "a message has {token:?}, which the template writes itself, and it looks into messages, so that it \
+                 cannot be told whose {token:?} is whose; remove it from the message"
+            );
+            return Err(TokenizerError::Template(refused));
+        }
+        Ok(RenderedChat { text: self.break_control_tokens(&text, mark, is_theirs)?, mark })
     }
 
     /// Returns a conversation in the chat format as one text, in which control tokens of messages
@@ -86,16 +107,21 @@ impl Tokenizer {
         Ok(parts.collect::<Result<Vec<_>, _>>()?.concat())
     }
 
-    /// Puts marks into all control tokens of a text.
-    fn break_control_tokens(&self, text: &str, mark: char) -> Result<String, TokenizerError> {
+    /// Puts marks into those control tokens of a text that are chosen by their names.
+    fn break_control_tokens(
+        &self,
+        text: &str,
+        mark: char,
+        is_chosen: impl Fn(&str) -> bool,
+    ) -> Result<String, TokenizerError> {
         let mut text = text.to_owned();
         loop {
             // A mark may bring a new token about: "<eos" and "<eos>" are in "<eos<eos>".
-            let encoding =
-                self.inner.encode(text.as_str(), false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
+            let encoding = shielded(|| self.inner.encode(text.as_str(), false)).map_err(TokenizerError::Encode)?;
+            let encoding = encoding.map_err(|e| TokenizerError::Encode(e.to_string()))?;
             let mut marks = vec![];
             for (id, &(from, to)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
-                let Some(token) = self.control.get(id) else { continue };
+                let Some(token) = self.control.get(id).filter(|token| is_chosen(token)) else { continue };
                 // Spaces around it may belong to the token.
                 let found = text[from..to].find(token.as_str());
                 if found.is_none() && Some(*id) == self.unknown {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 pub enum TokenizerError {
     #[error("there is no tokenizer {0}; copy tokenizer.json from the model's repository next to config.json")]
     Missing(PathBuf),
-    #[error("{path} cannot be used ({reason}); download it again from the model's repository")]
+    #[error("{path} cannot be used: {reason}")]
     Damaged { path: PathBuf, reason: String },
     #[error("the text cannot be tokenized: {0}")]
     Encode(String),

@@ -76,7 +76,14 @@ impl BpeModel {
         if self.vocab.len() > known {
             self.check_ids()?;
         }
-        let merges = self.merges.into_iter().map(|Merge(pair)| pair).collect();
+        let merges: Vec<(String, String)> = self.merges.into_iter().map(|Merge(pair)| pair).collect();
+        // The crate cuts as many bytes off the second token of a merge, whatever they are.
+        let prefix = self.continuing_subword_prefix.as_deref().unwrap_or_default();
+        if let Some((first, second)) = merges.iter().find(|(_, second)| !second.starts_with(prefix)) {
+            return Err(format!(
+                "the merge of {first:?} and {second:?} does not continue with the continuing_subword_prefix {prefix:?}"
+            ));
+        }
         let mut bpe = BPE::builder()
             .vocab_and_merges(self.vocab, merges)
             .fuse_unk(self.fuse_unk)

@@ -10,7 +10,7 @@ use super::{
     error::TokenizerError,
     template::{TemplateSource, TokenNames},
 };
-use crate::model_file::{LFS_POINTER, is_lfs_pointer, without_mark};
+use crate::model_file::{LFS_POINTER, is_lfs_pointer, parse_json, without_mark};
 
 /// The contents of the files; a model has any of them, or none.
 #[derive(Clone, Debug, Default)]
@@ -57,11 +57,15 @@ impl TextFiles {
             Ok(bytes) if is_lfs_pointer(&bytes) => Err(TokenizerError::damaged(dir.join(name), LFS_POINTER)),
             Ok(bytes) => match String::from_utf8(bytes) {
                 Ok(text) => Ok(Some(text)),
-                Err(e) => Err(TokenizerError::damaged(dir.join(name), format!("it is not UTF-8 text: {e}"))),
+                Err(e) => Err(TokenizerError::damaged(
+                    dir.join(name),
+                    format!("it is not UTF-8 text ({e}); download it again"),
+                )),
             },
-            Err(e) if e.kind() == ErrorKind::NotFound && dir.join(name).is_symlink() => {
-                Err(TokenizerError::damaged(dir.join(name), "it is a link to a file that is missing"))
-            }
+            Err(e) if e.kind() == ErrorKind::NotFound && dir.join(name).is_symlink() => Err(TokenizerError::damaged(
+                dir.join(name),
+                "it is a link to a file that is missing; download it again",
+            )),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(TokenizerError::damaged(dir.join(name), e)),
         };
@@ -112,12 +116,14 @@ impl TextFiles {
         if let Some(source) = &self.chat_template_jinja {
             return Ok(TemplateSource::text(CHAT_TEMPLATE_JINJA, without_mark(source)));
         }
-        let given = |file, json: &Value| match &json["chat_template"] {
-            Value::Null => Ok(None),
-            Value::String(source) => Ok(Some(TemplateSource::text(file, source))),
-            Value::Array(named) => TemplateSource::of_list(file, named).map(Some),
-            _ => Err("its chat_template is neither a string nor a list of named templates".to_owned()),
-        };
+        let given =
+            |file, json: &Value| match &json["chat_template"] {
+                Value::Null => Ok(None),
+                Value::String(source) => Ok(Some(TemplateSource::text(file, source))),
+                Value::Array(named) => TemplateSource::of_list(file, named).map(Some),
+                _ => Err("its chat_template is neither a string nor a list of named templates; write one as a string"
+                    .to_owned()),
+            };
         for (file, json) in
             [(TOKENIZER_CONFIG, tokens), (CHAT_TEMPLATE_JSON, &json(CHAT_TEMPLATE_JSON, &self.chat_template_json)?)]
         {
@@ -132,8 +138,11 @@ impl TextFiles {
 /// Parses a file; one that is missing has no values.
 fn json(name: &str, text: &Option<String>) -> Result<Value, TokenizerError> {
     let Some(text) = text else { return Ok(Value::Null) };
-    let value: Value = serde_json::from_str(without_mark(text)).map_err(|e| TokenizerError::damaged(name, e))?;
-    if value.is_object() { Ok(value) } else { Err(TokenizerError::damaged(name, "it does not hold a JSON object")) }
+    let value = parse_json(text).map_err(|reason| TokenizerError::damaged(name, reason))?;
+    if value.is_object() {
+        return Ok(value);
+    }
+    Err(TokenizerError::damaged(name, "it does not hold a JSON object; download it again"))
 }
 
 /// Returns a token: its name, or an object with its `content` and where it is found in a text.
@@ -148,7 +157,10 @@ fn token(field: &str, value: &Value) -> Result<Option<AddedToken>, TokenizerErro
                 .single_word(flag("single_word"))
                 .normalized(flag("normalized")),
         )),
-        _ => Err(TokenizerError::damaged(TOKENIZER_CONFIG, format!("its {field} is {value}, which is no token"))),
+        _ => {
+            let reason = format!("its {field} is {value}, which is no token; write the token's text");
+            Err(TokenizerError::damaged(TOKENIZER_CONFIG, reason))
+        }
     }
 }
 
@@ -164,7 +176,8 @@ fn stop_ids(file: &'static str, json: &Value) -> Result<Option<StopIds>, Tokeniz
     match ids {
         Some(ids) => Ok(Some(StopIds { ids, source: file })),
         None => {
-            Err(TokenizerError::damaged(file, format!("its eos_token_id is {value}, which is no list of token ids")))
+            let reason = format!("its eos_token_id is {value}, which is no list of token ids; write one, or an id");
+            Err(TokenizerError::damaged(file, reason))
         }
     }
 }

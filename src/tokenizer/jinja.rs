@@ -1,14 +1,28 @@
 //! Jinja as transformers sets it up for chat templates: its syntax, tags, filters and functions,
-//! with values written as Python writes them.
+//! with values written as Python writes them. A template comes with a model, from anyone: the steps
+//! that it runs, the text that it writes, and the depth and width of its values are limited.
+
+use std::{io, thread};
 
 use chrono::format::{Item, StrftimeItems};
 use minijinja::{
-    AutoEscape, Environment, Error, ErrorKind, Output, State, Value,
-    value::{Kwargs, ValueKind},
+    AutoEscape, Environment, Error, ErrorKind, Output, State, Value, filters,
+    value::{Kwargs, Rest, ValueKind, ValueOrKwargs},
 };
 use serde::Serialize;
 
 const NAME: &str = "chat";
+/// The most steps of one rendering. Gemma's template takes about 60 for a message.
+const MAX_STEPS: u64 = 1_000_000;
+/// The longest text, in bytes.
+const MAX_TEXT: usize = 64 << 20;
+/// The deepest list of lists that is written. A template can make one that is as deep as it has
+/// steps.
+const MAX_DEPTH: usize = 100;
+/// The most places that a filter may indent or fill.
+const MAX_WIDTH: usize = 1000;
+/// Stack for dropping the deepest list of lists, which recurses. Only what is used takes memory.
+const STACK: usize = 256 << 20;
 
 /// A compiled template.
 pub(super) struct Template(Environment<'static>);
@@ -24,7 +38,30 @@ impl Template {
         environment.set_syntax(syntax.map_err(|e| e.to_string())?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_formatter(write_value);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_fuel(Some(MAX_STEPS));
+        environment.set_unknown_method_callback(|state, value, method, args| {
+            if method == "format" {
+                check_format(value)?;
+            }
+            minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+        });
+        let format = Value::from_function(filters::format);
+        environment.add_filter("format", move |state: &mut State, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
+            args.first().map_or(Ok(()), check_format)?;
+            format.call(state, &args)
+        });
+        for (name, filter) in [
+            ("indent", Value::from_function(filters::indent)),
+            ("batch", Value::from_function(filters::batch)),
+            ("slice", Value::from_function(filters::slice)),
+        ] {
+            environment.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
+                let args = args.into_values();
+                args.iter().skip(1).try_for_each(|argument| check_width(name, argument))?;
+                filter.call(state, &args)
+            });
+        }
         environment.add_filter("tojson", to_json);
         environment.add_test("iterable", is_iterable);
         environment.add_function("strftime_now", strftime_now);
@@ -41,9 +78,80 @@ impl Template {
     /// # Errors
     /// What the template raises, or cannot do with these values.
     pub fn render(&self, context: Value) -> Result<String, String> {
-        let template = self.0.get_template(NAME).expect("added when it was compiled");
-        template.render(context).map_err(|e| e.detail().map_or_else(|| e.to_string(), str::to_owned))
+        let render = || {
+            let template = self.0.get_template(NAME).expect("added when it was compiled");
+            let mut text = LimitedText(Vec::new());
+            match template.render_captured_to(context, &mut text) {
+                Ok(_) => String::from_utf8(text.0).map_err(|e| e.to_string()),
+                Err(error) => Err(explain(&error)),
+            }
+        };
+        thread::scope(|scope| {
+            let rendering = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, render);
+            let rendering = rendering.map_err(|e| format!("there is no memory for a thread to render it ({e})"))?;
+            rendering.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
+}
+
+fn explain(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::OutOfFuel => {
+            format!("it takes more than {MAX_STEPS} steps; use a template that loops over the messages alone")
+        }
+        ErrorKind::WriteFailure => {
+            format!("it writes more than {MAX_TEXT} bytes; shorten the messages or the template")
+        }
+        _ => error.detail().map_or_else(|| error.to_string(), str::to_owned),
+    }
+}
+
+/// Text of at most [`MAX_TEXT`] bytes.
+struct LimitedText(Vec<u8>);
+
+impl io::Write for LimitedText {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        if self.0.len() + text.len() > MAX_TEXT {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Checks an argument of a filter that makes so many places.
+fn check_width(filter: &str, argument: &Value) -> Result<(), Error> {
+    if argument.is_kwargs() {
+        return argument.try_iter()?.try_for_each(|name| check_width(filter, &argument.get_item(&name)?));
+    }
+    match argument.as_usize() {
+        Some(width) if width > MAX_WIDTH => {
+            let refused = format!("{filter}: {width} is above {MAX_WIDTH}; write a smaller number");
+            Err(Error::new(ErrorKind::InvalidOperation, refused))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that no field of a format string is wide: no number in it has more than three digits, or
+/// is an argument.
+fn check_format(format: &Value) -> Result<(), Error> {
+    let text = format.as_str().unwrap_or_default();
+    let is_wide = text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 3);
+    if is_wide || text.contains('*') {
+        let refused = "format: a field has more than 999 places, or a width that is an argument; write a number";
+        return Err(Error::new(ErrorKind::InvalidOperation, refused));
+    }
+    Ok(())
+}
+
+/// The error of a value that is nested too deeply to be written.
+fn too_deep() -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("a value has lists in more than {MAX_DEPTH} lists; write it flat"))
 }
 
 /// Replaces `{% generation %}`, with which transformers marks the model's words for training, by a
@@ -72,13 +180,17 @@ fn without_generation_tags(source: &str) -> String {
 fn write_value(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
     let text = match value.kind() {
         ValueKind::Undefined => return Ok(()),
-        _ => python_text(value)?,
+        _ => python_text(value, 0)?,
     };
     out.write_str(&text).map_err(Error::from)
 }
 
 /// A value as Python's `str` writes it.
-fn python_text(value: &Value) -> Result<String, Error> {
+fn python_text(value: &Value, depth: usize) -> Result<String, Error> {
+    if depth > MAX_DEPTH {
+        return Err(too_deep());
+    }
+    let python_repr = |item: &Value| python_repr(item, depth + 1);
     Ok(match value.kind() {
         ValueKind::None => "None".into(),
         ValueKind::Bool => if value.is_true() { "True" } else { "False" }.into(),
@@ -115,8 +227,8 @@ fn is_iterable(value: &Value) -> bool {
 }
 
 /// A value as Python's `repr` writes it.
-fn python_repr(value: &Value) -> Result<String, Error> {
-    let Some(text) = value.as_str() else { return python_text(value) };
+fn python_repr(value: &Value, depth: usize) -> Result<String, Error> {
+    let Some(text) = value.as_str() else { return python_text(value, depth) };
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut repr = String::from(quote);
     for c in text.chars() {
@@ -137,6 +249,7 @@ fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
+    indent.map_or(Ok(()), |indent| check_width("tojson", &Value::from(indent)))?;
     let failed = |e: serde_json::Error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}"));
     let mut bytes = Vec::new();
     value
@@ -171,6 +284,9 @@ impl PythonJson {
     fn begin<W: ?Sized + std::io::Write>(&mut self, w: &mut W, open: &[u8]) -> std::io::Result<()> {
         self.depth += 1;
         self.is_empty = true;
+        if self.depth > MAX_DEPTH {
+            return Err(io::Error::other(too_deep().to_string()));
+        }
         w.write_all(open)
     }
 
@@ -198,7 +314,10 @@ impl PythonJson {
 
     fn new_line<W: ?Sized + std::io::Write>(&self, w: &mut W) -> std::io::Result<()> {
         match self.indent {
-            Some(indent) => write!(w, "\n{:1$}", "", indent * self.depth),
+            Some(indent) => {
+                w.write_all(b"\n")?;
+                (0..self.depth).try_for_each(|_| write!(w, "{:indent$}", ""))
+            }
             None => Ok(()),
         }
     }

@@ -28,7 +28,10 @@ use files::TextSettings;
 use template::ChatTemplate;
 use tokenizers::AddedToken;
 
-use crate::model_file::{LFS_POINTER, is_lfs_pointer};
+use crate::{
+    model_file::{LFS_POINTER, is_lfs_pointer},
+    shield::shielded,
+};
 
 /// The ids of tokens that this program itself uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,18 +86,21 @@ impl Tokenizer {
     /// # Errors
     /// They are damaged, or name tokens that are not there.
     pub fn new(json: &[u8], files: &TextFiles) -> Result<Self, TokenizerError> {
-        let damaged = |reason| TokenizerError::damaged("tokenizer.json", reason);
-        let mut inner = fast_bpe::tokenizer(json).map_err(damaged)?;
+        let damaged = |reason| TokenizerError::damaged("tokenizer.json", format!("{reason}; download it again"));
+        let mut inner = shielded(|| fast_bpe::tokenizer(json)).flatten().map_err(damaged)?;
         let TextSettings { names, stop, template, control } = files.settings()?;
         let id = |token: &str| inner.token_to_id(token);
-        let required = |token: &str| id(token).ok_or_else(|| damaged(format!("it has no {token} token")));
+        let required = |token: &str| {
+            let reason = || format!("it has no {token} token; name its own in tokenizer_config.json");
+            id(token).ok_or_else(|| TokenizerError::damaged("tokenizer.json", reason()))
+        };
         let special =
             SpecialTokens { bos: required(&names.bos)?, eos: required(&names.eos)?, end_of_turn: id("<end_of_turn>") };
         // What other files call control tokens are such, and new ones if they are unknown.
         let known = inner.get_added_tokens_decoder();
         let is_new = |token: &AddedToken| !known.values().any(|other| other.content == token.content);
         let new: Vec<AddedToken> = control.into_iter().filter(is_new).collect();
-        inner.add_special_tokens(new).map_err(|e| damaged(e.to_string()))?;
+        shielded(|| inner.add_special_tokens(new)).map_err(damaged)?.map_err(|e| damaged(e.to_string()))?;
         let control = inner.get_added_tokens_decoder().into_iter();
         let control = control.filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
         let unknown = inner.token_to_id(names.unk.as_deref().unwrap_or("<unk>"));
@@ -167,8 +173,8 @@ impl Tokenizer {
     pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         // Without the tokenizer's own post-processing, which would add a <bos> to the one that a
         // template writes.
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let encoding = shielded(|| self.inner.encode_fast(text, false)).map_err(TokenizerError::Encode)?;
+        Ok(encoding.map_err(|e| TokenizerError::Encode(e.to_string()))?.get_ids().to_vec())
     }
 
     fn with_one_bos(&self, ids: &[u32]) -> Vec<u32> {
@@ -182,7 +188,13 @@ impl Tokenizer {
     /// # Errors
     /// The decoder of the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, true).map_err(|e| TokenizerError::Encode(e.to_string()))
+        // Decoders of some kinds count on a token.
+        let is_text = |id: &u32| !self.control.contains_key(id) && self.inner.id_to_token(*id).is_some();
+        if !ids.iter().any(is_text) {
+            return Ok(String::new());
+        }
+        let text = shielded(|| self.inner.decode(ids, true)).map_err(TokenizerError::Encode)?;
+        text.map_err(|e| TokenizerError::Encode(e.to_string()))
     }
 
     /// Returns a detokenizer for one stream of tokens.
@@ -199,5 +211,26 @@ pub fn check_ids(ids: &[u32], vocab_size: usize) -> Result<(), TokenizerError> {
     match ids.iter().find(|&&id| id as usize >= vocab_size) {
         Some(&id) => Err(TokenizerError::UnknownId { id, size: vocab_size }),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(changes: serde_json::Value) -> Result<Tokenizer, TokenizerError> {
+        let mut json = minimal_tokenizer_json(480);
+        json.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        Tokenizer::new(json.to_string().as_bytes(), &TextFiles::default())
+    }
+
+    /// Found by fuzzing: this decoder takes the last of no tokens.
+    #[test]
+    fn no_tokens_are_no_text_whatever_the_decoder() {
+        let tokenizer = with(serde_json::json!({"decoder": {"type": "BPEDecoder", "suffix": "</w>"}})).unwrap();
+        let special = tokenizer.special();
+        for ids in [&[][..], &[special.bos, special.eos], &[u32::MAX]] {
+            assert_eq!(tokenizer.decode(ids).unwrap(), "", "{ids:?}");
+        }
     }
 }

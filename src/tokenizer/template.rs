@@ -49,12 +49,15 @@ impl TemplateSource {
         let mut names = vec![];
         for entry in named {
             let (Some(name), Some(template)) = (entry["name"].as_str(), entry["template"].as_str()) else {
-                return Err(format!("an entry of its chat_template has no name or no template: {entry}"));
+                return Err(format!("an entry of its chat_template has no name or no template: {entry}; add them"));
             };
             if name == "default" {
                 return Ok(Self::text(file, template));
             }
             names.push(name);
+        }
+        if names.is_empty() {
+            return Err("its chat_template is a list without a template; remove it, or add one called default".into());
         }
         let text = Err(format!(
             "its chat templates are called {}, and none is called default; copy the one that you want to \
@@ -74,7 +77,9 @@ pub(super) struct ChatTemplate {
 
 impl ChatTemplate {
     pub fn new(source: TemplateSource, names: TokenNames) -> Self {
-        let compile = |text: String| Template::compile(&text).map_err(|e| format!("its chat template is broken: {e}"));
+        let compile = |text: String| {
+            Template::compile(&text).map_err(|e| format!("its chat template is broken: {e}; correct it there"))
+        };
         Self { file: source.file, template: source.text.and_then(compile), names }
     }
 
@@ -192,6 +197,9 @@ mod tests {
             ("{{ {'a': [1, 2], 'b': []} | tojson(indent=2) }}", "{\n  \"a\": [\n    1,\n    2\n  ],\n  \"b\": []\n}"),
             ("{{ '<é🙂>' | tojson }}", "\"<é🙂>\""),
             ("{{ '<é🙂>' | tojson(ensure_ascii=true) }}", "\"<\\u00e9\\ud83d\\ude42>\""),
+            ("{{ 'a\nb' | indent(width=2, first=true) }}{{ 'a\nb' | indent(1) }}", "  a\n  ba\n b"),
+            ("{{ '%s-%03d' | format('a', 7) }}{{ '{x:>3}'.format(x=1) }}", "a-007  1"),
+            ("{{ [1, 2, 3] | batch(2, 0) | list }}{{ [1, 2] | slice(2) | list }}", "[[1, 2], [3, 0]][[1], [2]]"),
             ("a\r\nb\rc", "a\nb\nc"),
             ("{% if strftime_now('%Y') | int > 2025 %}now{% endif %}", "now"),
         ] {
@@ -206,9 +214,30 @@ mod tests {
             ("{{ raise_exception('System role not supported') }}", "System role not supported"),
             ("{{ strftime_now('%Q') }}", "no time format"),
             ("{{ messages[0].content.nothing() }}", "nothing"),
+            ("{{ messages | tojson(indent=70000) }}", "tojson: 70000 is above 1000"),
+            ("{{ 'a' | indent(width=9999999999999) }}", "indent: 9999999999999 is above 1000"),
+            ("{{ [1] | batch(9999999999999, 0) }}", "batch: 9999999999999 is above 1000"),
+            ("{{ '%99999999999d' | format(1) }}", "more than 999 places"),
+            ("{{ '{:99999999999}'.format(1) }}", "more than 999 places"),
+            ("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "more than 1000000 steps"),
+            ("{% for a in range(9) %}{{ 'x' * 10000000 }}{% endfor %}", "more than 67108864 bytes"),
         ] {
             let error = rendered(template, &hi()).unwrap_err();
             assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_list_in_as_many_lists_as_there_are_steps_is_no_overflow_of_the_stack() {
+        let deep = "{% set ns = namespace(x=[]) %}{% for i in range(9) %}{% for i in range(10000) %}{% set ns.x = [ns.x] %}\
+                    {% endfor %}{% endfor %}";
+        assert_eq!(rendered(deep, &hi()).as_deref(), Ok(""));
+        for written in ["{{ ns.x }}", "{{ ns.x | tojson }}"] {
+            let error = rendered(&format!("{deep}{written}"), &hi()).unwrap_err();
+            assert!(error.contains("in more than 100 lists"), "{error}");
+        }
+        for compared in ["{{ ns.x == ns.x }}", "{{ (ns.x ~ 'a') | length }}", "{{ ns.x | string | length }}"] {
+            let _ = rendered(&format!("{deep}{compared}"), &hi());
         }
     }
 

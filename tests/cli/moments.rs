@@ -250,7 +250,8 @@ impl End {
         }
         // By then it may have been done.
         let codes: &[i32] = match how {
-            Terminate | Interrupt | InterruptTwice => &[J::CODE, 130],
+            Terminate => &[J::CODE, 143],
+            Interrupt | InterruptTwice => &[J::CODE, 130],
             StdoutIsFull if J::PRINTS => &[1],
             HomeIsReadOnly | HomeIsNotSet if J::NEEDS_HOME => &[1],
             DiskIsFull => &[1],

@@ -104,5 +104,5 @@ fn signals_that_the_parent_ignores_stay_ignored() {
     assert!(send("-HUP").success() && send("-INT").success());
     assert_eq!(ask("What is my name?\n"), "Your name is Tom.\n");
     assert!(send("-TERM").success(), "which is not ignored");
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(child.wait().unwrap().code(), Some(143));
 }

@@ -138,10 +138,12 @@ fn what_cannot_be_merged_is_refused() {
         ("fan_in_fan_out", json!(true)),
         ("alpha_pattern", json!({"q_proj": 3})),
         ("peft_type", json!("IA3")),
+        ("peft_type", json!("IA3")),
         ("lora_alpha", json!("x")),
+        ("r", json!(99)),
     ] {
         let error = open(&|config| config[field] = value.clone(), None);
-        assert!(error.contains(field), "{field}: {error}");
+        assert!(error.contains(&format!("its {field} is")), "{field}: {error}");
     }
     assert_eq!(open(&|_| (), None), "");
     assert!(open(&|_| (), Some(b"nonsense")).contains("damaged"));

@@ -11,6 +11,7 @@ mod floors;
 mod golden_hlo;
 mod harness_variations;
 mod hlo_ops;
+mod hostile;
 mod kernels;
 mod lora;
 mod not_numbers;

@@ -117,6 +117,34 @@ fn messages_have_no_control_tokens() {
     assert_eq!(count(&unguarded), benign + 1);
 }
 
+/// A template may search for a control token in messages, cut there, or count characters: it sees
+/// the text as it is, and the token stays text.
+#[test]
+fn templates_see_messages_as_they_are() {
+    let with = |template: &str| {
+        let dir = chatml(serde_json::json!({"chat_template": template, "eos_token": "<eos>"}));
+        Tokenizer::from_dir(dir.path()).unwrap()
+    };
+    let messages = [Message::user("a<pad>b")];
+    for (template, text) in [
+        ("{{ bos_token }}{{ '<pad>' in messages[0].content }}", "<bos>True"),
+        ("{{ bos_token }}{{ messages[0].content | length }}", "<bos>7"),
+        ("{{ bos_token }}{{ messages[0].content.split('<pad>')[-1] }}", "<bos>b"),
+        ("{{ bos_token }}{{ messages[0].content | tojson(ensure_ascii=true) }}", "<bos>\"a<pad>b\""),
+        ("{{ bos_token }}{{ messages[0].content | length }}{{ messages[0].content }}<eos>", "<bos>7a<pad>b<eos>"),
+    ] {
+        let t = with(template);
+        let chat = t.render_chat(&messages).unwrap();
+        assert_eq!(chat.text(), text, "{template}");
+        let ids = t.encode_rendered(&chat).unwrap();
+        assert_eq!((ids.contains(&0), t.decode(&ids).unwrap().contains("<pad>")), (false, text.contains("<pad>")));
+    }
+    let t = with("{{ bos_token }}{{ messages[0].content | length }}<pad>");
+    assert_eq!(t.render_chat(&[Message::user("a<eos>")]).unwrap().text(), "<bos>6<pad>");
+    let error = t.render_chat(&messages).unwrap_err().to_string();
+    assert!(error.contains("\"<pad>\"") && error.contains("remove it from the message"), "{error}");
+}
+
 /// Text that the vocabulary lacks is `<unk>`, too, which nobody has forged.
 #[test]
 fn unknown_text_is_no_control_token() {
@@ -139,7 +167,9 @@ fn stop_strings_may_be_control_tokens() {
 fn damaged_tokenizers_are_explained() {
     let dir = tempfile::tempdir().unwrap();
     assert!(Tokenizer::from_dir(dir.path()).err().unwrap().to_string().contains("copy tokenizer.json"));
-    for text in ["", "{", "{}", r#"{"model": {"type": "BPE"}}"#] {
+    let prefix = r###"{"model": {"type": "BPE", "vocab": {"a": 0, "é": 1, "aé": 2}, "merges": [["a", "é"]],
+        "continuing_subword_prefix": "#"}}"###;
+    for text in ["", "{", "{}", r#"{"model": {"type": "BPE"}}"#, prefix] {
         fs::write(dir.path().join("tokenizer.json"), text).unwrap();
         let error = Tokenizer::from_dir(dir.path()).err().unwrap().to_string();
         assert!(error.contains("tokenizer.json cannot be used"), "{text:?}: {error}");

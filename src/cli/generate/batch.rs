@@ -72,8 +72,7 @@ impl Batch {
         identity.insert("input", format!("{:x}", Sha256::digest(&bytes)));
         identity.insert("settings", format!("{:x}", Sha256::digest(settings)));
         let finished = FinishedLines::open(output, &identity, lines.len())?;
-        let requests = lines.iter().filter_map(|line| line.request.as_ref().ok());
-        let longest = requests.map(|(request, _)| request.prompt.len() + request.max_tokens).max().unwrap_or(1);
+        let longest = lines.iter().map(Line::tokens).max().unwrap_or_default().max(1);
         let (total, kept) = (lines.len(), finished.lines.len());
         if kept > 0 {
             note(&format!("{kept} of {total} lines were finished before"));

@@ -49,6 +49,11 @@ impl Line {
         };
         Self { id, envelope, request: request.map_err(|e| format!("{e:#}")) }
     }
+
+    /// Returns the tokens of the prompt together with its longest answer. 0 if there is no request.
+    pub fn tokens(&self) -> usize {
+        self.request.as_ref().map_or(0, |(request, _)| request.prompt.len().saturating_add(request.max_tokens))
+    }
 }
 
 fn plain(mut fields: Fields, args: &Args, tokenizer: &Tokenizer) -> Result<(Request, Body)> {
@@ -363,6 +368,13 @@ mod tests {
         ] {
             assert_eq!(accepted(given.clone()).logprobs, wanted, "{given}");
         }
+    }
+
+    #[test]
+    fn a_limit_beyond_all_numbers_is_the_longest_answer() {
+        let line = parse(r#"{"tokens": [2, 5], "max_tokens": 18446744073709551615}"#);
+        assert_eq!(line.tokens(), usize::MAX);
+        assert_eq!(parse("{}").tokens(), 0);
     }
 
     #[test]

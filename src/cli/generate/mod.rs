@@ -7,6 +7,8 @@ mod line;
 mod reply;
 
 pub use args::Args;
+pub use line::Line;
+pub use reply::{Body, Envelope, Failure};
 
 use std::{
     io::Write,
@@ -30,7 +32,7 @@ use crate::{
     tokenizer::Message,
 };
 
-pub fn run(args: &Args, started: Instant) -> Result<Outcome> {
+pub(super) fn run(args: &Args, started: Instant) -> Result<Outcome> {
     interrupt::install();
     args.sampling.params()?;
     args.penalties.penalties()?;
@@ -88,7 +90,7 @@ fn run_batch(args: &Args, opened: &OpenedModel, input: &Path, output: &Path) -> 
     }
     let platform = args.model.platform(opened)?;
     let loaded = args.model.load(opened, &platform)?;
-    let cache_len = opened.cache_len(batch.longest as i64);
+    let cache_len = opened.cache_len(i64::try_from(batch.longest).unwrap_or(i64::MAX));
     let mut engine = Engine::new(loaded.model, tokenizer.clone(), args.slots.into(), cache_len)?;
     interrupt::begin_writing();
     batch.run(&mut engine, tokenizer, output)
