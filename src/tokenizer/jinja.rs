@@ -7,9 +7,11 @@ use std::{io, thread};
 use chrono::format::{Item, StrftimeItems};
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, Output, State, Value, filters,
-    value::{Kwargs, Rest, ValueKind, ValueOrKwargs},
+    value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args},
 };
 use serde::Serialize;
+
+use crate::shield::shielded;
 
 const NAME: &str = "chat";
 /// The most steps of one rendering. Gemma's template takes about 60 for a message.
@@ -43,7 +45,10 @@ impl Template {
             if method == "format" {
                 check_format(value)?;
             }
-            minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+            match string_method(value, method, args) {
+                Some(result) => result,
+                None => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
+            }
         });
         let format = Value::from_function(filters::format);
         environment.add_filter("format", move |state: &mut State, args: Rest<ValueOrKwargs>| {
@@ -64,6 +69,9 @@ impl Template {
         }
         environment.add_filter("tojson", to_json);
         environment.add_test("iterable", is_iterable);
+        environment.add_test("sequence", is_sequence);
+        environment.add_function("cycler", minijinja_contrib::globals::cycler);
+        environment.add_function("joiner", minijinja_contrib::globals::joiner);
         environment.add_function("strftime_now", strftime_now);
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -81,8 +89,8 @@ impl Template {
         let render = || {
             let template = self.0.get_template(NAME).expect("added when it was compiled");
             let mut text = LimitedText(Vec::new());
-            match template.render_captured_to(context, &mut text) {
-                Ok(_) => String::from_utf8(text.0).map_err(|e| e.to_string()),
+            match shielded(|| template.render_captured_to(context, &mut text).map(|_| ()))? {
+                Ok(()) => String::from_utf8(text.0).map_err(|e| e.to_string()),
                 Err(error) => Err(explain(&error)),
             }
         };
@@ -155,15 +163,15 @@ fn too_deep() -> Error {
 }
 
 /// Replaces `{% generation %}`, with which transformers marks the model's words for training, by a
-/// tag that changes nothing.
+/// tag that changes nothing else. What is set inside is unknown after it, as in transformers.
 fn without_generation_tags(source: &str) -> String {
     let mut parts = source.split("{%");
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let (tag, rest) = part.split_once("%}").map_or((part, None), |(tag, rest)| (tag, Some(rest)));
         let tag = match tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
-            "generation" => tag.replace("generation", "if true"),
-            "endgeneration" => tag.replace("endgeneration", "endif"),
+            "generation" => tag.replace("generation", "with"),
+            "endgeneration" => tag.replace("endgeneration", "endwith"),
             _ => tag.to_owned(),
         };
         text.push_str("{%");
@@ -226,6 +234,30 @@ fn is_iterable(value: &Value) -> bool {
     !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
 }
 
+/// Whether a value has a length and places, as jinja2 asks: strings and mappings do, too.
+fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+}
+
+/// Python's methods of strings that the library lacks.
+fn string_method(value: &Value, method: &str, args: &[Value]) -> Option<Result<Value, Error>> {
+    let text = value.as_str()?;
+    if !["removeprefix", "removesuffix", "partition", "rpartition"].contains(&method) {
+        return None;
+    }
+    let part = match from_args::<(&str,)>(args) {
+        Ok((part,)) => part,
+        Err(error) => return Some(Err(error)),
+    };
+    let three = |parts: [&str; 3]| Value::from_iter(parts);
+    Some(Ok(match method {
+        "removeprefix" => text.strip_prefix(part).unwrap_or(text).into(),
+        "removesuffix" => text.strip_suffix(part).unwrap_or(text).into(),
+        "partition" => three(text.split_once(part).map_or([text, "", ""], |(before, after)| [before, part, after])),
+        _ => three(text.rsplit_once(part).map_or(["", "", text], |(before, after)| [before, part, after])),
+    }))
+}
+
 /// A value as Python's `repr` writes it.
 fn python_repr(value: &Value, depth: usize) -> Result<String, Error> {
     let Some(text) = value.as_str() else { return python_text(value, depth) };
@@ -237,17 +269,29 @@ fn python_repr(value: &Value, depth: usize) -> Result<String, Error> {
             '\r' => repr.push_str("\\r"),
             '\t' => repr.push_str("\\t"),
             c if c == quote || c == '\\' => repr.extend(['\\', c]),
-            c => repr.push(c),
+            c if is_printable(c) => repr.push(c),
+            c => repr.push_str(&match u32::from(c) {
+                code @ ..0x100 => format!("\\x{code:02x}"),
+                code @ ..0x10000 => format!("\\u{code:04x}"),
+                code => format!("\\U{code:08x}"),
+            }),
         }
     }
     repr.push(quote);
     Ok(repr)
 }
 
-/// `tojson(indent=None, ensure_ascii=False)` of transformers, which is Python's `json.dumps`.
-fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let ascii: Option<bool> = options.get("ensure_ascii")?;
+/// Whether `repr` writes a character as it is: Rust goes by the same categories.
+fn is_printable(c: char) -> bool {
+    // Behind a letter, which a combining mark joins.
+    let text = String::from_iter(['a', c]);
+    matches!(c, '"' | '\'') || text.escape_debug().eq(text.chars())
+}
+
+/// `tojson(ensure_ascii=False, indent=None)` of transformers, which is Python's `json.dumps`.
+fn to_json(value: Value, ascii: Option<bool>, indent: Option<usize>, options: Kwargs) -> Result<String, Error> {
+    let ascii = ascii.or(options.get("ensure_ascii")?);
+    let indent = indent.or(options.get("indent")?);
     options.assert_all_used()?;
     indent.map_or(Ok(()), |indent| check_width("tojson", &Value::from(indent)))?;
     let failed = |e: serde_json::Error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}"));

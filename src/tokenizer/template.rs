@@ -200,6 +200,22 @@ mod tests {
             ("{{ 'a\nb' | indent(width=2, first=true) }}{{ 'a\nb' | indent(1) }}", "  a\n  ba\n b"),
             ("{{ '%s-%03d' | format('a', 7) }}{{ '{x:>3}'.format(x=1) }}", "a-007  1"),
             ("{{ [1, 2, 3] | batch(2, 0) | list }}{{ [1, 2] | slice(2) | list }}", "[[1, 2], [3, 0]][[1], [2]]"),
+            ("{{ [1] | tojson(true) }}{{ ['é'] | tojson(true, 1) }}", "[1][\n \"\\u00e9\"\n]"),
+            (
+                "{{ ['a\x07\u{85}é\u{301}\u{2028}\u{e000}\u{1f642}\u{e0001}\"\\\\'] }}",
+                "['a\\x07\\x85é\u{301}\\u2028\\ue000\u{1f642}\\U000e0001\"\\\\']",
+            ),
+            ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
+            (
+                "{{ 'ab' is sequence }}{{ {'a': 1} is sequence }}{{ 1 is sequence }}{{ none is sequence }}",
+                "TrueTrueFalseFalse",
+            ),
+            ("{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}", "aba"),
+            ("{% set j = joiner(', ') %}{% for m in [1, 2] %}{{ j() }}{{ m }}{% endfor %}", "1, 2"),
+            (
+                "{{ 'abc'.removeprefix('a').removesuffix('x') }}{{ 'a-b-c'.rpartition('-')[0] }}{{ 'abc'.partition('-')[2] }}",
+                "bca-b",
+            ),
             ("a\r\nb\rc", "a\nb\nc"),
             ("{% if strftime_now('%Y') | int > 2025 %}now{% endif %}", "now"),
         ] {
