@@ -70,7 +70,7 @@ impl Template {
         environment.add_filter("tojson", to_json);
         environment.add_test("iterable", is_iterable);
         environment.add_test("sequence", is_sequence);
-        environment.add_function("cycler", minijinja_contrib::globals::cycler);
+        environment.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.0));
         environment.add_function("joiner", minijinja_contrib::globals::joiner);
         environment.add_function("strftime_now", strftime_now);
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
