@@ -3,10 +3,12 @@
 #![no_main]
 
 use gemma_pjrt::tokenizer::{Message, TextFiles, Tokenizer};
-use gemma_pjrt_fuzz::{expect_shielded_panics, parts, small_tokenizer, text};
+use gemma_pjrt_fuzz::{expect_shielded_panics, on_own_thread, parts, small_tokenizer, text};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(init: expect_shielded_panics(), |data: &[u8]| {
+fuzz_target!(init: expect_shielded_panics(), |data: &[u8]| on_own_thread(|| render(data)));
+
+fn render(data: &[u8]) {
     let [template, messages] = parts(data);
     let template = text(template).map(str::to_owned);
     let is_gemmas = template.is_none();
@@ -27,7 +29,7 @@ fuzz_target!(init: expect_shielded_panics(), |data: &[u8]| {
         let expected = tokenizer.encode_chat(&harmless).expect("the roles are the same");
         assert_eq!(control(&tokenizer, &ids), control(&tokenizer, &expected), "a message wrote control tokens");
     }
-});
+}
 
 /// The control tokens among ids.
 fn control(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {

@@ -28,6 +28,12 @@ pub fn expect_shielded_panics() {
     }));
 }
 
+/// Runs a target on a thread of its own: the tokenizers crate keeps a cache for each thread, with
+/// all tokenizers that were ever used there.
+pub fn on_own_thread(target: impl FnOnce() + Send) {
+    std::thread::scope(|scope| drop(scope.spawn(target).join()));
+}
+
 /// Splits an input into `N` files at NUL bytes, which no text file has. The last one takes the
 /// rest. Those that are not there are empty.
 pub fn parts<const N: usize>(data: &[u8]) -> [&[u8]; N] {

@@ -42,6 +42,22 @@ pub struct SpecialTokens {
     pub end_of_turn: Option<u32>,
 }
 
+/// How one token is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its text, or its name where it is no text, or only part of a character.
+    pub text: String,
+    /// What it adds to the text's bytes: nothing if it is a control token.
+    pub bytes: Vec<u8>,
+}
+
+impl Piece {
+    /// Returns the number of characters that begin in it.
+    pub fn chars(&self) -> usize {
+        self.bytes.iter().filter(|&&byte| byte & 0xC0 != 0x80).count()
+    }
+}
+
 /// A loaded tokenizer with its chat template.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -197,6 +213,26 @@ impl Tokenizer {
         text.map_err(|e| TokenizerError::Encode(e.to_string()))
     }
 
+    /// Returns how one token is written. Texts of different tokens differ.
+    ///
+    /// # Errors
+    /// The decoder of the tokenizer fails.
+    pub fn piece(&self, id: u32) -> Result<Piece, TokenizerError> {
+        let name = || self.inner.id_to_token(id).unwrap_or_else(|| format!("<{id}>"));
+        let text = self.decode(&[id])?;
+        if text.is_empty() {
+            return Ok(Piece { text: name(), bytes: vec![] });
+        }
+        if !text.contains(char::REPLACEMENT_CHARACTER) {
+            return Ok(Piece { bytes: text.clone().into_bytes(), text });
+        }
+        // A byte of a character, such as <0xE6>.
+        let name = name();
+        let digits = name.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        Ok(Piece { bytes: byte.map_or_else(|| text.into_bytes(), |byte| vec![byte]), text: name })
+    }
+
     /// Returns a detokenizer for one stream of tokens.
     pub fn stream(self: &Arc<Self>) -> Detokenizer {
         Detokenizer::new(self.clone())
@@ -222,6 +258,20 @@ mod tests {
         let mut json = minimal_tokenizer_json(480);
         json.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
         Tokenizer::new(json.to_string().as_bytes(), &TextFiles::default())
+    }
+
+    #[test]
+    fn every_token_is_written_in_its_own_way() {
+        let tokenizer = with(serde_json::json!({})).unwrap();
+        let piece = |id: u32| tokenizer.piece(id).unwrap();
+        let written = |text: &str, bytes: &[u8]| Piece { text: text.to_owned(), bytes: bytes.to_vec() };
+        assert_eq!(piece(tokenizer.special().eos), written("<eos>", b""));
+        let ids = tokenizer.encode_continuation("a\u{e9}").unwrap();
+        let pieces: Vec<Piece> = ids.iter().map(|&id| piece(id)).collect();
+        assert_eq!(pieces, [written("a", b"a"), written("<0xC3>", &[0xC3]), written("<0xA9>", &[0xA9])]);
+        assert_eq!(pieces.iter().map(Piece::chars).collect::<Vec<_>>(), [1, 1, 0]);
+        let all: std::collections::HashSet<String> = (0..480).map(|id| piece(id).text).collect();
+        assert_eq!(all.len(), 480);
     }
 
     /// Found by fuzzing: this decoder takes the last of no tokens.

@@ -118,15 +118,16 @@ fn openai_batches_are_answered_in_their_format() {
             line("four", "/v1/completions", json!({"prompt": "What is", "max_tokens": 2})),
             line("five", "/v1/embeddings", json!({"input": "x"})),
             line("six", chat, json!({"messages": question, "temperature": -1})),
+            line("one", chat, json!({"messages": question})),
         ],
     );
     let args = ["generate", "--input", &input, "--output", &output];
-    home.run(&args).fails(1, &["6 lines", "2 lines could not be run"]);
+    home.run(&args).fails(1, &["7 lines", "3 lines could not be run"]);
     let text = fs::read_to_string(&output).unwrap();
     let found = lines(&home.path("out.jsonl"));
     let body = |i: usize| &found[i]["response"]["body"];
     let ids: Vec<_> = found.iter().map(|line| line["custom_id"].clone()).collect();
-    assert_eq!(json!(ids), json!(["one", "two", "three", "four", "five", "six"]));
+    assert_eq!(json!(ids), json!(["one", "two", "three", "four", "five", "six", "one"]));
     let usage = body(0)["usage"].clone();
     let total = usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap();
     assert_eq!(usage["total_tokens"], total);
@@ -159,9 +160,10 @@ fn openai_batches_are_answered_in_their_format() {
     for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
         assert_eq!(logprobs[list].as_array().unwrap().len() as u64, count, "{list}");
     }
+    assert_eq!((&logprobs["tokens"][0], &logprobs["text_offset"][1]), (&json!("<bos>"), &json!(0)));
     assert!(logprobs["token_logprobs"][0].is_null() && logprobs["token_logprobs"][1].is_number());
 
-    for (i, words) in [(4, "/v1/completions"), (5, "temperature")] {
+    for (i, words) in [(4, "/v1/completions"), (5, "temperature"), (6, "give each line its own")] {
         let response = &found[i]["response"];
         assert_eq!((&response["status_code"], &found[i]["error"]), (&json!(400), &Value::Null));
         let error = &response["body"]["error"];
@@ -182,7 +184,7 @@ fn openai_batches_are_answered_in_their_format() {
     child.kill().unwrap();
     child.wait().unwrap();
     if partial.exists() {
-        home.run(&args).fails(1, &["of 6 lines were finished before"]);
+        home.run(&args).fails(1, &["of 7 lines were finished before"]);
     }
     assert_eq!(fs::read_to_string(&output).unwrap(), text);
 }

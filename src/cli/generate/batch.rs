@@ -4,7 +4,7 @@
 //! nothing that is finished. At the end they are put in the input's order and become OUTPUT.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     fs,
     path::Path,
 };
@@ -62,7 +62,8 @@ impl Batch {
             anyhow!("{} is not UTF-8 from line {line} on; save it as UTF-8", path.display())
         })?;
         let given = without_mark(text).lines().filter(|line| !line.trim().is_empty());
-        let lines: Vec<_> = given.map(|line| Line::parse(line, args, tokenizer)).collect();
+        let mut lines: Vec<_> = given.map(|line| Line::parse(line, args, tokenizer)).collect();
+        refuse_second_ids(&mut lines);
         if lines.is_empty() {
             bail!("{} has no lines; give one JSON object a line, such as {{\"prompt\": \"...\"}}", path.display());
         }
@@ -115,6 +116,24 @@ impl Batch {
     /// The output cannot be written.
     pub fn complete(self, output: &Path) -> Result<Outcome> {
         self.finished.complete(output)
+    }
+}
+
+/// Refuses lines of OpenAI's format whose id an earlier line has: their answers could not be told
+/// apart.
+fn refuse_second_ids(lines: &mut [Line]) {
+    let mut seen = HashMap::new();
+    for (index, line) in lines.iter_mut().enumerate().filter(|(_, line)| line.envelope == Envelope::OpenAi) {
+        let Some(id) = line.id.as_str() else { continue };
+        match seen.entry(id.to_owned()) {
+            Entry::Vacant(free) => {
+                free.insert(index);
+            }
+            Entry::Occupied(first) => {
+                line.request =
+                    Err(format!("\"custom_id\" is that of index {}, too; give each line its own", first.get()));
+            }
+        }
     }
 }
 

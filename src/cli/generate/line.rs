@@ -61,6 +61,9 @@ fn plain(mut fields: Fields, args: &Args, tokenizer: &Tokenizer) -> Result<(Requ
     let raw = fields.take("raw")?.unwrap_or(args.raw);
     fields.ignore(&["model"]);
     let request = request(fields, args, prompts.stop_ids(raw, tokenizer))?;
+    if request.echo && request.logprobs.is_none() {
+        bail!("\"echo\" is for the prompt's log-probabilities: write \"logprobs\": N beside it, or leave it out");
+    }
     Ok((Request { prompt: prompts.only()?.tokens(raw, tokenizer)?, ..request }, Body::Plain))
 }
 

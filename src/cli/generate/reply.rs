@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     engine::{Answer, Request},
     runtime::Token,
-    tokenizer::{Tokenizer, TokenizerError},
+    tokenizer::{Piece, Tokenizer, TokenizerError},
 };
 
 /// The form of an output line, answered or not.
@@ -183,8 +183,7 @@ impl Texts<'_> {
 
     fn chat_token(&self, token: &Token) -> Result<Value, TokenizerError> {
         let entry = |id: u32, logprob: f32| {
-            let text = self.tokenizer.decode(&[id])?;
-            let bytes = text.as_bytes();
+            let Piece { text, bytes } = self.tokenizer.piece(id)?;
             Ok(json!({"token": text, "logprob": finite(logprob), "bytes": bytes}))
         };
         let (own, top) = logprobs(token);
@@ -213,23 +212,23 @@ impl Texts<'_> {
     fn completion_logprobs(&self, answer: &Answer) -> Result<Value, TokenizerError> {
         let (mut tokens, mut own, mut top, mut offsets) = (vec![], vec![], vec![], vec![]);
         let mut offset = 0;
-        let mut add = |text: String, logprob: Value, likeliest: Value| {
+        let mut add = |piece: Piece, logprob: Value, likeliest: Value| {
             offsets.push(offset);
-            offset += text.chars().count();
-            tokens.push(text);
+            offset += piece.chars();
+            tokens.push(piece.text);
             own.push(logprob);
             top.push(likeliest);
         };
         if answer.prompt.is_some() {
-            add(self.tokenizer.decode(&self.request.prompt[..1])?, Value::Null, Value::Null);
+            add(self.tokenizer.piece(self.request.prompt[0])?, Value::Null, Value::Null);
         }
         for token in answer.prompt.iter().flatten().chain(&answer.tokens) {
             let (logprob, likeliest) = logprobs(token);
             let mut object = Map::new();
             for &(id, logprob) in likeliest {
-                object.insert(self.tokenizer.decode(&[id])?, finite(logprob).into());
+                object.insert(self.tokenizer.piece(id)?.text, finite(logprob).into());
             }
-            add(self.tokenizer.decode(&[token.id])?, finite(logprob).into(), object.into());
+            add(self.tokenizer.piece(token.id)?, finite(logprob).into(), object.into());
         }
         Ok(json!({"tokens": tokens, "token_logprobs": own, "top_logprobs": top, "text_offset": offsets}))
     }
