@@ -34,14 +34,11 @@ fuzz_target!(|data: &[u8]| {
         put(&dir.join(ADAPTER_CONFIG), adapter_config);
         fs::write(dir.join(ADAPTER_WEIGHTS), &file).unwrap();
         let _ = adapter_base(&dir);
-        match (LoraAdapter::open(&dir), &mut whole) {
-            (Ok(adapter), Some(checkpoint)) => {
-                if checkpoint.merge(&adapter).is_ok() {
-                    check(checkpoint, usize::MAX);
-                }
-            }
-            (Err(error), _) => drop(error.to_string()),
-            _ => {}
+        if let Ok(adapter) = LoraAdapter::open(&dir).map_err(|error| error.to_string())
+            && let Some(checkpoint) = &mut whole
+            && checkpoint.merge(&adapter).is_ok()
+        {
+            check(checkpoint, usize::MAX);
         }
     }
 });
