@@ -18,6 +18,8 @@ pub struct TextFiles {
     pub tokenizer_config: Option<String>,
     pub special_tokens_map: Option<String>,
     pub chat_template_jinja: Option<String>,
+    /// Why `chat_template.jinja` is there and cannot be read: an error only of what uses it.
+    pub chat_template_fault: Option<String>,
     pub chat_template_json: Option<String>,
     pub generation_config: Option<String>,
     pub config: Option<String>,
@@ -69,10 +71,15 @@ impl TextFiles {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(TokenizerError::damaged(dir.join(name), e)),
         };
+        let (chat_template_jinja, chat_template_fault) = match read(dir, CHAT_TEMPLATE_JINJA) {
+            Err(TokenizerError::Damaged { reason, .. }) => (None, Some(reason)),
+            read => (read?, None),
+        };
         Ok(Self {
             tokenizer_config: read(dir, TOKENIZER_CONFIG)?,
             special_tokens_map: read(dir, SPECIAL_TOKENS_MAP)?,
-            chat_template_jinja: read(dir, CHAT_TEMPLATE_JINJA)?,
+            chat_template_jinja,
+            chat_template_fault,
             chat_template_json: read(dir, CHAT_TEMPLATE_JSON)?,
             generation_config: read(model, GENERATION_CONFIG)?,
             config: read(model, CONFIG)?,
@@ -113,6 +120,9 @@ impl TextFiles {
     }
 
     fn template(&self, tokens: &Value) -> Result<TemplateSource, TokenizerError> {
+        if let Some(fault) = &self.chat_template_fault {
+            return Ok(TemplateSource::broken(CHAT_TEMPLATE_JINJA, fault));
+        }
         if let Some(source) = &self.chat_template_jinja {
             return Ok(TemplateSource::text(CHAT_TEMPLATE_JINJA, without_mark(source)));
         }

@@ -41,6 +41,11 @@ impl TemplateSource {
         Self { file, text: Ok(text.to_owned()) }
     }
 
+    /// A file that is there and cannot be read.
+    pub fn broken(file: &'static str, reason: &str) -> Self {
+        Self { file, text: Err(reason.to_owned()) }
+    }
+
     /// Of several named templates, the one called `default`.
     ///
     /// # Errors

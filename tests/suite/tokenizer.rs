@@ -51,6 +51,23 @@ fn a_template_of_the_model_is_used() {
     assert!(broken.encode_chat(&[Message::user("hi")]).unwrap_err().to_string().contains("chat template is broken"));
 }
 
+/// What needs no template is not kept from working by one that cannot be read.
+#[test]
+fn a_template_that_cannot_be_read_fails_where_it_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.json"), minimal_tokenizer_json(512).to_string()).unwrap();
+    for (contents, words) in [
+        (&b"{{ \xff }}"[..], "not UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "git lfs pull"),
+    ] {
+        fs::write(dir.path().join("chat_template.jinja"), contents).unwrap();
+        let t = Tokenizer::from_dir(dir.path()).unwrap();
+        assert_eq!(t.encode("hi").unwrap().len(), 3);
+        let error = t.encode_chat(&[Message::user("hi")]).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("chat_template.jinja"), "{error}");
+    }
+}
+
 /// A ChatML fine-tune: Gemma's control tokens have other names.
 fn chatml(settings: serde_json::Value) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
