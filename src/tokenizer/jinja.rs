@@ -234,7 +234,8 @@ fn is_iterable(value: &Value) -> bool {
     !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
 }
 
-/// Whether a value has a length and places, as jinja2 asks: strings and mappings do, too.
+/// Returns whether a value is a sequence to jinja2. It is if it has a length and items, as strings
+/// and mappings have, too.
 fn is_sequence(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
 }
@@ -281,7 +282,8 @@ fn python_repr(value: &Value, depth: usize) -> Result<String, Error> {
     Ok(repr)
 }
 
-/// Whether `repr` writes a character as it is: Rust goes by the same categories.
+/// Returns whether Python's `repr` writes a character without an escape. Rust's `escape_debug` goes by
+/// the same categories of Unicode.
 fn is_printable(c: char) -> bool {
     // Behind a letter, which a combining mark joins.
     let text = String::from_iter(['a', c]);

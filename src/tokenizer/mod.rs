@@ -47,7 +47,7 @@ pub struct SpecialTokens {
 pub struct Piece {
     /// Its text, or its name where it is no text, or only part of a character.
     pub text: String,
-    /// What it adds to the text's bytes: nothing if it is a control token.
+    /// The bytes that it adds to the text. A control token adds none.
     pub bytes: Vec<u8>,
 }
 

@@ -310,6 +310,11 @@ fn journal(path: PathBuf) -> Vec<String> {
     whole.lines().skip(1).map(str::to_owned).collect()
 }
 
+/// A command that writes its result to a file.
+fn writing(home: &Home, args: &[&str], output: &Path) -> Command {
+    home.command(&[args, &["--output", output.to_str().unwrap()]].concat())
+}
+
 /// `generate --input`. The cache of programs is filled by the undisturbed run, except where the
 /// home is disturbed.
 struct Generate {
@@ -324,9 +329,8 @@ impl Job for Generate {
     const NEEDS_HOME: bool = false;
 
     fn command(&self, place: &Path) -> Command {
-        let output = place.join("out.jsonl");
-        let args = ["generate", "--input", &self.input, "--slots", "2", "--output"];
-        self.home.command(&[&args[..], &[output.to_str().unwrap()]].concat())
+        let args = ["generate", "--input", &self.input, "--slots", "2"];
+        writing(&self.home, &args, &place.join("out.jsonl"))
     }
 
     fn result(&self, place: &Path) -> Option<Value> {
@@ -417,10 +421,9 @@ impl Job for Eval {
 
     fn command(&self, place: &Path) -> Command {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/eval/data");
-        let output = place.join("out.json");
         let limit = DOCUMENTS.to_string();
         let args = ["eval", "--tasks", "piqa", "--limit", &limit, "--slots", "2", "--data", data.to_str().unwrap()];
-        self.home.command(&[&args[..], &["--output", output.to_str().unwrap()]].concat())
+        writing(&self.home, &args, &place.join("out.json"))
     }
 
     fn result(&self, place: &Path) -> Option<Value> {
