@@ -193,6 +193,10 @@ variation("named templates", tokenizer_config={"chat_template": [
     {"name": "rag", "template": "rag"}, {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}"}]})
 variation("named templates without default", tokenizer_config={"chat_template": [
     {"name": "rag", "template": "rag"}, {"name": "tool_use", "template": "tools"}]})
+variation("a mapping of named templates", tokenizer_config={"chat_template": {
+    "rag": "rag", "default": "{{ bos_token }}{{ messages[0].content }}"}})
+variation("a mapping of named templates without default", tokenizer_config={"chat_template": {
+    "rag": "rag", "tool_use": "tools"}})
 
 # --- Templates.
 template("Gemma's with a refusal of system", "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"

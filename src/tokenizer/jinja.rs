@@ -282,8 +282,8 @@ fn python_repr(value: &Value, depth: usize) -> Result<String, Error> {
     Ok(repr)
 }
 
-/// Returns whether Python's `repr` writes a character without an escape. Rust's `escape_debug` goes by
-/// the same categories of Unicode.
+/// Returns whether Python's `repr` writes a character without an escape. Rust's `escape_debug` goes
+/// by the same categories of Unicode.
 fn is_printable(c: char) -> bool {
     // Behind a letter, which a combining mark joins.
     let text = String::from_iter(['a', c]);
