@@ -193,6 +193,8 @@ variation("named templates", tokenizer_config={"chat_template": [
     {"name": "rag", "template": "rag"}, {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}"}]})
 variation("named templates without default", tokenizer_config={"chat_template": [
     {"name": "rag", "template": "rag"}, {"name": "tool_use", "template": "tools"}]})
+variation("two templates called default", tokenizer_config={"chat_template": [
+    {"name": "default", "template": "first"}, {"name": "default", "template": "{{ bos_token }}last"}]})
 variation("a mapping of named templates", tokenizer_config={"chat_template": {
     "rag": "rag", "default": "{{ bos_token }}{{ messages[0].content }}"}})
 variation("a mapping of named templates without default", tokenizer_config={"chat_template": {

@@ -3,7 +3,7 @@
 
 use std::{fs, io::ErrorKind, path::Path};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokenizers::AddedToken;
 
 use super::{
@@ -89,11 +89,11 @@ impl TextFiles {
     /// # Errors
     /// A file is damaged.
     pub(super) fn settings(&self) -> Result<TextSettings, TokenizerError> {
-        let tokens = values(TOKENIZER_CONFIG, &self.tokenizer_config)?;
+        let tokens = json(TOKENIZER_CONFIG, &self.tokenizer_config)?;
         // Older exports name tokens there alone.
-        let map = values(SPECIAL_TOKENS_MAP, &self.special_tokens_map)?;
+        let map = json(SPECIAL_TOKENS_MAP, &self.special_tokens_map)?;
         let value = |field: &str| tokens.get(field).or_else(|| map.get(field)).unwrap_or(&Value::Null);
-        let stop_of = |name, text| stop_ids(name, &values(name, text)?);
+        let stop_of = |name, text| stop_ids(name, &json(name, text)?);
         let stop = match stop_of(GENERATION_CONFIG, &self.generation_config)? {
             None => stop_of(CONFIG, &self.config)?,
             found => found,
@@ -126,21 +126,12 @@ impl TextFiles {
         if let Some(source) = &self.chat_template_jinja {
             return Ok(TemplateSource::text(CHAT_TEMPLATE_JINJA, without_mark(source)));
         }
-        let given = |file, json: &Value| match &json["chat_template"] {
-            Value::Null => Ok(None),
-            Value::String(source) => Ok(Some(TemplateSource::text(file, source))),
-            Value::Array(named) => TemplateSource::of_list(file, named).map(Some),
-            // A mapping from names to templates is taken, too.
-            Value::Object(named) => {
-                let named: Vec<_> = named.iter().map(|(name, text)| json!({"name": name, "template": text})).collect();
-                TemplateSource::of_list(file, &named).map(Some)
-            }
-            _ => Err("its chat_template is neither a string nor named templates; write one as a string".to_owned()),
-        };
         for (file, json) in
-            [(TOKENIZER_CONFIG, tokens), (CHAT_TEMPLATE_JSON, &values(CHAT_TEMPLATE_JSON, &self.chat_template_json)?)]
+            [(TOKENIZER_CONFIG, tokens), (CHAT_TEMPLATE_JSON, &json(CHAT_TEMPLATE_JSON, &self.chat_template_json)?)]
         {
-            if let Some(source) = given(file, json).map_err(|e| TokenizerError::damaged(file, e))? {
+            if let Some(source) =
+                TemplateSource::given(file, &json["chat_template"]).map_err(|e| TokenizerError::damaged(file, e))?
+            {
                 return Ok(source);
             }
         }
@@ -149,7 +140,7 @@ impl TextFiles {
 }
 
 /// Parses a file; one that is missing has no values.
-fn values(name: &str, text: &Option<String>) -> Result<Value, TokenizerError> {
+fn json(name: &str, text: &Option<String>) -> Result<Value, TokenizerError> {
     let Some(text) = text else { return Ok(Value::Null) };
     let value = parse_json(text).map_err(|reason| TokenizerError::damaged(name, reason))?;
     if value.is_object() {

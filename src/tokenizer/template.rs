@@ -1,6 +1,7 @@
 //! The chat format: the template of the checkpoint, or Gemma's own.
 
 use minijinja::{Value, context, value::Serde};
+use serde_json::Value as Json;
 
 use super::{
     error::TokenizerError,
@@ -46,30 +47,42 @@ impl TemplateSource {
         Self { file, text: Err(reason.to_owned()) }
     }
 
-    /// Of several named templates, the one called `default`.
+    /// What a file has as its `chat_template`: one text, or texts with names, as a list or a
+    /// mapping, of which the one called `default` is taken. `None` if it is null.
     ///
     /// # Errors
-    /// The list does not hold named templates.
-    pub fn of_list(file: &'static str, named: &[serde_json::Value]) -> Result<Self, String> {
-        let mut names = vec![];
-        for entry in named {
-            let (Some(name), Some(template)) = (entry["name"].as_str(), entry["template"].as_str()) else {
-                return Err(format!("an entry of its chat_template has no name or no template: {entry}; add them"));
-            };
-            if name == "default" {
-                return Ok(Self::text(file, template));
-            }
-            names.push(name);
+    /// It is something else.
+    pub fn given<'v>(file: &'static str, value: &'v Json) -> Result<Option<Self>, String> {
+        let entry = |entry: &'v Json| {
+            let (name, text) = (&entry["name"], &entry["template"]);
+            let no_template = || format!("an entry of its chat_template has no name or no template: {entry}; add them");
+            name.as_str().zip(text.as_str()).ok_or_else(no_template)
+        };
+        let named = |(name, text): (&'v String, &'v Json)| {
+            let no_template = || format!("its chat_template called {name:?} is {text}, which is no text; write one");
+            text.as_str().map(|text| (name.as_str(), text)).ok_or_else(no_template)
+        };
+        let all: Vec<(&str, &str)> = match value {
+            Json::Null => return Ok(None),
+            Json::String(text) => return Ok(Some(Self::text(file, text))),
+            Json::Array(list) => list.iter().map(entry).collect::<Result<_, _>>()?,
+            Json::Object(mapping) => mapping.iter().map(named).collect::<Result<_, _>>()?,
+            _ => return Err("its chat_template is neither a string nor named templates; write one as a string".into()),
+        };
+        if all.is_empty() {
+            return Err("its chat_template has no template; remove it, or add one called default".into());
         }
-        if names.is_empty() {
-            return Err("its chat_template is a list without a template; remove it, or add one called default".into());
+        // The last one of a name counts, as where transformers makes a mapping of a list.
+        if let Some((_, text)) = all.iter().rfind(|(name, _)| *name == "default") {
+            return Ok(Some(Self::text(file, text)));
         }
+        let names: Vec<&str> = all.iter().map(|&(name, _)| name).collect();
         let text = Err(format!(
             "its chat templates are called {}, and none is called default; copy the one that you want to \
              chat_template.jinja",
             names.join(", ")
         ));
-        Ok(Self { file, text })
+        Ok(Some(Self { file, text }))
     }
 }
 
@@ -264,14 +277,24 @@ mod tests {
 
     #[test]
     fn of_several_templates_default_is_used() {
+        let given = |value: &Json| TemplateSource::given("tokenizer_config.json", value);
         let list = |called: &[&str]| {
             let entry = |name: &&str| serde_json::json!({"name": name, "template": format!("this is {name}")});
-            let source =
-                TemplateSource::of_list("tokenizer_config.json", &called.iter().map(entry).collect::<Vec<_>>());
-            ChatTemplate::new(source.unwrap(), names()).render(&hi()).map_err(|e| e.to_string())
+            let source = given(&called.iter().map(entry).collect()).unwrap().unwrap();
+            ChatTemplate::new(source, names()).render(&hi()).map_err(|e| e.to_string())
         };
         assert_eq!(list(&["tool_use", "default"]).as_deref(), Ok("this is default"));
         let error = list(&["tool_use", "rag"]).unwrap_err();
         assert!(error.contains("tool_use, rag"), "{error}");
+        for (value, words) in [
+            (serde_json::json!([{"name": "default"}]), "no name or no template"),
+            (serde_json::json!({"default": 3}), "called \"default\" is 3"),
+            (serde_json::json!({}), "has no template"),
+            (serde_json::json!([]), "has no template"),
+            (serde_json::json!(3), "neither a string nor named templates"),
+        ] {
+            let error = given(&value).err().unwrap();
+            assert!(error.contains(words), "{error}");
+        }
     }
 }
