@@ -26,6 +26,7 @@
 //! | [`runtime`] | placed weights, sessions: steps over a KV cache |
 //! | [`plan`] | memory and speed on machines that are elsewhere |
 //! | [`engine`] | many requests at once: slots, continuous batching, prefix cache |
+//! | [`openai`] | requests and answers in the JSON of OpenAI's interface |
 //! | [`eval`] | benchmarks: tasks, datasets, likelihoods, metrics |
 //! | [`cli`] | the commands |
 
@@ -49,6 +50,7 @@ pub mod hub;
 pub mod kernel_abi;
 pub mod kernels;
 pub mod model_file;
+pub mod openai;
 pub mod pjrt;
 pub mod plan;
 pub mod plugins;

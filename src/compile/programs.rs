@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -106,6 +106,37 @@ impl Programs {
                 let threads: Vec<_> = specs.into_iter().map(make).collect();
                 threads.into_iter().try_for_each(|thread| thread.join().expect("compiling does not panic"))
             })
+        })
+    }
+
+    /// Makes many programs ready, on so many threads. `on_progress` is told how many of how many
+    /// are.
+    ///
+    /// # Errors
+    /// The first one's.
+    pub fn prepare_all(
+        &self,
+        specs: Vec<ProgramSpec>,
+        threads: usize,
+        on_progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<()> {
+        let total = specs.len();
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let make = || -> Result<()> {
+            while let Some(spec) = specs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let made = self.get(spec);
+                if made.is_err() {
+                    next.store(total, Ordering::Relaxed); // the others need not begin more
+                }
+                made?;
+                on_progress(done.fetch_add(1, Ordering::Relaxed) + 1, total);
+            }
+            Ok(())
+        };
+        on_progress(0, total);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(make)).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().expect("compiling does not panic"))
         })
     }
 

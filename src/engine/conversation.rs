@@ -222,7 +222,7 @@ impl Workload for RunningTurn<'_> {
                 self.finish_reason.get_or_insert(answer.finish_reason);
             }
             Event::Failed { error, .. } => return Err(Error::Invalid(error)),
-            Event::Tokens { .. } | Event::Scored { .. } => {}
+            Event::Started { .. } | Event::Tokens { .. } | Event::Scored { .. } => {}
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Why a request is refused, apart from why the engine cannot go on.
 
+use crate::sampling::OutOfRange;
+
 /// A request that is not taken. The engine is as before.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
@@ -12,8 +14,8 @@ pub enum Refusal {
     TooLong { tokens: usize, context: i64 },
     #[error("token id {id} is not in the vocabulary, which has {vocab} entries")]
     UnknownToken { id: u32, vocab: i64 },
-    #[error("{0}")]
-    BadParameter(String),
+    #[error(transparent)]
+    BadParameter(#[from] OutOfRange),
     #[error("{waiting} answers wait already, at most {most} may; try again when some are finished")]
     QueueFull { waiting: usize, most: usize },
     #[error("the engine is shutting down and takes no more requests")]

@@ -22,6 +22,8 @@ mod request;
 mod scheduler;
 mod scoring;
 mod sequence;
+#[cfg(feature = "serve")]
+pub mod service;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -31,7 +33,7 @@ use std::{
 pub use conversation::{Conversation, Turn};
 pub use drive::{Driven, Workload, drive};
 pub use error::Refusal;
-pub use request::{Answer, Event, FinishReason, Likelihood, Request, RequestId, ScoreRequest};
+pub use request::{Answer, Event, FinishReason, Likelihood, Request, RequestId, ScoreRequest, Stop};
 use scheduler::{Limits, Schedule, SlotView, StepKind, schedule};
 use scoring::ScoreInProgress;
 use sequence::Sequence;
@@ -83,6 +85,7 @@ pub struct Engine {
 struct Slot {
     /// Tokens whose keys and values are in the cache; what follows them there is garbage.
     cached: Vec<u32>,
+    salt: u64,
     freed: u64,
     sequence: Option<Sequence>,
 }
@@ -136,6 +139,12 @@ impl Engine {
     /// Slots of all replicas.
     pub fn slots(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Programs compiled or loaded so far, for whatever runs this model.
+    pub fn programs_made(&self) -> usize {
+        let report = self.session.model().compile_report();
+        report.compiled + report.cached
     }
 
     /// Tokens in the cache, of all slots.
@@ -250,7 +259,7 @@ impl Engine {
         let queue: Vec<_> = self.queue.iter().map(Sequence::view).collect();
         let next = schedule(&slots, &queue, self.limits(), self.previous);
         let mut events = Vec::new();
-        let ran = self.admit(&next).and_then(|()| self.run(&next, &mut events));
+        let ran = self.admit(&next, &mut events).and_then(|()| self.run(&next, &mut events));
         if let Err(error) = ran {
             if self.session.model().placement().is_err() {
                 return Err(error);
@@ -263,7 +272,7 @@ impl Engine {
     }
 
     /// Puts waiting sequences in their slots, with what is cached of them.
-    fn admit(&mut self, next: &Schedule) -> Result<()> {
+    fn admit(&mut self, next: &Schedule, events: &mut Vec<Event>) -> Result<()> {
         // From the last one on, so that indices stay what they were.
         let mut admitted = Vec::new();
         for admission in next.admissions.iter().rev() {
@@ -279,8 +288,11 @@ impl Engine {
             }
             self.stats.cached += admission.cached as u64;
             sequence.cached = admission.cached;
+            let index = sequence.answer.as_ref().map_or(0, |answer| answer.index);
+            events.push(Event::Started { id: sequence.id, index, cached: sequence.cached });
             let slot = &mut self.slots[admission.slot];
             slot.cached = sequence.tokens[..admission.cached].to_vec();
+            slot.salt = sequence.salt;
             slot.sequence = Some(sequence);
         }
         copied
@@ -517,6 +529,7 @@ struct Part {
 
 impl Slot {
     fn view(&self) -> SlotView<'_> {
-        SlotView { cached: &self.cached, freed: self.freed, sequence: self.sequence.as_ref().map(Sequence::view) }
+        let sequence = self.sequence.as_ref().map(Sequence::view);
+        SlotView { cached: &self.cached, salt: self.salt, freed: self.freed, sequence }
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::error::Refusal;
 use crate::{
     runtime::Token,
-    sampling::{MAX_BIAS, Params, Penalties, TOP_LOGPROBS},
+    sampling::{MAX_BIAS, OutOfRange, Params, Penalties, TOP_LOGPROBS},
 };
 
 /// The most answers to one prompt: as many as OpenAI's interface takes.
@@ -23,6 +23,8 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// The most tokens to generate; 0 only where `echo` asks for the prompt's log-probabilities.
     pub max_tokens: usize,
+    /// No stop id or string ends an answer before it has so many tokens.
+    pub min_tokens: usize,
     pub params: Params,
     pub penalties: Penalties,
     /// Added to the logits of these tokens.
@@ -38,6 +40,8 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Report the prompt's log-probabilities, too, if any are wanted.
     pub echo: bool,
+    /// What requests have in the cache is shared only among those of the same salt.
+    pub cache_salt: u64,
 }
 
 impl Request {
@@ -46,6 +50,7 @@ impl Request {
         Self {
             prompt,
             max_tokens,
+            min_tokens: 0,
             params: Params::GREEDY,
             penalties: Penalties::NONE,
             logit_bias: vec![],
@@ -54,6 +59,7 @@ impl Request {
             n: 1,
             logprobs: None,
             echo: false,
+            cache_salt: 0,
         }
     }
 
@@ -67,40 +73,48 @@ impl Request {
     /// # Errors
     /// The prompt does not fit, or a token or parameter is out of its range.
     pub fn check(&self, cache_len: i64, vocab: i64) -> Result<(), Refusal> {
-        self.params.check().map_err(Refusal::BadParameter)?;
-        self.penalties.check().map_err(Refusal::BadParameter)?;
+        self.params.check()?;
+        self.penalties.check()?;
         if self.prompt.is_empty() {
             return Err(Refusal::EmptyPrompt);
         }
         if self.prompt.len() as i64 + i64::from(self.max_tokens > 0) > cache_len {
             return Err(Refusal::TooLong { tokens: self.prompt.len(), context: cache_len });
         }
-        if let Some(problem) = self.problem() {
-            return Err(Refusal::BadParameter(problem));
+        if let Some((name, problem)) = self.problem() {
+            return Err(OutOfRange { name, problem }.into());
         }
         let biased = self.logit_bias.iter().map(|(id, _)| id);
         check_tokens(self.prompt.iter().chain(biased), vocab)
     }
 
     /// The first parameter that is out of its range.
-    fn problem(&self) -> Option<String> {
+    fn problem(&self) -> Option<(&'static str, String)> {
         if self.max_tokens == 0 && !self.scores_prompt() {
-            return Some("max_tokens must be at least 1".into());
+            return Some(("max_tokens", "max_tokens must be at least 1".into()));
+        }
+        if self.min_tokens > self.max_tokens {
+            let (min, max) = (self.min_tokens, self.max_tokens);
+            return Some(("min_tokens", format!("min_tokens is {min}, more than the {max} tokens that are possible")));
         }
         if self.n == 0 || self.n > MAX_N {
-            return Some(format!("n must be from 1 to {MAX_N}, not {}", self.n));
+            return Some(("n", format!("n must be from 1 to {MAX_N}, not {}", self.n)));
         }
         if self.logprobs.is_some_and(|n| n > TOP_LOGPROBS as usize) {
-            return Some(format!("logprobs must be at most {TOP_LOGPROBS}"));
+            return Some(("logprobs", format!("logprobs must be at most {TOP_LOGPROBS}")));
         }
         if self.stop.len() > MAX_STOP_STRINGS || self.stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
-            return Some(format!("at most {MAX_STOP_STRINGS} stop strings of {MAX_STOP_BYTES} bytes are possible"));
+            let most = format!("at most {MAX_STOP_STRINGS} stop strings of {MAX_STOP_BYTES} bytes are possible");
+            return Some(("stop", most));
         }
-        if self.logit_bias.len() > MAX_BIAS {
-            return Some(format!("logit_bias has {} entries, at most {MAX_BIAS} are possible", self.logit_bias.len()));
+        // Until there are `min_tokens`, stop ids are kept away by biases.
+        let biases = self.logit_bias.len() + if self.min_tokens > 0 { self.stop_ids.len() } else { 0 };
+        if biases > MAX_BIAS {
+            let entries = self.logit_bias.len();
+            return Some(("logit_bias", format!("logit_bias has {entries} entries, at most {MAX_BIAS} are possible")));
         }
         let (id, bias) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias))?;
-        Some(format!("logit_bias of token {id} is {bias}, which is not from -100 to 100"))
+        Some(("logit_bias", format!("logit_bias of token {id} is {bias}, which is not from -100 to 100")))
     }
 }
 
@@ -118,6 +132,8 @@ pub struct ScoreRequest {
     pub context: Arc<[u32]>,
     /// Not empty.
     pub continuations: Vec<Vec<u32>>,
+    /// As [`Request::cache_salt`].
+    pub cache_salt: u64,
 }
 
 impl ScoreRequest {
@@ -126,7 +142,8 @@ impl ScoreRequest {
             return Err(Refusal::EmptyPrompt);
         }
         if self.continuations.is_empty() || self.continuations.iter().any(Vec::is_empty) {
-            return Err(Refusal::BadParameter("a continuation has at least one token".into()));
+            let problem = "a continuation has at least one token".into();
+            return Err(OutOfRange { name: "continuations", problem }.into());
         }
         // The last token of a continuation is not computed, only looked for.
         let longest = self.continuations.iter().map(Vec::len).max().unwrap_or(1) - 1;
@@ -164,6 +181,9 @@ pub struct RequestId(pub(super) u64);
 /// What happened to a request in a step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// An answer, or a text that is scored, has a slot now; so many of its tokens were in the
+    /// cache.
+    Started { id: RequestId, index: usize, cached: usize },
     /// More of an answer.
     Tokens {
         id: RequestId,
@@ -179,6 +199,19 @@ pub enum Event {
     Scored { id: RequestId, likelihoods: Vec<Likelihood> },
     /// The request could not be finished, and has no more events. Others go on.
     Failed { id: RequestId, error: String },
+}
+
+impl Event {
+    /// Returns the request that it happened to.
+    pub fn id(&self) -> RequestId {
+        match self {
+            Self::Started { id, .. }
+            | Self::Tokens { id, .. }
+            | Self::Finished { id, .. }
+            | Self::Scored { id, .. }
+            | Self::Failed { id, .. } => *id,
+        }
+    }
 }
 
 /// Why an answer ended.
@@ -203,6 +236,13 @@ impl FinishReason {
     }
 }
 
+/// The stop that ended an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    Token(u32),
+    Text(String),
+}
+
 /// A complete answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
@@ -210,8 +250,16 @@ pub struct Answer {
     /// The text before what ended it.
     pub text: String,
     pub finish_reason: FinishReason,
+    pub stopped_by: Option<Stop>,
     /// If asked for: the prompt's tokens after the first, each with its log-probability.
     pub prompt: Option<Vec<Token>>,
     /// Tokens of the prompt that were in the cache already.
     pub cached: usize,
+}
+
+impl Answer {
+    /// Returns the number of tokens that were generated, a stop token included.
+    pub fn generated(&self) -> usize {
+        self.tokens.len() + usize::from(matches!(self.stopped_by, Some(Stop::Token(_))))
+    }
 }

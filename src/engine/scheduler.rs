@@ -26,6 +26,8 @@ pub struct Limits {
 pub struct SequenceView<'a> {
     /// Sequences are served in this order.
     pub order: u64,
+    /// Only sequences of the same salt share what is in the cache.
+    pub salt: u64,
     /// All tokens that are to be in the cache.
     pub tokens: &'a [u32],
     /// Positions of the tokens whose successors' log-probabilities are wanted, in ascending order;
@@ -40,6 +42,8 @@ pub struct SequenceView<'a> {
 pub struct SlotView<'a> {
     /// Tokens whose keys and values are in the cache.
     pub cached: &'a [u32],
+    /// The salt of the sequence that put them there.
+    pub salt: u64,
     /// When the slot was last freed: of free slots that hold nothing of use, the one freed first is
     /// taken.
     pub freed: u64,
@@ -158,12 +162,14 @@ fn admit<'a>(slots: &mut [SlotView<'a>], queue: &[SequenceView<'a>], limits: Lim
             slot.sequence
                 .filter(|other| slot.cached.len() < other.tokens.len() && !other.is_decoding(slot.cached.len()))
         });
-        let shared = computing.map(|other| common_prefix(other.tokens, sequence.tokens)).max().unwrap_or(0);
+        let same_salt = computing.filter(|other| other.salt == sequence.salt);
+        let shared = same_salt.map(|other| common_prefix(other.tokens, sequence.tokens)).max().unwrap_or(0);
         if shared.min(sequence.reusable()) > admission.cached + WORTH_WAITING {
             continue; // what it shares is being computed
         }
         let slot = &mut slots[admission.slot];
         slot.cached = &sequence.tokens[..admission.cached];
+        slot.salt = sequence.salt;
         slot.sequence = Some(*sequence);
         admissions.push(admission);
     }
@@ -180,7 +186,10 @@ fn replica_slots(slot: usize, limits: Limits) -> std::ops::Range<usize> {
 /// reading it once; computing even a short prompt costs more than that, so the longest common
 /// beginning wins wherever it is.
 fn place(slots: &[SlotView<'_>], queued: usize, sequence: &SequenceView<'_>, limits: Limits) -> Option<Admission> {
-    let common = |slot: usize| common_prefix(slots[slot].cached, sequence.tokens).min(sequence.reusable());
+    let common = |slot: usize| match &slots[slot] {
+        SlotView { salt, .. } if *salt != sequence.salt => 0,
+        SlotView { cached, .. } => common_prefix(cached, sequence.tokens).min(sequence.reusable()),
+    };
     let free = (0..slots.len()).filter(|&slot| slots[slot].sequence.is_none());
     let places = free.map(|slot| {
         let own = common(slot);
@@ -244,13 +253,13 @@ mod tests {
     }
 
     fn prompt(order: u64, tokens: &[u32]) -> SequenceView<'_> {
-        SequenceView { order, tokens, scored: &[], samples: true }
+        SequenceView { order, salt: 0, tokens, scored: &[], samples: true }
     }
 
     fn slots<'a>(cached: &[&'a [u32]], busy: &[usize]) -> Vec<SlotView<'a>> {
         let slot = |(i, &cached): (usize, &&'a [u32])| {
             let sequence = busy.contains(&i).then(|| prompt(0, cached));
-            SlotView { cached, freed: 0, sequence }
+            SlotView { cached, salt: 0, freed: 0, sequence }
         };
         cached.iter().enumerate().map(slot).collect()
     }
@@ -280,6 +289,17 @@ mod tests {
     }
 
     #[test]
+    fn other_salts_share_nothing() {
+        let all: [&[u32]; 2] = [&[1, 2, 3], &[]];
+        let mut slots = slots(&all, &[]);
+        slots[0].salt = 7;
+        // The slot that holds nothing loses nothing.
+        assert_eq!(placed(&slots, 2, &[1, 2, 3, 9]), Some((1, 0, None)));
+        let mine = SequenceView { salt: 7, ..prompt(1, &[1, 2, 3, 9]) };
+        assert_eq!(place(&slots, 0, &mine, limits(2)).unwrap().cached, 3);
+    }
+
+    #[test]
     fn the_slot_that_was_freed_first_is_taken_first() {
         let mut slots = slots(&[&[5], &[6], &[7]], &[]);
         for (slot, freed) in [(1, 1), (0, 2), (2, 3)] {
@@ -299,9 +319,9 @@ mod tests {
     fn a_long_prompt_does_not_hold_answers_up() {
         let answer: Vec<u32> = (0..50).collect();
         let long: Vec<u32> = (0..4000).collect();
-        let running = |i: u64| SlotView { cached: &answer[..49], freed: 0, sequence: Some(prompt(i, &answer)) };
+        let running = |i: u64| SlotView { cached: &answer[..49], salt: 0, freed: 0, sequence: Some(prompt(i, &answer)) };
         let mut slots: Vec<SlotView<'_>> = (0..7).map(running).collect();
-        slots.push(SlotView { cached: &[], freed: 0, sequence: Some(prompt(7, &long)) });
+        slots.push(SlotView { cached: &[], salt: 0, freed: 0, sequence: Some(prompt(7, &long)) });
         let mut steps = 0;
         while slots[7].cached.len() < long.len() {
             let schedule = schedule(&slots, &[], limits(8), Some(StepKind::Sample));
@@ -321,12 +341,12 @@ mod tests {
         let (a, b) = ([&context[..], &[200]].concat(), [&context[..], &[201]].concat());
         let other = vec![7; 10];
         let queue = [prompt(0, &a), prompt(1, &b), prompt(2, &other)];
-        let empty = [SlotView { cached: &[], freed: 0, sequence: None }; 4];
+        let empty = [SlotView { cached: &[], salt: 0, freed: 0, sequence: None }; 4];
         let first = schedule(&empty, &queue, limits(4), None);
         assert_eq!(first.admissions.iter().map(|a| a.queued).collect::<Vec<_>>(), [0, 2]);
         // When it is there, it is copied.
         let mut slots = empty;
-        slots[0] = SlotView { cached: &a, freed: 0, sequence: Some(prompt(0, &a)) };
+        slots[0] = SlotView { cached: &a, salt: 0, freed: 0, sequence: Some(prompt(0, &a)) };
         let then = schedule(&slots, &[prompt(1, &b)], limits(4), None);
         assert_eq!(then.admissions, [Admission { queued: 0, slot: 1, cached: 100, copy_from: Some(0) }]);
     }
@@ -336,8 +356,8 @@ mod tests {
     fn scored_rows_keep_their_limit() {
         let tokens: Vec<u32> = (0..300).collect();
         let scored: Vec<usize> = (0..299).collect();
-        let sequence = SequenceView { order: 0, tokens: &tokens, scored: &scored, samples: true };
-        let slots = [SlotView { cached: &[], freed: 0, sequence: Some(sequence) }];
+        let sequence = SequenceView { order: 0, salt: 0, tokens: &tokens, scored: &scored, samples: true };
+        let slots = [SlotView { cached: &[], salt: 0, freed: 0, sequence: Some(sequence) }];
         let first = schedule(&slots, &[], limits(1), None);
         assert_eq!(
             (first.kind, &first.segments[..]),
@@ -356,19 +376,20 @@ mod tests {
         /// Tokens to generate; 0 is scoring alone.
         answer: usize,
         arrives: usize,
+        salt: u64,
     }
 
     fn job() -> impl Strategy<Value = Job> {
         let kind =
             prop_oneof![Just((0, true)), (1_usize..20).prop_map(|n| (n, false)), (1_usize..20).prop_map(|n| (n, true))];
-        (prop::collection::vec(0_u32..3, 1..90), kind, 0_usize..30, 0.0..1.0_f64).prop_map(
-            |(prompt, (answer, scores), arrives, from)| {
+        (prop::collection::vec(0_u32..3, 1..90), kind, 0_usize..30, 0.0..1.0_f64, 0_u64..2).prop_map(
+            |(prompt, (answer, scores), arrives, from, salt)| {
                 let end = prompt.len() - usize::from(answer > 0);
                 let first = (end as f64 * from) as usize;
                 let scored: Vec<usize> = if scores { (first..end).collect() } else { vec![] };
                 // What is neither scored nor continued would have nothing to do.
                 let answer = if scored.is_empty() { answer.max(1) } else { answer };
-                Job { prompt, scored, answer, arrives }
+                Job { prompt, scored, answer, arrives, salt }
             },
         )
     }
@@ -395,6 +416,7 @@ mod tests {
             let limits = Limits { slots_per_replica: per_replica, step_tokens, scored_rows };
             let count = per_replica * replicas;
             let mut caches: Vec<(Vec<u32>, u64)> = vec![(vec![], 0); count];
+            let mut salts = vec![0; count];
             let mut running: Vec<Option<Running>> = (0..count).map(|_| None).collect();
             let mut queue: Vec<usize> = Vec::new();
             let mut idle_answers = vec![0; jobs.len()];
@@ -403,13 +425,15 @@ mod tests {
                 queue.extend((0..jobs.len()).filter(|&i| jobs[i].arrives == step));
                 let view = |job: usize, tokens| SequenceView {
                     order: job as u64,
+                    salt: jobs[job].salt,
                     tokens,
                     scored: &jobs[job].scored,
                     samples: jobs[job].answer > 0,
                 };
                 let waiting: Vec<SequenceView<'_>> = queue.iter().map(|&job| view(job, &jobs[job].prompt)).collect();
-                let slots: Vec<SlotView<'_>> = running.iter().zip(&caches).map(|(running, (cached, freed))| SlotView {
+                let slots: Vec<SlotView<'_>> = running.iter().zip(caches.iter().zip(&salts)).map(|(running, ((cached, freed), &salt))| SlotView {
                     cached,
+                    salt,
                     freed: *freed,
                     sequence: running.as_ref().map(|r| view(r.job, &r.tokens)),
                 }).collect();
@@ -428,7 +452,10 @@ mod tests {
                         prop_assert_eq!(from / per_replica, admission.slot / per_replica);
                         let cached = caches[from].0.clone();
                         caches[admission.slot].0 = cached;
+                        salts[admission.slot] = salts[from];
                     }
+                    prop_assert!(admission.cached == 0 || salts[admission.slot] == jobs[job].salt);
+                    salts[admission.slot] = jobs[job].salt;
                     let cached = &mut caches[admission.slot].0;
                     cached.truncate(admission.cached);
                     prop_assert_eq!(&cached[..], &jobs[job].prompt[..admission.cached]);

@@ -52,7 +52,7 @@ pub(super) fn sequences(
     let context = &request.context;
     let mut sequence = |tokens: Vec<u32>, scored: Vec<(usize, Target)>| {
         let (scored, targets) = scored.into_iter().unzip();
-        Sequence { id, order: order(), tokens, scored, targets, cached: 0, answer: None }
+        Sequence { id, order: order(), tokens, scored, targets, cached: 0, salt: request.cache_salt, answer: None }
     };
     let last = context.len() - 1;
     let firsts: Vec<(usize, Target)> = request
@@ -98,6 +98,7 @@ mod tests {
         ScoreRequest {
             context: vec![2, 5, 6].into(),
             continuations: continuations.iter().map(|tokens| tokens.to_vec()).collect(),
+            cache_salt: 0,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    request::{Answer, FinishReason, Request, RequestId},
+    request::{Answer, FinishReason, Request, RequestId, Stop},
     scheduler::SequenceView,
 };
 use crate::{
@@ -25,6 +25,8 @@ pub(super) struct Sequence {
     pub targets: Vec<Target>,
     /// Tokens that were in the cache when it got its slot.
     pub cached: usize,
+    /// Sequences of different salts share nothing in the cache.
+    pub salt: u64,
     /// The answer, unless it is scored only.
     pub answer: Option<AnswerInProgress>,
 }
@@ -50,8 +52,15 @@ pub(super) struct AnswerInProgress {
     prompt: Option<Vec<Token>>,
     detokenizer: Detokenizer,
     stop: StopStrings,
+    /// What ended the answer, if it was a token or a string.
+    stopped_by: Option<Stop>,
     text: String,
+    /// The request's biases, and those that keep stop ids away until there are `min_tokens`.
+    bias_without_stop: Vec<(u32, f32)>,
 }
+
+/// A bias that no logit makes up for, but a number: infinities would meet zeros.
+const NEVER: f32 = -1e30;
 
 /// What new tokens bring.
 pub(super) struct Progress {
@@ -75,6 +84,7 @@ impl Sequence {
             scored: (0..count).collect(),
             targets: (0..count).map(target).collect(),
             cached: 0,
+            salt: request.cache_salt,
             answer: Some(AnswerInProgress {
                 index,
                 params: Params { seed: request.params.seed.wrapping_add(index as u64), ..request.params },
@@ -83,7 +93,15 @@ impl Sequence {
                 prompt: scores.then(Vec::new),
                 detokenizer: tokenizer.stream(),
                 stop: StopStrings::new(request.stop.clone()),
+                stopped_by: None,
                 text: String::new(),
+                bias_without_stop: match request.min_tokens {
+                    0 => vec![],
+                    _ => {
+                        let never = request.stop_ids.iter().map(|&id| (id, NEVER));
+                        request.logit_bias.iter().copied().chain(never).collect()
+                    }
+                },
             }),
         }
     }
@@ -95,7 +113,8 @@ impl Sequence {
 
     /// What the scheduler sees of it.
     pub fn view(&self) -> SequenceView<'_> {
-        SequenceView { order: self.order, tokens: &self.tokens, scored: &self.scored, samples: self.samples() }
+        let (tokens, scored, samples) = (&self.tokens, &self.scored, self.samples());
+        SequenceView { order: self.order, salt: self.salt, tokens, scored, samples }
     }
 
     /// The targets of tokens `from..to`, each with its token's position.
@@ -114,16 +133,21 @@ impl Sequence {
         SamplingInputs {
             params: answer.params,
             penalties: request.penalties,
-            bias: &request.logit_bias,
+            bias: if answer.may_stop() { &request.logit_bias } else { &answer.bias_without_stop },
             logprobs: request.logprobs.is_some(),
             history: if request.penalties == Penalties::NONE { &[] } else { &self.tokens },
             prompt_len: request.prompt.len(),
         }
     }
 
-    /// The most tokens that its answer may still have in a slot of `cache_len` tokens.
+    /// The most tokens that one dispatch may add to its answer in a slot of `cache_len` tokens.
     pub fn max_new_tokens(&self, cache_len: usize) -> i64 {
-        let asked = self.answer.as_ref().map_or(0, |answer| answer.request.max_tokens - answer.tokens.len());
+        let remaining = |answer: &AnswerInProgress| {
+            let (request, generated) = (&answer.request, answer.tokens.len());
+            // Biases are those of a whole dispatch: from `min_tokens` on they are others.
+            if answer.may_stop() { request.max_tokens - generated } else { request.min_tokens - generated }
+        };
+        let asked = self.answer.as_ref().map_or(0, remaining);
         asked.min(cache_len + 1 - self.tokens.len()) as i64
     }
 
@@ -137,21 +161,21 @@ impl Sequence {
     pub fn receive(&mut self, new: Vec<Token>, cache_len: usize) -> Result<Progress, TokenizerError> {
         let answer = self.answer.as_mut().expect("a sequence that samples has an answer");
         let mut progress = Progress { tokens: vec![], text: String::new(), finish_reason: None };
-        let mut by_string = false;
         for token in new {
             if answer.request.stop_ids.contains(&token.id) {
+                answer.stopped_by = Some(Stop::Token(token.id));
                 progress.finish_reason = Some(FinishReason::Stop);
                 break;
             }
             let piece = answer.detokenizer.push(token.id)?;
-            let (piece, is_stopped) = answer.stop.push(&piece);
+            let (piece, stop) = if answer.may_stop() { answer.stop.push(&piece) } else { (piece, None) };
             progress.text.push_str(&piece);
             self.tokens.push(token.id);
             let token = answer.reported(token);
             progress.tokens.push(token.clone());
             answer.tokens.push(token);
-            if is_stopped {
-                by_string = true;
+            if let Some(stop) = stop {
+                answer.stopped_by = Some(Stop::Text(stop));
                 progress.finish_reason = Some(FinishReason::Stop);
                 break;
             }
@@ -160,7 +184,7 @@ impl Sequence {
                 break;
             }
         }
-        if progress.finish_reason.is_some() && !by_string {
+        if progress.finish_reason.is_some() && !matches!(answer.stopped_by, Some(Stop::Text(_))) {
             let rest = answer.detokenizer.finish()?;
             progress.text.push_str(&answer.stop.push(&rest).0);
             progress.text.push_str(&answer.stop.take_held());
@@ -178,6 +202,11 @@ impl Sequence {
 }
 
 impl AnswerInProgress {
+    /// Whether the next token may end it.
+    fn may_stop(&self) -> bool {
+        self.tokens.len() >= self.request.min_tokens
+    }
+
     /// A token with as many of the most likely ones as were asked for.
     fn reported(&self, mut token: Token) -> Token {
         if let Some(logprobs) = &mut token.logprobs {
@@ -188,6 +217,7 @@ impl AnswerInProgress {
 
     /// The complete answer.
     pub fn finish(self, finish_reason: FinishReason, cached: usize) -> Answer {
-        Answer { tokens: self.tokens, text: self.text, finish_reason, prompt: self.prompt, cached }
+        let Self { tokens, text, prompt, stopped_by, .. } = self;
+        Answer { tokens, text, finish_reason, stopped_by, prompt, cached }
     }
 }

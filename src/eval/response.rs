@@ -118,7 +118,7 @@ impl<'i, G: Fn() -> bool, D: FnMut(usize, Response)> Workload for Responding<'i,
 
     fn event(&mut self, _: &mut Engine, event: Event) -> Result<()> {
         match event {
-            Event::Tokens { .. } => {}
+            Event::Started { .. } | Event::Tokens { .. } => {}
             Event::Scored { id, likelihoods } => {
                 let wanted = self.scoring.remove(&id).expect("it was submitted");
                 let places = likelihoods.into_iter().zip(wanted);

@@ -128,6 +128,20 @@ impl Model {
         self.programs.get(spec)
     }
 
+    /// Makes all programs ready that sessions of so many slots of `context` tokens can need, on
+    /// `threads` threads. `on_progress` is told how many of how many are ready.
+    ///
+    /// # Errors
+    /// The plugin's, while compiling.
+    pub fn prepare_all(
+        &self,
+        (slots, context): (i64, i64),
+        threads: usize,
+        on_progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<()> {
+        self.programs.prepare_all(session_programs(&self.spec, (slots, context), &Sampler::ALL, true), threads, on_progress)
+    }
+
     /// Makes several programs ready, side by side.
     ///
     /// # Errors
@@ -137,17 +151,14 @@ impl Model {
     }
 }
 
-/// All programs that running a model takes with sessions of this shape: steps with these heads and
-/// decoding with their samplers, copying slots, and placing weights and caches.
-///
-/// # Errors
-/// A graph that cannot be built: a defect of this crate.
-pub fn session_modules(
+/// The programs that sessions of this shape run: steps with these heads, decoding with their
+/// samplers, and copying slots.
+fn session_programs(
     model: &Arc<ModelSpec>,
     (slots, context): (i64, i64),
     samplers: &[Sampler],
     scores: bool,
-) -> Result<Vec<Module>> {
+) -> Vec<ProgramSpec> {
     let spec = |program, window| ProgramSpec { model: model.clone(), program, slots, cache_len: context, window };
     let sizes = step_sizes(model.lowering, slots);
     let mut specs = vec![spec(Program::Copy, context)];
@@ -166,6 +177,21 @@ pub fn session_modules(
             specs.extend(windows(context).map(|window| spec(Program::Decode { sampler }, window)));
         }
     }
+    specs
+}
+
+/// All programs that running a model takes with sessions of this shape: those that they run, and
+/// placing weights and caches.
+///
+/// # Errors
+/// A graph that cannot be built: a defect of this crate.
+pub fn session_modules(
+    model: &Arc<ModelSpec>,
+    shape: (i64, i64),
+    samplers: &[Sampler],
+    scores: bool,
+) -> Result<Vec<Module>> {
+    let specs = session_programs(model, shape, samplers, scores);
     let built = |name: String, module: std::result::Result<Module, crate::hlo::HloError>| {
         module.map_err(|cause| Error::Graph { program: name, cause })
     };

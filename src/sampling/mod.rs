@@ -13,12 +13,14 @@
 mod logprobs;
 mod penalties;
 mod random;
+mod range;
 mod threshold;
 mod vocab;
 
 pub use logprobs::{TOP_LOGPROBS, log_probability, merged_log_probability, packed_logprobs, top_logprobs};
 pub use penalties::{MAX_BIAS, Penalties, PenaltyInputs, PenaltyOps};
 pub use random::{gumbel, threefry2x32};
+pub use range::OutOfRange;
 pub use vocab::VocabSplit;
 
 use crate::{
@@ -101,18 +103,20 @@ impl Params {
     ///
     /// # Errors
     /// The first parameter that is out of its range.
-    pub fn check(&self) -> Result<(), String> {
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Err(format!("temperature must be a number from 0 (greedy) up, not {}", self.temperature));
+    pub fn check(&self) -> Result<(), OutOfRange> {
+        let Self { temperature, top_k, top_p, min_p, seed: _ } = *self;
+        let wrong = |name, problem| Err(OutOfRange { name, problem });
+        if !(temperature >= 0.0 && temperature.is_finite()) {
+            return wrong("temperature", format!("temperature must be a number from 0 (greedy) up, not {temperature}"));
         }
-        if self.top_k < 0 {
-            return Err(format!("top-k must be at least 1, or 0 for all tokens, not {}", self.top_k));
+        if top_k < 0 {
+            return wrong("top_k", format!("top-k must be at least 1, or 0 for all tokens, not {top_k}"));
         }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(format!("top-p must be above 0 and at most 1, not {}", self.top_p));
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return wrong("top_p", format!("top-p must be above 0 and at most 1, not {top_p}"));
         }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return Err(format!("min-p must be from 0 to 1, not {}", self.min_p));
+        if !(0.0..=1.0).contains(&min_p) {
+            return wrong("min_p", format!("min-p must be from 0 to 1, not {min_p}"));
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What a request changes in the logits before a token is chosen: penalties for tokens of its text,
 //! and biases.
 
-use super::VocabSplit;
+use super::{range::OutOfRange, vocab::VocabSplit};
 use crate::{
     hlo::{DType, Op, Shape},
     tree,
@@ -33,13 +33,17 @@ impl Penalties {
     ///
     /// # Errors
     /// The first parameter that is out of its range.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), OutOfRange> {
         if !(self.repetition > 0.0 && self.repetition.is_finite()) {
-            return Err(format!("the repetition penalty must be above 0 (1 is none), not {}", self.repetition));
+            let problem = format!("the repetition penalty must be above 0 (1 is none), not {}", self.repetition);
+            return Err(OutOfRange { name: "repetition_penalty", problem });
         }
-        for (name, value) in [("presence", self.presence), ("frequency", self.frequency)] {
+        for (name, what, value) in [
+            ("presence_penalty", "presence", self.presence),
+            ("frequency_penalty", "frequency", self.frequency),
+        ] {
             if !(-2.0..=2.0).contains(&value) {
-                return Err(format!("the {name} penalty must be from -2 to 2, not {value}"));
+                return Err(OutOfRange { name, problem: format!("the {what} penalty must be from -2 to 2, not {value}") });
             }
         }
         Ok(())

@@ -388,7 +388,8 @@ fn requests_are_cancelled_in_any_phase() {
     let expected = ids(&run(&mut engine(2, 2048), &[request(&questions[4], 12)])[0]);
     for steps in 0..8 {
         let mut engine = engine(2, 2048);
-        let scored = ScoreRequest { context: context.clone(), continuations: vec![vec![5, 6, 7], vec![8, 9]] };
+        let continuations = vec![vec![5, 6, 7], vec![8, 9]];
+        let scored = ScoreRequest { context: context.clone(), continuations, cache_salt: 0 };
         let cancelled = [
             engine.submit(Request { n: 3, ..request(&questions[2], 30) }).unwrap(),
             engine.submit(request(&long, 5)).unwrap(),

@@ -199,9 +199,9 @@ impl Workload for RunningLines<'_> {
 
     fn event(&mut self, _: &mut Engine, event: Event) -> Result<()> {
         match event {
-            Event::Tokens { .. } | Event::Scored { .. } => {}
+            Event::Started { .. } | Event::Tokens { .. } | Event::Scored { .. } => {}
             Event::Finished { id, index, answer } => {
-                let tokens = answer.tokens.len() as u64;
+                let tokens = answer.generated() as u64;
                 let request = self.running.get_mut(&id).expect("it was submitted");
                 request.answers.insert(index, answer);
                 if request.answers.len() < request.request.n {

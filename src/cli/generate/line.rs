@@ -1,20 +1,18 @@
 //! One line of the input: a request with the fields of OpenAI's and vLLM's clients, alone or in
 //! OpenAI's batch format.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
     args::Args,
-    fields::Fields,
     reply::{Body, Envelope},
 };
 use crate::{
     engine::Request,
-    tokenizer::{Message, Tokenizer},
+    openai::{Fields, Prompt, messages, request},
+    tokenizer::Tokenizer,
 };
 
 /// A line of the input.
@@ -60,7 +58,8 @@ fn plain(mut fields: Fields, args: &Args, tokenizer: &Tokenizer) -> Result<(Requ
     let prompts = Prompts::take(&mut fields)?;
     let raw = fields.take("raw")?.unwrap_or(args.raw);
     fields.ignore(&["model"]);
-    let request = request(fields, args, prompts.stop_ids(raw, tokenizer))?;
+    let request = request(&mut fields, args.request(vec![], prompts.stop_ids(raw, tokenizer))?)?;
+    fields.finish()?;
     if request.echo && request.logprobs.is_none() {
         bail!("\"echo\" is for the prompt's log-probabilities: write \"logprobs\": N beside it, or leave it out");
     }
@@ -82,7 +81,8 @@ fn openai(mut fields: Fields, id: &Value, args: &Args, tokenizer: &Tokenizer) ->
     let mut body = Fields::new(body);
     let model = body.take("model")?.unwrap_or_else(|| args.model.model.clone());
     let prompts = Prompts::take(&mut body)?;
-    let request = request(body, args, prompts.stop_ids(true, tokenizer))?;
+    let request = request(&mut body, args.request(vec![], prompts.stop_ids(true, tokenizer))?)?;
+    body.finish()?;
     let prompt = prompts.only()?;
     match (&prompt, is_chat) {
         (Prompt::Text(_), true) => bail!("\"prompt\" is of /v1/completions; write \"messages\""),
@@ -114,7 +114,7 @@ impl Prompts {
             Given::Text(text) | Given::OneText([text]) => Prompt::Text(text),
             Given::Tokens(tokens) | Given::OneTokens([tokens]) => Prompt::Tokens(tokens),
         });
-        let messages = fields.take("messages")?.map(Prompt::Messages);
+        let messages = messages(fields)?.map(Prompt::Messages);
         let tokens = fields.take("tokens")?.map(Prompt::Tokens);
         Ok(Self([prompt, messages, tokens]))
     }
@@ -137,184 +137,6 @@ impl Prompts {
             _ => bail!("give one of \"prompt\", \"messages\" and \"tokens\""),
         }
     }
-}
-
-enum Prompt {
-    Text(String),
-    /// Used as they are.
-    Tokens(Vec<u32>),
-    Messages(Vec<Message>),
-}
-
-impl Prompt {
-    fn tokens(&self, raw: bool, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        Ok(match self {
-            Self::Text(text) if raw => tokenizer.encode(text)?,
-            Self::Text(text) => tokenizer.encode_chat(&[Message::user(text)])?,
-            Self::Tokens(tokens) => tokens.clone(),
-            Self::Messages(messages) => tokenizer.encode_chat(messages)?,
-        })
-    }
-}
-
-/// Returns the request that the remaining fields make, without its prompt. Its answer ends at one
-/// of `stop_ids`.
-fn request(mut fields: Fields, args: &Args, stop_ids: Vec<u32>) -> Result<Request> {
-    fields.ignore(&WITHOUT_EFFECT);
-    refuse_what_is_not_supported(&mut fields)?;
-    let mut request = args.request(vec![], stop_ids)?;
-    for (name, target) in [
-        ("temperature", &mut request.params.temperature),
-        ("top_p", &mut request.params.top_p),
-        ("min_p", &mut request.params.min_p),
-        ("repetition_penalty", &mut request.penalties.repetition),
-        ("presence_penalty", &mut request.penalties.presence),
-        ("frequency_penalty", &mut request.penalties.frequency),
-    ] {
-        *target = fields.take(name)?.unwrap_or(*target);
-    }
-    // In vLLM, -1 means all, as 0 does here.
-    request.params.top_k = fields.take("top_k")?.map_or(request.params.top_k, |k| if k == -1 { 0 } else { k });
-    request.params.seed = seed(&mut fields)?.unwrap_or(request.params.seed);
-    request.max_tokens = max_tokens(&mut fields)?.unwrap_or(request.max_tokens);
-    request.n = fields.take("n")?.unwrap_or(1);
-    let one_for_each = "the best of several answers is not chosen here; write \"n\", and choose among the answers";
-    fields.allow("best_of", &[json!(request.n)], one_for_each)?;
-    request.logprobs = logprobs(&mut fields)?;
-    request.echo = fields.take("echo")?.unwrap_or(false);
-    if fields.take("ignore_eos")?.unwrap_or(false) {
-        request.stop_ids.clear();
-    }
-    request.stop_ids.extend(fields.take::<Vec<u32>>("stop_token_ids")?.unwrap_or_default());
-    request.stop = stop(&mut fields)?.unwrap_or(request.stop);
-    for (id, bias) in fields.take::<BTreeMap<String, f32>>("logit_bias")?.unwrap_or_default() {
-        let id = id.parse().with_context(|| format!("\"logit_bias\" names {id:?}, which is no token id"))?;
-        request.logit_bias.push((id, bias));
-    }
-    fields.finish()?;
-    Ok(request)
-}
-
-/// Fields of OpenAI's and vLLM's that do not change the tokens of an answer.
-const WITHOUT_EFFECT: [&str; 16] = [
-    "user",
-    "stream",
-    "stream_options",
-    "store",
-    "metadata",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "parallel_tool_calls",
-    "prediction",
-    "priority",
-    "request_id",
-    "return_token_ids",
-    "return_tokens_as_token_ids",
-    "cache_salt",
-];
-
-/// Refuses fields of OpenAI's and vLLM's that would change an answer in ways that are not
-/// supported. Their defaults are accepted.
-fn refuse_what_is_not_supported(fields: &mut Fields) -> Result<()> {
-    let no_tools = "Gemma calls no tools; describe them in a message, and leave this out";
-    let no_grammar = "answers cannot be held to a grammar; ask for the format in a message, and leave this out";
-    let no_beams = "beam search is not supported; leave this out";
-    let text_only = "answers are text; leave this out";
-    let as_it_is = "only the default is supported; leave this out";
-    let (no, yes, empty) = (json!(false), json!(true), json!([]));
-    let refused = [
-        ("tools", vec![empty.clone()], no_tools),
-        ("tool_choice", vec![json!("none")], no_tools),
-        ("functions", vec![empty.clone()], no_tools),
-        ("function_call", vec![json!("none")], no_tools),
-        ("web_search_options", vec![], no_tools),
-        ("response_format", vec![json!({"type": "text"})], no_grammar),
-        ("structured_outputs", vec![], no_grammar),
-        ("guided_json", vec![], no_grammar),
-        ("guided_regex", vec![], no_grammar),
-        ("guided_choice", vec![], no_grammar),
-        ("guided_grammar", vec![], no_grammar),
-        ("use_beam_search", vec![no.clone()], no_beams),
-        ("length_penalty", vec![json!(1), json!(1.0)], no_beams),
-        ("early_stopping", vec![no.clone()], no_beams),
-        ("modalities", vec![json!(["text"])], text_only),
-        ("audio", vec![], text_only),
-        ("reasoning_effort", vec![], "Gemma does not reason before it answers; leave this out"),
-        ("suffix", vec![json!("")], "text before a suffix cannot be filled in; leave this out"),
-        ("min_tokens", vec![json!(0)], "write \"ignore_eos\": true for answers of \"max_tokens\" tokens"),
-        ("prompt_logprobs", vec![], "write \"logprobs\": N and \"echo\": true"),
-        ("truncate_prompt_tokens", vec![json!(-1)], "prompts are not cut; shorten the prompt, and leave this out"),
-        ("include_stop_str_in_output", vec![no.clone()], "the text ends before a stop string; leave this out"),
-        ("skip_special_tokens", vec![yes.clone()], "text is without special tokens; see the answer's tokens"),
-        ("spaces_between_special_tokens", vec![yes.clone(), no.clone()], as_it_is),
-        ("detokenize", vec![yes.clone()], as_it_is),
-        ("add_generation_prompt", vec![yes], as_it_is),
-        ("continue_final_message", vec![no], "write \"prompt\" with \"raw\": true to continue a text"),
-        ("add_special_tokens", vec![], "a prompt begins with one <bos>; write \"tokens\" for other ids"),
-        ("chat_template", vec![], "the checkpoint's template is used; write \"prompt\" with \"raw\": true"),
-        ("chat_template_kwargs", vec![json!({})], "the template takes no arguments; leave this out"),
-        ("documents", vec![empty.clone()], "put the documents into a message, and leave this out"),
-        ("bad_words", vec![empty.clone()], "write \"logit_bias\" with -100 for their tokens"),
-        ("allowed_token_ids", vec![], "write \"logit_bias\" instead"),
-        ("logits_processors", vec![empty], "write \"logit_bias\" instead"),
-    ];
-    refused.iter().try_for_each(|(name, values, advice)| fields.allow(name, values, advice))
-}
-
-/// Takes the seed. In vLLM, -1 means that none is given.
-fn seed(fields: &mut Fields) -> Result<Option<u64>> {
-    match fields.value("seed") {
-        None => Ok(None),
-        Some(value) if value.as_i64() == Some(-1) => Ok(None),
-        Some(value) => match value.as_u64() {
-            Some(seed) => Ok(Some(seed)),
-            None => bail!("\"seed\" is {value}: write a whole number from 0, or -1 for that of the command line"),
-        },
-    }
-}
-
-fn max_tokens(fields: &mut Fields) -> Result<Option<usize>> {
-    match (fields.take("max_tokens")?, fields.take("max_completion_tokens")?) {
-        (Some(a), Some(b)) if a != b => {
-            bail!("\"max_tokens\" is {a}, and \"max_completion_tokens\" {b}: they mean the same; give one")
-        }
-        (a, b) => Ok(a.or(b)),
-    }
-}
-
-/// Takes the number of most likely tokens to report: `"logprobs": 2`, or as in OpenAI's chats
-/// `"logprobs": true, "top_logprobs": 2`.
-fn logprobs(fields: &mut Fields) -> Result<Option<usize>> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "write a whole number, true or false")]
-    enum Given {
-        Wanted(bool),
-        Top(usize),
-    }
-    let top = fields.take("top_logprobs")?;
-    match (fields.take("logprobs")?, top) {
-        (Some(Given::Wanted(true)), top) => Ok(Some(top.unwrap_or(0))),
-        (Some(Given::Top(given)), None) => Ok(Some(given)),
-        (Some(Given::Top(given)), Some(top)) if given == top => Ok(Some(given)),
-        (None | Some(Given::Wanted(false)), None | Some(0)) => Ok(None),
-        (_, Some(top)) => bail!("\"top_logprobs\" is {top}: write \"logprobs\": true beside it"),
-    }
-}
-
-/// Takes the stop strings: one, or a list.
-fn stop(fields: &mut Fields) -> Result<Option<Vec<String>>> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "write a string, or a list of strings")]
-    enum Given {
-        One(String),
-        Several(Vec<String>),
-    }
-    Ok(fields.take("stop")?.map(|given| match given {
-        Given::One(stop) => vec![stop],
-        Given::Several(stops) => stops,
-    }))
 }
 
 #[cfg(test)]
@@ -356,6 +178,9 @@ mod tests {
         assert_eq!((request.params.seed, request.max_tokens), (7, 9));
         assert_eq!(accepted(json!({"stop": ["x", "y"]})).stop, ["x", "y"]);
         assert_eq!(accepted(json!({"top_k": 0})).params.top_k, 0);
+        assert_eq!(accepted(json!({"seed": -2})).params.seed, u64::MAX - 1);
+        assert_eq!(accepted(json!({"temperature": "0.7"})).params.temperature, 0.7);
+        assert_eq!(accepted(json!({"min_tokens": 3})).min_tokens, 3);
         assert_eq!(accepted(json!({"seed": u64::MAX})).params.seed, u64::MAX);
         assert_eq!(accepted(json!({"max_tokens": 9, "max_completion_tokens": 9})).max_tokens, 9);
         assert_eq!(accepted(json!({"n": 3, "best_of": 3})).n, 3);
@@ -406,11 +231,12 @@ mod tests {
         for (given, words) in [
             (json!({"tools": [{"type": "function"}]}), ["\"tools\" is [", "describe them in a message"]),
             (json!({"functions": [{}]}), ["\"functions\" is", "leave this out"]),
+            (json!({"min_tokens": -1}), ["\"min_tokens\" is -1", "expected usize"]),
             (json!({"response_format": {"type": "json_object"}}), ["json_object", "ask for the format in a message"]),
             (json!({"use_beam_search": true}), ["\"use_beam_search\" is true", "leave this out"]),
             (json!({"best_of": 4}), ["\"best_of\" is 4", "write \"n\""]),
             (json!({"prompt_logprobs": 1}), ["\"prompt_logprobs\"", "\"echo\": true"]),
-            (json!({"seed": -2}), ["\"seed\" is -2", "from 0, or -1"]),
+            (json!({"seed": 1.5}), ["\"seed\" is 1.5", "a whole number"]),
             (json!({"logprobs": -1}), ["\"logprobs\" is -1", "a whole number"]),
             (json!({"top_logprobs": 2}), ["\"top_logprobs\" is 2", "\"logprobs\": true"]),
             (json!({"max_tokens": 1, "max_completion_tokens": 2}), ["\"max_tokens\" is 1", "give one"]),

@@ -2,7 +2,6 @@
 
 mod args;
 mod batch;
-mod fields;
 mod line;
 mod reply;
 
@@ -162,7 +161,7 @@ impl Workload for StreamedAnswer {
             }
             Event::Finished { answer, .. } => self.finish_reason = Some(answer.finish_reason),
             Event::Failed { error, .. } => bail!(error),
-            Event::Scored { .. } => {}
+            Event::Started { .. } | Event::Scored { .. } => {}
         }
         Ok(())
     }

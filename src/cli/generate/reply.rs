@@ -8,8 +8,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     engine::{Answer, Request},
+    openai::Choices,
     runtime::Token,
-    tokenizer::{Piece, Tokenizer, TokenizerError},
+    tokenizer::{Tokenizer, TokenizerError},
 };
 
 /// The form of an output line, answered or not.
@@ -98,10 +99,10 @@ impl Body {
             Self::Chat { id, model } => (id, model, "chat.completion"),
             Self::Completion { id, model } => (id, model, "text_completion"),
         };
-        let texts = Texts { request, tokenizer };
+        let choices = Choices { request, tokenizer };
         let choice = |(&index, answer): (&usize, &Answer)| match self {
-            Self::Chat { .. } => texts.chat_choice(index, answer),
-            _ => texts.completion_choice(index, answer),
+            Self::Chat { .. } => choices.chat(index, answer),
+            _ => choices.completion(index, answer),
         };
         let (prompt, completion) = (request.prompt.len(), completion_tokens(answers));
         Ok(json!({
@@ -120,7 +121,7 @@ impl Body {
 }
 
 fn completion_tokens(answers: &Answers) -> usize {
-    answers.values().map(|answer| answer.tokens.len()).sum()
+    answers.values().map(Answer::generated).sum()
 }
 
 fn plain(request: &Request, answers: &Answers) -> Value {
@@ -156,89 +157,4 @@ fn plain_logprobs(token: &Token) -> Value {
     let top = logprobs.map_or(&[][..], |logprobs| &logprobs.top);
     let top: Vec<Value> = top.iter().map(|(id, logprob)| json!({"token": id, "logprob": logprob})).collect();
     json!({"token": token.id, "logprob": logprobs.map(|logprobs| logprobs.own), "top": top})
-}
-
-/// Writes choices as OpenAI does, where tokens are texts.
-struct Texts<'r> {
-    request: &'r Request,
-    tokenizer: &'r Tokenizer,
-}
-
-impl Texts<'_> {
-    fn chat_choice(&self, index: usize, answer: &Answer) -> Result<Value, TokenizerError> {
-        let logprobs = match self.request.logprobs {
-            Some(_) => {
-                let content = answer.tokens.iter().map(|token| self.chat_token(token));
-                json!({"content": content.collect::<Result<Vec<_>, _>>()?, "refusal": null})
-            }
-            None => Value::Null,
-        };
-        Ok(json!({
-            "index": index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": null},
-            "logprobs": logprobs,
-            "finish_reason": answer.finish_reason.name(),
-        }))
-    }
-
-    fn chat_token(&self, token: &Token) -> Result<Value, TokenizerError> {
-        let entry = |id: u32, logprob: f32| {
-            let Piece { text, bytes } = self.tokenizer.piece(id)?;
-            Ok(json!({"token": text, "logprob": finite(logprob), "bytes": bytes}))
-        };
-        let (own, top) = logprobs(token);
-        let mut entry_of_token = entry(token.id, own)?;
-        let top = top.iter().map(|&(id, logprob)| entry(id, logprob));
-        entry_of_token["top_logprobs"] = top.collect::<Result<Vec<_>, _>>()?.into();
-        Ok(entry_of_token)
-    }
-
-    fn completion_choice(&self, index: usize, answer: &Answer) -> Result<Value, TokenizerError> {
-        let prompt = if self.request.echo { self.tokenizer.decode(&self.request.prompt)? } else { String::new() };
-        let logprobs = match self.request.logprobs {
-            Some(_) => self.completion_logprobs(answer)?,
-            None => Value::Null,
-        };
-        Ok(json!({
-            "index": index,
-            "text": prompt + &answer.text,
-            "logprobs": logprobs,
-            "finish_reason": answer.finish_reason.name(),
-        }))
-    }
-
-    /// Returns the lists of `logprobs`, with the prompt's tokens first if they are wanted. The
-    /// prompt's first token has no likelihood.
-    fn completion_logprobs(&self, answer: &Answer) -> Result<Value, TokenizerError> {
-        let (mut tokens, mut own, mut top, mut offsets) = (vec![], vec![], vec![], vec![]);
-        let mut offset = 0;
-        let mut add = |piece: Piece, logprob: Value, likeliest: Value| {
-            offsets.push(offset);
-            offset += piece.chars();
-            tokens.push(piece.text);
-            own.push(logprob);
-            top.push(likeliest);
-        };
-        if answer.prompt.is_some() {
-            add(self.tokenizer.piece(self.request.prompt[0])?, Value::Null, Value::Null);
-        }
-        for token in answer.prompt.iter().flatten().chain(&answer.tokens) {
-            let (logprob, likeliest) = logprobs(token);
-            let mut object = Map::new();
-            for &(id, logprob) in likeliest {
-                object.insert(self.tokenizer.piece(id)?.text, finite(logprob).into());
-            }
-            add(self.tokenizer.piece(token.id)?, finite(logprob).into(), object.into());
-        }
-        Ok(json!({"tokens": tokens, "token_logprobs": own, "top_logprobs": top, "text_offset": offsets}))
-    }
-}
-
-fn logprobs(token: &Token) -> (f32, &[(u32, f32)]) {
-    token.logprobs.as_ref().map_or((f32::NEG_INFINITY, &[]), |logprobs| (logprobs.own, &logprobs.top))
-}
-
-/// Returns a log-probability as OpenAI writes it: -9999 for what is impossible.
-fn finite(logprob: f32) -> f32 {
-    logprob.max(-9999.0)
 }

@@ -1,8 +1,24 @@
 //! The fields of a JSON object, taken one by one, so that a mistyped name is noticed.
 
-use anyhow::{Result, anyhow, bail};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+
+/// A request that is wrong, and the field to blame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}")]
+pub struct FieldError {
+    /// The field's name, or its path, such as `messages[2]`.
+    pub param: Option<String>,
+    pub problem: String,
+}
+
+impl FieldError {
+    pub fn new(param: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), problem: problem.into() }
+    }
+}
+
+pub type Result<T, E = FieldError> = std::result::Result<T, E>;
 
 /// Fields that are not taken yet, and the names that were asked for.
 pub struct Fields {
@@ -23,6 +39,19 @@ impl Fields {
         self.remaining.remove(name)
     }
 
+    /// Takes a number, which some clients write as a string.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn number(&mut self, name: &'static str) -> Result<Option<f32>> {
+        let text = self.remaining.get(name).and_then(Value::as_str);
+        if let Some(number) = text.and_then(|text| text.trim().parse::<f32>().ok()) {
+            self.value(name);
+            return Ok(Some(number));
+        }
+        self.take(name)
+    }
+
     /// Takes a field of this type, if it is given.
     ///
     /// # Errors
@@ -30,7 +59,8 @@ impl Fields {
     pub fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>> {
         let Some(value) = self.value(name) else { return Ok(None) };
         let shown = shortened(&value);
-        serde_json::from_value(value).map(Some).map_err(|e| anyhow!("{name:?} is {shown}: {e}"))
+        let wrong = |e| FieldError::new(name, format!("{name:?} is {shown}: {e}"));
+        serde_json::from_value(value).map(Some).map_err(wrong)
     }
 
     /// Drops fields that change nothing here.
@@ -46,7 +76,9 @@ impl Fields {
     /// It has another value. The message ends with the advice.
     pub fn allow(&mut self, name: &'static str, values: &[Value], advice: &str) -> Result<()> {
         match self.value(name) {
-            Some(value) if !values.contains(&value) => bail!("{name:?} is {}: {advice}", shortened(&value)),
+            Some(value) if !values.contains(&value) => {
+                Err(FieldError::new(name, format!("{name:?} is {}: {advice}", shortened(&value))))
+            }
             _ => Ok(()),
         }
     }
@@ -57,13 +89,14 @@ impl Fields {
     /// One was not. The message suggests a known name that is like its own.
     pub fn finish(self) -> Result<()> {
         let Some(name) = self.remaining.keys().next() else { return Ok(()) };
-        match self.known.iter().max_by_key(|known| common(name, known)) {
+        let problem = match self.known.iter().max_by_key(|known| common(name, known)) {
             // At most every third character differs.
             Some(known) if 3 * common(name, known) >= 2 * name.len().max(known.len()) => {
-                bail!("there is no field {name:?}; did you mean {known:?}?")
+                format!("there is no field {name:?}; did you mean {known:?}?")
             }
-            _ => bail!("there is no field {name:?}; leave it out"),
-        }
+            _ => format!("there is no field {name:?}; leave it out"),
+        };
+        Err(FieldError::new(name, problem))
     }
 }
 
@@ -75,7 +108,8 @@ fn common(a: &str, b: &str) -> usize {
     prefix + suffix.min(a.len().min(b.len()) - prefix)
 }
 
-fn shortened(value: &Value) -> String {
+/// Returns the beginning of a value's JSON, for messages.
+pub fn shortened(value: &Value) -> String {
     const LONGEST: usize = 60;
     let text = value.to_string();
     match text.char_indices().nth(LONGEST) {
