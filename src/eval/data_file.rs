@@ -3,17 +3,14 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, Read},
+    io::Read,
     path::Path,
 };
 
 use flate2::read::MultiGzDecoder;
-use parquet::{
-    errors::ParquetError,
-    file::reader::{ChunkReader, FileReader, Length, SerializedFileReader},
-};
 use serde_json::{Map, Value};
 
+use super::parquet_file::parquet_rows;
 use crate::{
     model_file::{is_lfs_pointer, without_mark},
     shield::shielded,
@@ -147,57 +144,6 @@ impl ColumnKind {
     fn value(self, field: &str) -> Value {
         if field.is_empty() { Value::Null } else { self.parse(field).unwrap_or_default() }
     }
-}
-
-/// A file whose end is an error. The parquet crate would go through a list that is said to have
-/// billions of elements, although the file ends, and allocate as many bytes as a file claims to
-/// have.
-struct ParquetFile(File);
-
-impl Length for ParquetFile {
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-}
-
-impl ChunkReader for ParquetFile {
-    type T = UntilEnd<BufReader<File>>;
-
-    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
-        self.0.get_read(start).map(UntilEnd)
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> Result<bytes::Bytes, ParquetError> {
-        if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
-            let problem = format!("it names {length} bytes from byte {start} on, and has {}", self.len());
-            return Err(ParquetError::EOF(problem));
-        }
-        self.0.get_bytes(start, length)
-    }
-}
-
-/// A reader that fails at its end.
-struct UntilEnd<R>(R);
-
-impl<R: Read> Read for UntilEnd<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self.0.read(buffer)? {
-            0 if !buffer.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
-            count => Ok(count),
-        }
-    }
-}
-
-fn parquet_rows(path: &Path) -> Result<Vec<Doc>, String> {
-    let explain = |e: ParquetError| e.to_string();
-    let file = ParquetFile(File::open(path).map_err(|e| e.to_string())?);
-    let reader = SerializedFileReader::new(file).map_err(explain)?;
-    let rows = reader.get_row_iter(None).map_err(explain)?;
-    let doc = |row: Result<parquet::record::Row, _>| match row.map_err(explain)?.to_json_value() {
-        Value::Object(doc) => Ok(doc),
-        other => Err(format!("a row is {other}")),
-    };
-    rows.map(doc).collect()
 }
 
 #[cfg(test)]

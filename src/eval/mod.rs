@@ -17,6 +17,7 @@ mod html;
 mod item;
 mod math;
 mod metric;
+mod parquet_file;
 mod python;
 mod registry;
 mod report;
@@ -25,6 +26,7 @@ mod score;
 mod scorer;
 mod task;
 mod template;
+mod thrift;
 
 pub use code::run_programs;
 pub use data_file::Doc;
