@@ -28,6 +28,7 @@
 //! | [`engine`] | many requests at once: slots, continuous batching, prefix cache |
 //! | [`openai`] | requests and answers in the JSON of OpenAI's interface |
 //! | [`eval`] | benchmarks: tasks, datasets, likelihoods, metrics |
+//! | [`serve`] | the HTTP server |
 //! | [`cli`] | the commands |
 
 // They panic where the stream is closed or full.
@@ -56,6 +57,8 @@ pub mod plan;
 pub mod plugins;
 pub mod runtime;
 pub mod sampling;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod shield;
 pub mod tokenizer;
 pub mod whole_file;

@@ -27,6 +27,8 @@ mod process;
 mod progress;
 mod quantize;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
 
 use std::{
     io::{self, Write},
@@ -57,6 +59,9 @@ enum Command {
     Chat(chat::Args),
     /// Compute the log-likelihood of a text, token by token
     Score(score::Args),
+    /// Serve a model over HTTP, as OpenAI's interface
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Args>),
     /// Score benchmarks as lm-evaluation-harness does
     #[cfg(feature = "eval")]
     Eval(eval::Args),
@@ -109,6 +114,8 @@ fn run(cli: Cli, started: Instant) -> ExitCode {
         Command::Generate(args) => generate::run(&args, started),
         Command::Chat(args) => chat::run(&args, started),
         Command::Score(args) => score::run(&args, started),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(*args),
         #[cfg(feature = "eval")]
         Command::Eval(args) => eval::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -1,6 +1,11 @@
 //! Outcomes of commands, and lines on stderr.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use serde_json::json;
 
 /// The outcome of a command.
 pub enum Outcome {
@@ -22,5 +27,30 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Writes a line for the user to stderr. A stderr that is closed or full must not end the work, so
 /// a line that cannot be written is lost.
 pub fn note(line: &str) {
+    let line = if AS_JSON.load(Ordering::Relaxed) { json_line(line) } else { line.to_owned() };
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// Whether lines are JSON objects.
+static AS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Makes all lines on stderr JSON objects, from now on.
+#[cfg(feature = "serve")]
+pub fn notes_as_json() {
+    AS_JSON.store(true, Ordering::Relaxed);
+}
+
+/// Returns whether lines on stderr are JSON objects.
+#[cfg(feature = "serve")]
+pub fn writes_json() -> bool {
+    AS_JSON.load(Ordering::Relaxed)
+}
+
+/// Returns a line as an object with a time; one that is an object already stays as it is.
+fn json_line(line: &str) -> String {
+    if line.starts_with('{') {
+        return line.to_owned();
+    }
+    let time = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    json!({"time": time, "message": line}).to_string()
 }

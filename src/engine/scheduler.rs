@@ -319,7 +319,8 @@ mod tests {
     fn a_long_prompt_does_not_hold_answers_up() {
         let answer: Vec<u32> = (0..50).collect();
         let long: Vec<u32> = (0..4000).collect();
-        let running = |i: u64| SlotView { cached: &answer[..49], salt: 0, freed: 0, sequence: Some(prompt(i, &answer)) };
+        let running =
+            |i: u64| SlotView { cached: &answer[..49], salt: 0, freed: 0, sequence: Some(prompt(i, &answer)) };
         let mut slots: Vec<SlotView<'_>> = (0..7).map(running).collect();
         slots.push(SlotView { cached: &[], salt: 0, freed: 0, sequence: Some(prompt(7, &long)) });
         let mut steps = 0;

@@ -33,7 +33,10 @@ pub fn context_groups(items: &[&Item]) -> Vec<ContextGroup> {
     for (context, by_continuation) in by_context {
         let (continuations, wanted) =
             by_continuation.into_iter().map(|(tokens, wanted)| (tokens.to_vec(), wanted)).unzip();
-        groups.push(ContextGroup { request: ScoreRequest { context: context.clone(), continuations, cache_salt: 0 }, wanted });
+        groups.push(ContextGroup {
+            request: ScoreRequest { context: context.clone(), continuations, cache_salt: 0 },
+            wanted,
+        });
     }
     groups
 }

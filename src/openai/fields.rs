@@ -83,6 +83,11 @@ impl Fields {
         }
     }
 
+    /// Returns the fields that are not taken.
+    pub fn into_rest(self) -> Map<String, Value> {
+        self.remaining
+    }
+
     /// Checks that all fields were taken.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use super::{
     device::Device,
     error::{Error, Result},
     event::Event,
+    exit::leave_without_handlers_of_plugins,
     program::{CompiledMemoryStats, Description, Program, Signature},
 };
 
@@ -104,6 +105,7 @@ impl Executable {
     /// Takes ownership of a loaded executable, and checks that it has as many outputs as its
     /// signature.
     fn new(client: &Client, loaded: Ptr, signature: Signature) -> Result<Self> {
+        leave_without_handlers_of_plugins(); // the compiler has registered its own by now
         let api = client.api();
         let description =
             match api.call(LoadedExecutableGetExecutable { loaded_executable: loaded, ..CStruct::zeroed() }) {

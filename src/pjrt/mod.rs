@@ -16,6 +16,7 @@ mod element_type;
 mod error;
 mod event;
 mod executable;
+mod exit;
 pub mod ffi;
 mod host;
 mod program;

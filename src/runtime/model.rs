@@ -139,7 +139,11 @@ impl Model {
         threads: usize,
         on_progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<()> {
-        self.programs.prepare_all(session_programs(&self.spec, (slots, context), &Sampler::ALL, true), threads, on_progress)
+        self.programs.prepare_all(
+            session_programs(&self.spec, (slots, context), &Sampler::ALL, true),
+            threads,
+            on_progress,
+        )
     }
 
     /// Makes several programs ready, side by side.

@@ -38,12 +38,14 @@ impl Penalties {
             let problem = format!("the repetition penalty must be above 0 (1 is none), not {}", self.repetition);
             return Err(OutOfRange { name: "repetition_penalty", problem });
         }
-        for (name, what, value) in [
-            ("presence_penalty", "presence", self.presence),
-            ("frequency_penalty", "frequency", self.frequency),
-        ] {
+        for (name, what, value) in
+            [("presence_penalty", "presence", self.presence), ("frequency_penalty", "frequency", self.frequency)]
+        {
             if !(-2.0..=2.0).contains(&value) {
-                return Err(OutOfRange { name, problem: format!("the {what} penalty must be from -2 to 2, not {value}") });
+                return Err(OutOfRange {
+                    name,
+                    problem: format!("the {what} penalty must be from -2 to 2, not {value}"),
+                });
             }
         }
         Ok(())

@@ -1,7 +1,11 @@
 //! Conversations as tokens. Control tokens come from the template alone: what a message's text
 //! looks like, it stays text. Otherwise a user could write the model's turns.
 
-use super::{Tokenizer, error::TokenizerError, message::Message};
+use super::{
+    Tokenizer,
+    error::TokenizerError,
+    message::{Message, Role},
+};
 use crate::shield::shielded;
 
 /// A conversation as the template writes it.
@@ -38,8 +42,27 @@ impl Tokenizer {
     /// The chat template is broken or refuses the conversation, or writes a control token that a
     /// message has, too, depending on the message: it cannot be told whose it is.
     pub fn render_chat(&self, messages: &[Message]) -> Result<RenderedChat, TokenizerError> {
-        let text = self.template.render(messages)?;
+        self.render_marked(messages, mark(messages)?)
+    }
+
+    /// As [`Self::render_chat`], of a conversation whose last message is the beginning of the
+    /// model's answer: it follows as it is, and is to be continued.
+    ///
+    /// # Errors
+    /// As [`Self::render_chat`], or the last message is not the model's.
+    pub fn render_chat_to_continue(&self, messages: &[Message]) -> Result<RenderedChat, TokenizerError> {
+        let Some((last, before)) = messages.split_last().filter(|(last, _)| last.role == Role::Assistant) else {
+            let refused = "only a message of the assistant can be continued; end the conversation with one";
+            return Err(TokenizerError::Template(refused.into()));
+        };
         let mark = mark(messages)?;
+        let mut chat = self.render_marked(before, mark)?;
+        chat.push_str(&self.break_control_tokens(&last.content, mark, |_| true)?);
+        Ok(chat)
+    }
+
+    fn render_marked(&self, messages: &[Message], mark: char) -> Result<RenderedChat, TokenizerError> {
+        let text = self.template.render(messages)?;
         let guard = |message: &Message| {
             let content = self.break_control_tokens(&message.content, mark, |_| true)?;
             Ok(Message { role: message.role, content })

@@ -158,6 +158,16 @@ impl Tokenizer {
         self.template.source()
     }
 
+    /// Returns the chat template as it is in its file.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.template.text()
+    }
+
+    /// Returns the name of the padding token, where the tokenizer has one.
+    pub fn pad_token(&self) -> Option<&str> {
+        self.template.names().pad.as_deref()
+    }
+
     /// Returns whether the chat template has a system role. Without one, instructions go into the
     /// first turn of the user.
     ///
@@ -211,6 +221,11 @@ impl Tokenizer {
         }
         let text = shielded(|| self.inner.decode(ids, true)).map_err(TokenizerError::Encode)?;
         text.map_err(|e| TokenizerError::Encode(e.to_string()))
+    }
+
+    /// Returns whether a token is no text.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.control.contains_key(&id)
     }
 
     /// Returns how one token is written. Texts of different tokens differ.

@@ -89,6 +89,7 @@ impl TemplateSource {
 /// A compiled chat template. One that is broken is an error only of what uses it.
 pub(super) struct ChatTemplate {
     file: &'static str,
+    text: Option<String>,
     template: Result<Template, String>,
     names: TokenNames,
 }
@@ -98,7 +99,18 @@ impl ChatTemplate {
         let compile = |text: String| {
             Template::compile(&text).map_err(|e| format!("its chat template is broken: {e}; correct it there"))
         };
-        Self { file: source.file, template: source.text.and_then(compile), names }
+        let text = source.text.as_ref().ok().cloned();
+        Self { file: source.file, text, template: source.text.and_then(compile), names }
+    }
+
+    /// Returns the template as it is in its file.
+    pub fn text(&self) -> Option<&str> {
+        self.text.as_deref()
+    }
+
+    /// Returns the names of special tokens that it is rendered with.
+    pub fn names(&self) -> &TokenNames {
+        &self.names
     }
 
     /// Returns the file that it is from, in words.

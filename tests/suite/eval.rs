@@ -353,6 +353,7 @@ fn contexts_near_the_end_of_the_cache_do_not_cut_others() {
     let requests = [tokens(100, 10), tokens(200, 40), near, next].map(|context| ScoreRequest {
         context: context.into(),
         continuations: vec![vec![5], vec![700, 8, 9], vec![5, 6]],
+        cache_salt: 0,
     });
     let all = |mesh| {
         let mut engine = Engine::new(demo_model(KERNELS, mesh), demo_tokenizer().clone(), 2, 64).unwrap();

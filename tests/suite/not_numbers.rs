@@ -48,7 +48,7 @@ fn run(model: &Arc<Model>, requests: Vec<Request>, score: Option<ScoreRequest>) 
             match event {
                 Event::Failed { error, .. } => errors.push(error),
                 Event::Finished { .. } | Event::Scored { .. } => done += 1,
-                Event::Tokens { .. } => {}
+                Event::Started { .. } | Event::Tokens { .. } => {}
             }
         }
     }
@@ -76,7 +76,8 @@ fn the_first_layer_that_is_not_a_number_is_named() {
                 .into_iter()
                 .map(|params| Request { params, ..Request::greedy(vec![2, 5, 6, 7], 8) })
                 .collect();
-            let score = ScoreRequest { context: vec![2, 5].into(), continuations: vec![vec![6], vec![7, 8]], cache_salt: 0 };
+            let score =
+                ScoreRequest { context: vec![2, 5].into(), continuations: vec![vec![6], vec![7, 8]], cache_salt: 0 };
             let (errors, done) = run(&model, requests, Some(score));
             assert_eq!((errors.len(), done), (4, 0), "{tensor} on {mesh}: {errors:?}");
             assert!(errors.iter().all(|error| error.contains(named)), "{tensor} on {mesh}: {errors:?}");

@@ -263,7 +263,7 @@ fn wrong_parameters_are_explained() {
         (Params { min_p: 1.5, ..good }, "min-p"),
         (Params { min_p: f32::NAN, ..good }, "min-p"),
     ] {
-        assert!(bad.check().unwrap_err().contains(word));
+        assert!(bad.check().unwrap_err().to_string().contains(word));
     }
 }
 

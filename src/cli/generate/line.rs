@@ -287,7 +287,10 @@ mod tests {
             (line("/v1/completions", chat.clone()), "write \"prompt\""),
             (line("/v1/chat/completions", json!({"prompt": "x"})), "write \"messages\""),
             (line("/v1/responses", chat.clone()), "\"url\" is \"/v1/responses\""),
-            (line("/v1/chat/completions", json!({"tools": [1], "messages": []})), "describe them"),
+            (
+                line("/v1/chat/completions", json!({"tools": [1], "messages": [{"role": "user", "content": "x"}]})),
+                "describe them",
+            ),
             (line("/v1/completions", json!({"promt": "x"})), "did you mean \"prompt\"?"),
             (parse(&json!({"custom_id": "c", "method": "GET", "body": chat}).to_string()), "write \"POST\""),
             (parse(&json!({"url": "/v1/chat/completions", "body": chat}).to_string()), "\"custom_id\" must be"),

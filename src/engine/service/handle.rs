@@ -6,6 +6,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
+    task::{Context, Poll},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use std::{
 use tokio::sync::{mpsc as channel, watch};
 
 use super::{
-    state::{LoadProgress, Phase, QueueLimits, ServiceError, ServiceStats, Shared, Update, Work},
+    state::{LoadProgress, Phase, QueueLimits, ServiceError, ServiceStats, Shared, Unfinished, Update, Work},
     worker::{Command, Job, MakeEngine, Worker},
 };
 
@@ -48,7 +49,7 @@ impl Service {
     /// Starts the engine's thread. It calls `load`, which may take minutes, and which returns how
     /// to make an engine, of slots of `cache_len` tokens for a vocabulary of `vocab`.
     pub fn start(
-        load: impl FnOnce(&dyn Fn(LoadProgress)) -> Result<MakeEngine, String> + Send + 'static,
+        load: impl FnOnce(&(dyn Fn(LoadProgress) + Sync)) -> Result<MakeEngine, String> + Send + 'static,
         (cache_len, vocab): (i64, i64),
         limits: QueueLimits,
     ) -> Self {
@@ -84,7 +85,8 @@ impl Service {
         let (sender, receiver) = channel::unbounded_channel();
         let submitted = Instant::now();
         let deadline = timeout.and_then(|timeout| Some((submitted.checked_add(timeout)?, timeout)));
-        let job = Job { ticket, work, key, deadline, updates: sender };
+        let unfinished = Unfinished::new(&self.shared);
+        let job = Job { ticket, work, key, deadline, updates: sender, _unfinished: unfinished };
         if self.commands.send(Command::Submit(Box::new(job))).is_err() {
             self.shared.dequeue(prompt_tokens);
             return Err(ServiceError::ShuttingDown);
@@ -95,6 +97,11 @@ impl Service {
     /// Returns the state after the engine's last step.
     pub fn stats(&self) -> ServiceStats {
         self.shared.stats()
+    }
+
+    /// Returns the number of requests that were taken and have not ended.
+    pub fn unfinished(&self) -> usize {
+        self.shared.unfinished()
     }
 
     /// Returns how far the engine is, now and later.
@@ -147,6 +154,11 @@ impl Updates {
     /// Waits for the next update; `None` if there are no more.
     pub async fn next(&mut self) -> Option<Update> {
         self.receiver.recv().await
+    }
+
+    /// As [`Self::next`], as a poll.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Update>> {
+        self.receiver.poll_recv(context)
     }
 
     /// As [`Self::next`], outside of asynchronous code.

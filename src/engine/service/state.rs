@@ -2,8 +2,8 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -65,10 +65,20 @@ pub struct Update {
 #[derive(Clone, Debug)]
 pub enum Happened {
     /// An answer has its slot; so many tokens of its prompt were in the cache.
-    Started { index: usize, cached: usize },
+    Started {
+        index: usize,
+        cached: usize,
+    },
     /// More of an answer, as in [`crate::engine::Event::Tokens`].
-    Tokens { index: usize, tokens: Vec<Token>, text: String },
-    Finished { index: usize, answer: Answer },
+    Tokens {
+        index: usize,
+        tokens: Vec<Token>,
+        text: String,
+    },
+    Finished {
+        index: usize,
+        answer: Answer,
+    },
     Scored(Vec<Likelihood>),
     /// There is nothing more.
     Failed(Failure),
@@ -162,6 +172,8 @@ pub(super) struct Shared {
     pub is_draining: AtomicBool,
     limits: QueueLimits,
     backlog: Mutex<Backlog>,
+    /// Requests that were taken and have not ended.
+    unfinished: AtomicUsize,
     stats: Mutex<ServiceStats>,
     /// When the thread was last seen at work or idle.
     tick: Mutex<Instant>,
@@ -174,6 +186,7 @@ impl Shared {
             is_draining: AtomicBool::new(false),
             limits,
             backlog: Mutex::default(),
+            unfinished: AtomicUsize::new(0),
             stats: Mutex::default(),
             tick: Mutex::new(Instant::now()),
         }
@@ -204,6 +217,10 @@ impl Shared {
         waiting.prompt_tokens -= prompt_tokens;
     }
 
+    pub fn unfinished(&self) -> usize {
+        self.unfinished.load(Ordering::SeqCst)
+    }
+
     pub fn backlog(&self) -> Backlog {
         *lock(&self.backlog)
     }
@@ -223,6 +240,22 @@ impl Shared {
 
     pub fn last_tick(&self) -> Instant {
         *lock(&self.tick)
+    }
+}
+
+/// Counts a request as long as it lives.
+pub(super) struct Unfinished(Arc<Shared>);
+
+impl Unfinished {
+    pub fn new(shared: &Arc<Shared>) -> Self {
+        shared.unfinished.fetch_add(1, Ordering::SeqCst);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        self.0.unfinished.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

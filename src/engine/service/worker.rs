@@ -14,7 +14,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     fair::FairQueue,
-    state::{Failure, Happened, LoadProgress, Phase, ServiceStats, Shared, Update, Work},
+    state::{Failure, Happened, LoadProgress, Phase, ServiceStats, Shared, Unfinished, Update, Work},
 };
 use crate::{
     engine::{Engine, Event, RequestId},
@@ -40,6 +40,7 @@ pub(super) struct Job {
     /// When it ends at the latest, and how long after its arrival that is.
     pub deadline: Option<(Instant, Duration)>,
     pub updates: UnboundedSender<Update>,
+    pub _unfinished: Unfinished,
 }
 
 /// A request that the engine has.
@@ -52,6 +53,7 @@ struct Running {
     waiting_tokens: Option<usize>,
     /// Answers that are not finished.
     remaining: usize,
+    _unfinished: Unfinished,
 }
 
 /// The state of the thread.
@@ -79,7 +81,7 @@ impl<'s> Worker<'s> {
     pub fn run(
         inbox: Receiver<Command>,
         shared: &'s Shared,
-        load: impl FnOnce(&dyn Fn(LoadProgress)) -> Result<MakeEngine, String>,
+        load: impl FnOnce(&(dyn Fn(LoadProgress) + Sync)) -> Result<MakeEngine, String>,
     ) {
         let on_progress = |progress: LoadProgress| {
             shared.tick();
@@ -98,8 +100,7 @@ impl<'s> Worker<'s> {
         };
         let programs_when_ready = engine.programs_made();
         let (waiting, running) = (FairQueue::new(), HashMap::new());
-        let mut worker =
-            Worker { shared, inbox, engine, make, waiting, running, restarts: 0, programs_when_ready };
+        let mut worker = Worker { shared, inbox, engine, make, waiting, running, restarts: 0, programs_when_ready };
         worker.report();
         shared.phase.send_replace(Phase::Ready);
         loop {
@@ -215,7 +216,7 @@ impl<'s> Worker<'s> {
     /// queue.
     fn submit_waiting(&mut self) {
         while self.engine.load().0 < self.engine.slots() {
-            let Some(Job { ticket, work, key, deadline, updates }) = self.waiting.pop() else { return };
+            let Some(Job { ticket, work, key, deadline, updates, _unfinished }) = self.waiting.pop() else { return };
             let prompt_tokens = work.prompt_tokens();
             let (submitted, answers) = match work {
                 Work::Generate(request) => {
@@ -228,7 +229,8 @@ impl<'s> Worker<'s> {
             match submitted {
                 Ok(id) => {
                     let waiting_tokens = Some(prompt_tokens);
-                    let running = Running { ticket, key, deadline, updates, waiting_tokens, remaining: answers };
+                    let remaining = answers;
+                    let running = Running { ticket, key, deadline, updates, waiting_tokens, remaining, _unfinished };
                     self.running.insert(id, running);
                 }
                 Err(refusal) => {

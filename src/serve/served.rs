@@ -1,0 +1,99 @@
+//! What all handlers share: the model, its names and its engine.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use tokio::sync::Semaphore;
+
+use super::{
+    error::{ApiError, ApiResult},
+    guard::Guard,
+    metrics::Metrics,
+};
+use crate::{
+    engine::{
+        Request,
+        service::{Service, Submission, Updates, Work},
+    },
+    tokenizer::Tokenizer,
+};
+
+/// What a server serves.
+pub struct Served {
+    /// Names of the model; the first one is in answers.
+    pub names: Vec<String>,
+    /// What requests have that leave fields out: sampling, penalties and stop strings.
+    pub defaults: Request,
+    /// The longest time of a request, waiting included.
+    pub timeout: Option<Duration>,
+    /// The tokenizer, once it is there.
+    pub tokenizer: Arc<OnceLock<Arc<Tokenizer>>>,
+    /// A digest of what answers depend on: weights, types, mesh, version.
+    pub fingerprint: String,
+    /// Seconds since 1970.
+    pub started: u64,
+    pub service: Service,
+    pub metrics: Metrics,
+    pub guard: Guard,
+    /// How many requests may be tokenized at the same time.
+    pub tokenizing: Semaphore,
+}
+
+/// The state of handlers.
+pub type State = Arc<Served>;
+
+impl Served {
+    /// Returns the tokenizer.
+    ///
+    /// # Errors
+    /// 503 while it is being loaded.
+    pub fn tokenizer(&self) -> ApiResult<&Arc<Tokenizer>> {
+        self.tokenizer.get().ok_or_else(|| crate::engine::service::ServiceError::Loading.into())
+    }
+
+    /// Returns the model's name in answers.
+    pub fn name(&self) -> &str {
+        &self.names[0]
+    }
+
+    /// Checks the name of a model that a client asks for. No name means the one that there is.
+    ///
+    /// # Errors
+    /// 404 if it is none of this server's.
+    pub fn check_model(&self, name: Option<&str>) -> ApiResult<()> {
+        match name {
+            Some(name) if !self.names.iter().any(|served| served == name) => {
+                Err(ApiError::unknown_model(name, &self.names))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Queues work for a client.
+    ///
+    /// # Errors
+    /// The service's refusal.
+    pub fn submit(&self, work: Work, key: &Arc<str>) -> ApiResult<Updates> {
+        let submission = Submission { work, key: key.clone(), timeout: self.timeout };
+        self.service.submit(submission).map_err(|refusal| {
+            let error = ApiError::from(refusal);
+            self.metrics.rejected(error.reason());
+            error
+        })
+    }
+
+    /// Runs work that takes long, such as tokenizing a book, beside the threads that serve others.
+    ///
+    /// # Errors
+    /// Those of the work; 500 if it panics.
+    pub async fn beside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> ApiResult<T> + Send + 'static,
+    ) -> ApiResult<T> {
+        let _permit = self.tokenizing.acquire().await;
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|_| Err(ApiError::internal("a defect of this program; please report it")))
+    }
+}
