@@ -67,8 +67,8 @@ pub struct Args {
     /// Answer /metrics without a key
     #[arg(long)]
     open_metrics: bool,
-    /// A name by which clients call this server, in their Host header (may be repeated) [default: on
-    /// a loopback address, its own names; else any]
+    /// A name by which clients call this server, in their Host header (may be repeated) [default:
+    /// on a loopback address, its own names; else any]
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
     /// Let pages of this origin ask, such as https://example.com, or * for all (may be repeated)

@@ -45,8 +45,12 @@ pub fn messages(fields: &mut Fields) -> Result<Option<Vec<Message>>> {
     }
     let read = |(index, value): (usize, Value)| {
         let shown = shortened(&value);
-        let wrong = |e| FieldError::new(format!("messages[{index}]"), format!("messages[{index}] is {shown}: {e}"));
-        serde_json::from_value(value).map_err(wrong)
+        let wrong =
+            |e: String| FieldError::new(format!("messages[{index}]"), format!("messages[{index}] is {shown}: {e}"));
+        if !value.is_object() {
+            return Err(wrong("give an object with \"role\" and \"content\"".into()));
+        }
+        serde_json::from_value(value).map_err(|e| wrong(e.to_string()))
     };
     given.into_iter().enumerate().map(read).collect::<Result<_>>().map(Some)
 }

@@ -31,8 +31,8 @@ fn register() {
             libc::_exit(code)
         }
     }
-    // SAFETY: the function is of this program, which stays in memory, and does not use its argument.
-    // If there is no memory for the handler, the process ends as it would have without it.
+    // SAFETY: the function is of this program, which stays in memory, and does not use its
+    // argument. If there is no memory for the handler, the process ends as it would have without.
     unsafe { on_exit(leave, std::ptr::null_mut()) };
 }
 

@@ -34,8 +34,10 @@ impl Penalties {
     /// # Errors
     /// The first parameter that is out of its range.
     pub fn check(&self) -> Result<(), OutOfRange> {
-        if !(self.repetition > 0.0 && self.repetition.is_finite()) {
-            let problem = format!("the repetition penalty must be above 0 (1 is none), not {}", self.repetition);
+        // Logits divided by less could become infinite.
+        if !(0.01..=100.0).contains(&self.repetition) {
+            let problem =
+                format!("the repetition penalty must be from 0.01 to 100 (1 is none), not {}", self.repetition);
             return Err(OutOfRange { name: "repetition_penalty", problem });
         }
         for (name, what, value) in

@@ -1,4 +1,5 @@
-//! What a client of `/v1/chat/completions` or `/v1/completions` asks for, as requests of the engine.
+//! What a client of `/v1/chat/completions` or `/v1/completions` asks for, as requests of the
+//! engine.
 
 use std::{
     collections::hash_map::DefaultHasher,
@@ -6,7 +7,7 @@ use std::{
 };
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::{
     error::{ApiError, ApiResult},
@@ -66,7 +67,12 @@ impl Asked {
         let tokenizer = served.tokenizer()?;
         served.check_model(fields.take::<String>("model")?.as_deref())?;
         let stream = fields.take("stream")?.unwrap_or(false);
-        let options: Option<StreamOptions> = fields.take("stream_options")?;
+        // An object, not a list of its values.
+        let options: Option<Map<String, Value>> = fields.take("stream_options")?;
+        let options: Option<StreamOptions> = match options.map(|object| serde_json::from_value(object.into())) {
+            Some(Err(e)) => return Err(ApiError::field("stream_options", format!("\"stream_options\": {e}"))),
+            given => given.and_then(Result::ok),
+        };
         if options.is_some() && !stream {
             return Err(ApiError::field("stream_options", "\"stream_options\" is for \"stream\": true; leave it out"));
         }
@@ -123,7 +129,7 @@ pub fn cache_salt(key: &str, salt: Option<&str>) -> u64 {
 }
 
 /// Refuses a text that is longer than any that fits, without tokenizing it.
-fn check_length(text: &str, context: usize) -> ApiResult<()> {
+pub fn check_length(text: &str, context: usize) -> ApiResult<()> {
     let at_least = text.len() / MAX_BYTES_PER_TOKEN;
     if at_least > context {
         return Err(Refusal::TooLong { tokens: at_least, context: context as i64 }.into());
@@ -136,6 +142,8 @@ fn conversation(fields: &mut Fields, tokenizer: &Tokenizer, context: usize) -> A
     let Some(messages) = messages(fields)? else {
         return Err(ApiError::field("messages", "\"messages\" is missing: the conversation"));
     };
+    // The template writes what there is.
+    fields.allow("add_special_tokens", &[json!(false)], "the chat template writes <bos>; leave this out")?;
     let continues = fields.take("continue_final_message")?.unwrap_or(false);
     let begins = fields.take("add_generation_prompt")?.unwrap_or(!continues);
     if begins == continues {

@@ -23,7 +23,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct JsonObject(pub Map<String, Value>);
 
 impl JsonObject {
-    pub fn fields(self) -> Fields {
+    pub fn fields(mut self) -> Fields {
+        self.0.values_mut().for_each(whole_numbers);
         Fields::new(self.0)
     }
 }
@@ -47,6 +48,22 @@ impl<S: Send + Sync> FromRequest<S> for JsonObject {
             }
             Err(e) => Err(ApiError::invalid(format!("the body is no JSON: {e}"))),
         }
+    }
+}
+
+/// Makes numbers such as 2.0 whole: some languages write all numbers so.
+fn whole_numbers(value: &mut Value) {
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let whole = number.as_f64().filter(|number| number.fract() == 0.0 && number.abs() <= EXACT);
+            if let Some(whole) = whole {
+                *value = (whole as i64).into();
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(whole_numbers),
+        Value::Object(object) => object.values_mut().for_each(whole_numbers),
+        _ => {}
     }
 }
 

@@ -94,6 +94,19 @@ impl ApiError {
         Self { retry_after: Some(RETRY_AFTER), ..error }
     }
 
+    /// Names a field as the client does, where a request was read as one of another endpoint.
+    pub fn renaming(mut self, names: &[(&str, &str)]) -> Self {
+        for (theirs, ours) in names {
+            let renamed = self.param.as_deref().and_then(|param| param.strip_prefix(theirs));
+            if let Some(rest) = renamed {
+                self.param = Some(format!("{ours}{rest}"));
+                self.message = self.message.replace(theirs, ours);
+                return self;
+            }
+        }
+        self
+    }
+
     /// Returns the object that the answer's body, or an event of a stream, is.
     pub fn body(&self) -> Value {
         let Self { kind, code, param, message, .. } = self;

@@ -8,31 +8,23 @@
 use std::{
     collections::hash_map::RandomState,
     hash::{BuildHasher, Hasher},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::Poll,
 };
 
 use axum::{
-    extract::{MatchedPath, Request, State as Shared},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, uri::Authority},
-    middleware::Next,
-    response::{IntoResponse, Response},
+    extract::Request,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, uri::Authority},
 };
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::{
-    error::{ApiError, ApiResult},
-    health,
-    served::State,
-};
+use super::error::{ApiError, ApiResult};
 
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The name of a request, of the client's or our choice.
+pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest request id that a client may choose.
 const MAX_REQUEST_ID: usize = 128;
@@ -89,62 +81,19 @@ pub struct Caller {
     pub key: Arc<str>,
 }
 
-/// Checks a request, and writes what all responses have.
-pub async fn check(Shared(served): Shared<State>, request: Request, next: Next) -> Response {
-    let request_id = request_id(request.headers());
-    let origin = request.headers().get(header::ORIGIN).cloned();
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let mut response = match served.guard.admit(&request, &request_id) {
-        Ok(Admitted::Preflight) => StatusCode::NO_CONTENT.into_response(),
-        Ok(Admitted::Caller(caller)) => run(request, caller, next).await,
-        Err(refusal) => refusal.into_response(),
-    };
-    served.metrics.answered(route.as_deref().unwrap_or("none"), response.status().as_u16());
-    let headers = response.headers_mut();
-    if let Some(origin) = origin.filter(|origin| served.guard.lists(origin)) {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.append(header::VARY, HeaderValue::from_static("origin"));
-        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
-        if response.status() == StatusCode::NO_CONTENT {
-            let headers = response.headers_mut();
-            headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
-            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(ALLOWED_HEADERS));
-            headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
-        }
-    }
-    let headers = response.headers_mut();
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if let Ok(id) = HeaderValue::from_str(&request_id) {
-        headers.insert(REQUEST_ID.clone(), id);
-    }
-    response
-}
-
-/// Those that OpenAI's clients send from browsers.
-const ALLOWED_HEADERS: &str = "authorization, content-type, x-api-key, x-request-id, openai-organization, openai-project, \
-                               x-stainless-arch, x-stainless-lang, x-stainless-os, x-stainless-package-version, \
-                               x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout";
-
-/// Runs the handler. A panic in it is an error of this request alone.
-async fn run(mut request: Request, caller: Caller, next: Next) -> Response {
-    request.extensions_mut().insert(caller);
-    let mut handler = pin!(next.run(request));
-    std::future::poll_fn(|context| {
-        let polled = catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(context)));
-        let defect = || ApiError::internal("a defect of this program; please report it").into_response();
-        polled.unwrap_or_else(|_| Poll::Ready(defect()))
-    })
-    .await
-}
-
-enum Admitted {
+/// A request that may go on.
+pub enum Admitted {
     /// A browser asks whether its page may.
     Preflight,
     Caller(Caller),
 }
 
 impl Guard {
-    fn admit(&self, request: &Request, request_id: &Arc<str>) -> ApiResult<Admitted> {
+    /// Checks a request.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn admit(&self, request: &Request, request_id: &Arc<str>) -> ApiResult<Admitted> {
         let (headers, path) = (request.headers(), request.uri().path());
         let host = host(request.uri(), headers);
         self.check_host(host.as_ref())?;
@@ -153,7 +102,7 @@ impl Guard {
         if request.method() == Method::OPTIONS && is_preflight && headers.contains_key(header::ORIGIN) {
             return Ok(Admitted::Preflight);
         }
-        let is_open = health::is_probe(path) || self.open_metrics && path == "/metrics";
+        let is_open = is_probe(path) || self.open_metrics && path == "/metrics";
         let key = if is_open { "probe".into() } else { self.key(headers)? };
         Ok(Admitted::Caller(Caller { request_id: request_id.clone(), key }))
     }
@@ -181,7 +130,8 @@ impl Guard {
         Err(ApiError::forbidden(format!("pages of {text:?} may not ask here; allow them with --cors-origin")))
     }
 
-    fn lists(&self, origin: &HeaderValue) -> bool {
+    /// Returns whether pages of this origin may ask.
+    pub fn lists(&self, origin: &HeaderValue) -> bool {
         self.origins.iter().any(|listed| listed == "*" || listed.as_bytes() == origin.as_bytes())
     }
 
@@ -205,6 +155,11 @@ impl Guard {
     }
 }
 
+/// Returns whether a path is a probe's. Probes need no key.
+fn is_probe(path: &str) -> bool {
+    ["/healthz", "/readyz", "/health", "/ping"].contains(&path)
+}
+
 /// Returns the key of `Authorization: Bearer KEY` or `x-api-key: KEY`.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
@@ -221,7 +176,7 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
 }
 
 /// Returns the client's id of a request, if it can stand in a log, or a new one.
-fn request_id(headers: &HeaderMap) -> Arc<str> {
+pub fn request_id(headers: &HeaderMap) -> Arc<str> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let given = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
     let is_plain =

@@ -1,25 +1,23 @@
-//! Probes: is the process alive, and does it take requests?
+//! Probes: is the process alive, does it take requests, and how is it?
 
 use std::time::Duration;
 
 use axum::{
     Json,
     extract::State as Shared,
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
 
-use super::served::State;
+use super::{
+    error::{ApiError, ApiResult},
+    served::State,
+};
 use crate::engine::service::Phase;
 
 /// A step that takes longer has hung. No step of any machine takes a hundredth of it.
 const LONGEST_STEP: Duration = Duration::from_secs(300);
-
-/// Returns whether a path is a probe's. Probes need no key.
-pub fn is_probe(path: &str) -> bool {
-    ["/healthz", "/readyz", "/health", "/ping"].contains(&path)
-}
 
 /// `/healthz`: 200 while the process can do its work, be it loading.
 pub async fn alive(Shared(served): Shared<State>) -> Response {
@@ -58,4 +56,13 @@ pub async fn ready(Shared(served): Shared<State>) -> Response {
         Phase::Lost(reason) => json!({"status": "failed", "reason": reason}),
     };
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
+/// `/metrics`, in the text format of OpenMetrics.
+pub async fn metrics(Shared(served): Shared<State>) -> ApiResult<Response> {
+    let is_ready = *served.service.phase().borrow() == Phase::Ready && !served.service.is_draining();
+    let text = served.metrics.text(&served.service.stats(), is_ready);
+    let text = text.map_err(|_| ApiError::internal("the metrics cannot be written; please report it"))?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }

@@ -6,19 +6,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    extract::State as Shared,
-    http::header,
-    response::{IntoResponse, Response},
-};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
-use super::{error::ApiError, served::State};
-use crate::engine::service::{Phase, ServiceStats};
+use crate::engine::service::ServiceStats;
 
 /// vLLM's buckets, so that its dashboards fit. Seconds.
 const FIRST_TOKEN: [f64; 22] = [
@@ -183,7 +177,16 @@ impl Metrics {
         self.answered.get_or_create(&Answered { route: route.to_owned(), status }).inc();
     }
 
-    /// Takes over the engine's figures.
+    /// Returns all metrics as text, with the engine's figures of now.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn text(&self, stats: &ServiceStats, is_ready: bool) -> Result<String, std::fmt::Error> {
+        self.update(stats, is_ready);
+        let mut text = String::new();
+        encode(&mut text, &self.registry).map(|()| text)
+    }
+
     fn update(&self, stats: &ServiceStats, is_ready: bool) {
         let set = |counter: &Counter, value: u64| counter.inner().store(value, Ordering::Relaxed);
         let share = stats.cached_tokens as f64 / stats.cache_capacity.max(1) as f64;
@@ -201,15 +204,4 @@ impl Metrics {
         self.generated.iter().for_each(|counter| set(counter, stats.engine.generated));
         set(&self.decode_steps, stats.engine.decode_steps);
     }
-}
-
-/// `/metrics`
-pub async fn metrics(Shared(served): Shared<State>) -> Response {
-    let is_ready = *served.service.phase().borrow() == Phase::Ready;
-    served.metrics.update(&served.service.stats(), is_ready);
-    let mut text = String::new();
-    if encode(&mut text, &served.metrics.registry).is_err() {
-        return ApiError::internal("the metrics cannot be written").into_response();
-    }
-    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
 }

@@ -12,6 +12,7 @@
 //! updates. A client that leaves drops its handler or its stream, and with it its updates, which
 //! cancels its request.
 
+mod around;
 mod asked;
 mod body;
 mod completions;
@@ -62,14 +63,14 @@ pub fn router(served: State) -> Router {
         .route("/apply-template", post(tokens::apply_template))
         .route("/version", get(models::version))
         .route("/openapi.json", get(models::openapi))
-        .route("/metrics", get(metrics::metrics))
+        .route("/metrics", get(health::metrics))
         .route("/healthz", get(health::alive))
         .route("/ping", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/health", get(health::ready))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(served.clone(), guard::check))
+        .layer(middleware::from_fn_with_state(served.clone(), around::check))
         .with_state(served)
 }
 

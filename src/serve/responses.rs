@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     engine::{Answer, FinishReason},
-    openai::Fields,
+    openai::{Fields, shortened},
 };
 
 /// `POST /v1/responses`
@@ -33,7 +33,8 @@ pub async fn create(
     let asked = served
         .beside(move || {
             let chat = as_chat(body.fields())?;
-            Asked::read(Kind::Chat, Fields::new(chat), &of_thread, &key)
+            let asked = Asked::read(Kind::Chat, Fields::new(chat), &of_thread, &key);
+            asked.map_err(|error| error.renaming(&[("messages", "input"), ("max_tokens", "max_output_tokens")]))
         })
         .await?;
     if asked.requests[0].n != 1 {
@@ -68,22 +69,34 @@ fn as_chat(mut fields: Fields) -> ApiResult<Map<String, Value>> {
     }
     match fields.value("input") {
         Some(Value::String(text)) => messages.push(json!({"role": "user", "content": text})),
-        Some(Value::Array(items)) => {
+        Some(Value::Array(items)) if !items.is_empty() => {
             for (i, item) in items.into_iter().enumerate() {
                 messages.push(message(item, i)?);
             }
         }
-        _ => return Err(ApiError::field("input", "\"input\" is missing: a text, or a list of messages")),
+        Some(other) => {
+            let message = format!("\"input\" is {}: give a text, or a list of messages", shortened(&other));
+            return Err(ApiError::field("input", message));
+        }
+        None => return Err(ApiError::field("input", "\"input\" is missing: a text, or a list of messages")),
     }
+    fields.allow("messages", &[], "write \"input\"")?;
+    fields.allow("max_tokens", &[], "write \"max_output_tokens\"")?;
+    fields.allow("max_completion_tokens", &[], "write \"max_output_tokens\"")?;
+    let of_chats = "it is of /v1/chat/completions; leave it out";
+    for name in ["logprobs", "return_token_ids", "stream_options", "continue_final_message"] {
+        fields.allow(name, &[json!(false)], of_chats)?;
+    }
+    fields.allow("top_logprobs", &[json!(0)], of_chats)?;
     fields.allow("text", &[json!({"format": {"type": "text"}}), json!({})], "answers are text; leave this out")?;
     fields.allow("truncation", &[json!("disabled")], "prompts are not cut; leave this out")?;
     fields.allow("include", &[json!([])], "only the answer's text is included; leave this out")?;
     fields.allow("reasoning", &[json!({})], "Gemma does not reason before it answers; leave this out")?;
     fields.allow("tool_choice", &[json!("auto"), json!("none")], "Gemma calls no tools; leave this out")?;
-    let max_tokens = fields.value("max_output_tokens");
+    let max_tokens = fields.take::<usize>("max_output_tokens")?;
     let mut chat = fields.into_rest();
     chat.insert("messages".into(), messages.into());
-    chat.insert("max_tokens".into(), max_tokens.unwrap_or_default());
+    chat.insert("max_tokens".into(), json!(max_tokens));
     Ok(chat)
 }
 

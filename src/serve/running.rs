@@ -55,11 +55,9 @@ impl Running {
     /// # Errors
     /// One is refused; the others are cancelled.
     pub fn submit(served: &Served, requests: &[Request], key: &Arc<str>, mut record: Record) -> ApiResult<Self> {
-        let submit = |request: &Request| {
-            let updates = served.submit(Work::Generate(request.clone()), key)?;
-            Ok(Prompt { updates, remaining: request.n })
-        };
-        let prompts = requests.iter().map(submit).collect::<ApiResult<_>>()?;
+        let works = requests.iter().map(|request| Work::Generate(request.clone())).collect();
+        let updates = served.submit(works, key)?.into_iter().zip(requests);
+        let prompts = updates.map(|(updates, request)| Prompt { updates, remaining: request.n }).collect();
         record.taken();
         Ok(Self { prompts, record })
     }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    asked::{cache_salt, chat_tokens},
+    asked::{cache_salt, chat_tokens, check_length},
     body::JsonObject,
     error::{ApiError, ApiResult},
     guard::Caller,
@@ -42,7 +42,7 @@ pub async fn score(
     let lengths: Vec<usize> = request.continuations.iter().map(Vec::len).collect();
     let prompt_tokens = request.context.len() + lengths.iter().sum::<usize>();
     let mut record = Record::new(&served, &caller, "/v1/score", false, prompt_tokens);
-    let mut updates = served.submit(Work::Score(request), &caller.key)?;
+    let mut updates = served.submit(vec![Work::Score(request)], &caller.key)?.remove(0);
     record.taken();
     while let Some(update) = updates.next().await {
         record.observe(&update);
@@ -82,7 +82,10 @@ fn read(mut fields: Fields, served: &Served, key: &str) -> ApiResult<ScoreReques
     served.check_model(fields.take::<String>("model")?.as_deref())?;
     let salt = cache_salt(key, fields.take::<String>("cache_salt")?.as_deref());
     let context = match (fields.take::<Text>("prompt")?, messages(&mut fields)?) {
-        (Some(Text::Text(text)), None) => tokenizer.encode(&text)?,
+        (Some(Text::Text(text)), None) => {
+            check_length(&text, served.service.context())?;
+            tokenizer.encode(&text)?
+        }
         (Some(Text::Tokens(tokens)), None) => tokens,
         (None, Some(messages)) => chat_tokens(&messages, false, tokenizer, served.service.context())?,
         _ => {
@@ -98,7 +101,10 @@ fn read(mut fields: Fields, served: &Served, key: &str) -> ApiResult<ScoreReques
         return Err(ApiError::field("choices", message));
     }
     let tokens = |choice: Text| match choice {
-        Text::Text(text) => Ok(tokenizer.encode_continuation(&text)?),
+        Text::Text(text) => {
+            check_length(&text, served.service.context())?;
+            Ok(tokenizer.encode_continuation(&text)?)
+        }
         Text::Tokens(tokens) => Ok(tokens),
     };
     let continuations = choices.into_iter().map(tokens).collect::<ApiResult<Vec<_>>>()?;

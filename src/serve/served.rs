@@ -15,7 +15,7 @@ use super::{
 use crate::{
     engine::{
         Request,
-        service::{Service, Submission, Updates, Work},
+        service::{Service, Updates, Work},
     },
     tokenizer::Tokenizer,
 };
@@ -71,13 +71,12 @@ impl Served {
         }
     }
 
-    /// Queues work for a client.
+    /// Queues the work of one request of a client.
     ///
     /// # Errors
     /// The service's refusal.
-    pub fn submit(&self, work: Work, key: &Arc<str>) -> ApiResult<Updates> {
-        let submission = Submission { work, key: key.clone(), timeout: self.timeout };
-        self.service.submit(submission).map_err(|refusal| {
+    pub fn submit(&self, works: Vec<Work>, key: &Arc<str>) -> ApiResult<Vec<Updates>> {
+        self.service.submit_all(works, key, self.timeout).map_err(|refusal| {
             let error = ApiError::from(refusal);
             self.metrics.rejected(error.reason());
             error

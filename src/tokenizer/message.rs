@@ -59,22 +59,20 @@ fn content<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Erro
     #[serde(untagged)]
     enum Content {
         Text(String),
-        Parts(Vec<Part>),
+        Parts(Vec<serde_json::Map<String, serde_json::Value>>),
         Other(serde_json::Value),
-    }
-    #[derive(Deserialize)]
-    struct Part {
-        #[serde(rename = "type")]
-        kind: String,
-        text: Option<String>,
     }
     match Content::deserialize(deserializer)? {
         Content::Text(text) => Ok(text),
         Content::Parts(parts) => {
-            let text = |part: Part| match (part.kind.as_str(), part.text) {
-                ("text", Some(text)) => Ok(text),
+            let field = |part: &serde_json::Map<_, _>, name: &str| {
+                part.get(name).and_then(serde_json::Value::as_str).map(str::to_owned)
+            };
+            let text = |part: serde_json::Map<_, _>| match (field(&part, "type").as_deref(), field(&part, "text")) {
+                (Some("text"), Some(text)) => Ok(text),
                 (kind, _) => Err(D::Error::custom(format!(
-                    "a part of the content is of type {kind:?}; Gemma 1 reads text: {{\"type\": \"text\", \"text\": \"...\"}}"
+                    "a part of the content is of type {:?}; Gemma 1 reads text: {{\"type\": \"text\", \"text\": \"...\"}}",
+                    kind.unwrap_or_default()
                 ))),
             };
             parts.into_iter().map(text).collect()

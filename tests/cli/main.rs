@@ -12,6 +12,7 @@ mod moments;
 mod plan;
 mod plugins;
 mod quantize;
+mod serve;
 mod surroundings;
 mod tpu_vm;
 

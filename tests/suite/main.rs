@@ -19,5 +19,6 @@ mod parity;
 mod pjrt;
 mod quantize;
 mod sampling;
+mod service;
 mod tokenizer;
 mod vocabulary;

@@ -73,25 +73,41 @@ impl Service {
     /// It can never be run, there is no room for it, or nothing is taken now.
     pub fn submit(&self, submission: Submission) -> Result<Updates, ServiceError> {
         let Submission { work, key, timeout } = submission;
+        Ok(self.submit_all(vec![work], &key, timeout)?.remove(0))
+    }
+
+    /// Queues requests that come together, all or none.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_all(
+        &self,
+        works: Vec<Work>,
+        key: &Arc<str>,
+        timeout: Option<Duration>,
+    ) -> Result<Vec<Updates>, ServiceError> {
         match &*self.shared.phase.borrow() {
             Phase::Loading(_) => return Err(ServiceError::Loading),
             Phase::Lost(reason) => return Err(ServiceError::Lost(reason.clone())),
             Phase::Ready => {}
         }
-        work.check(self.sizes.cache_len, self.sizes.vocab)?;
-        let prompt_tokens = work.prompt_tokens();
-        self.shared.enqueue(prompt_tokens)?;
-        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
-        let (sender, receiver) = channel::unbounded_channel();
+        works.iter().try_for_each(|work| work.check(self.sizes.cache_len, self.sizes.vocab))?;
+        self.shared.enqueue(works.len(), works.iter().map(Work::prompt_tokens).sum())?;
         let submitted = Instant::now();
         let deadline = timeout.and_then(|timeout| Some((submitted.checked_add(timeout)?, timeout)));
-        let unfinished = Unfinished::new(&self.shared);
-        let job = Job { ticket, work, key, deadline, updates: sender, _unfinished: unfinished };
-        if self.commands.send(Command::Submit(Box::new(job))).is_err() {
-            self.shared.dequeue(prompt_tokens);
-            return Err(ServiceError::ShuttingDown);
-        }
-        Ok(Updates { receiver, ticket, submitted, commands: self.commands.clone() })
+        let submit = |work: Work| {
+            let prompt_tokens = work.prompt_tokens();
+            let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+            let (sender, receiver) = channel::unbounded_channel();
+            let unfinished = Unfinished::new(&self.shared);
+            let job = Job { ticket, work, key: key.clone(), deadline, updates: sender, _unfinished: unfinished };
+            if self.commands.send(Command::Submit(Box::new(job))).is_err() {
+                // The thread has ended: the channel of updates is closed, too.
+                self.shared.dequeue(prompt_tokens);
+            }
+            Updates { receiver, ticket, submitted, commands: self.commands.clone() }
+        };
+        Ok(works.into_iter().map(submit).collect())
     }
 
     /// Returns the state after the engine's last step.

@@ -192,20 +192,22 @@ impl Shared {
         }
     }
 
-    /// Takes room in the queue.
+    /// Takes room in the queue for requests that come together. Where nothing waits there is room
+    /// for any number.
     ///
     /// # Errors
     /// There is none, or nothing is taken any more.
-    pub fn enqueue(&self, prompt_tokens: usize) -> Result<(), ServiceError> {
+    pub fn enqueue(&self, requests: usize, prompt_tokens: usize) -> Result<(), ServiceError> {
         if self.is_draining.load(Ordering::SeqCst) {
             return Err(ServiceError::ShuttingDown);
         }
         let (mut waiting, limits) = (lock(&self.backlog), self.limits);
-        let full = waiting.requests >= limits.requests || waiting.prompt_tokens + prompt_tokens > limits.prompt_tokens;
+        let full = waiting.requests + requests > limits.requests
+            || waiting.prompt_tokens + prompt_tokens > limits.prompt_tokens;
         if full && waiting.requests > 0 {
             return Err(ServiceError::QueueFull { waiting: *waiting, limits });
         }
-        waiting.requests += 1;
+        waiting.requests += requests;
         waiting.prompt_tokens += prompt_tokens;
         Ok(())
     }

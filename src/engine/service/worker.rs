@@ -129,12 +129,16 @@ impl<'s> Worker<'s> {
             self.report();
             return Next::Continue;
         }
-        let engine = &mut self.engine;
+        let (engine, before) = (&mut self.engine, Instant::now());
         let stepped = shielded(|| engine.step().map_err(|e| e.to_string()));
         match stepped.and_then(|events| events) {
             Ok(events) => {
-                let at = Instant::now();
-                events.into_iter().for_each(|event| self.pass_on(event, at));
+                let after = Instant::now();
+                for event in events {
+                    // Slots are given at the beginning of a step, tokens come at its end.
+                    let at = if matches!(event, Event::Started { .. }) { before } else { after };
+                    self.pass_on(event, at);
+                }
                 self.report();
                 Next::Continue
             }
@@ -246,10 +250,13 @@ impl<'s> Worker<'s> {
     fn pass_on(&mut self, event: Event, at: Instant) {
         let id = event.id();
         let Some(running) = self.running.get_mut(&id) else { return };
-        if let Some(tokens) = running.waiting_tokens.take() {
+        let was_waiting = running.waiting_tokens.take();
+        if let Some(tokens) = was_waiting {
             self.shared.dequeue(tokens);
         }
         let (happened, is_end) = match event {
+            // The sequences of a scored text share their beginning, which the first one tells.
+            Event::Started { index: 0, .. } if was_waiting.is_none() => return,
             Event::Started { index, cached, .. } => (Happened::Started { index, cached }, false),
             Event::Tokens { index, tokens, text, .. } => {
                 self.waiting.charge(&running.key, tokens.len() as u64);
