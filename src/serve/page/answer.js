@@ -1,6 +1,7 @@
 // Shows an answer: as markdown or as tokens, with its figures and what ended it.
 
 import { button, duration, el, whole } from "./dom.js";
+import { watchText } from "./hover.js";
 import { MarkdownView } from "./markdown.js";
 import { TokenView } from "./tokens.js";
 
@@ -39,6 +40,7 @@ export class AnswerView {
     const root = mode === "tokens"
       ? el("div", { class: "tokens", role: "group", "aria-label": "Tokens of the answer; arrow keys move between them" })
       : el("div", { class: "markdown" });
+    if (mode === "text") watchText(root, this.answer, this.actions.branch);
     this.view = mode === "tokens" ? new TokenView(root, this.actions.branch) : new MarkdownView(root);
     const legend = mode === "tokens" && el("p", { class: "legend", "aria-hidden": "true" }, "certain",
       [0, 1, 2, 3, 4].map((level) => el("span", { class: `level${level}` })), "surprising");

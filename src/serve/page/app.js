@@ -46,7 +46,7 @@ async function open(id) {
   const found = (await listConversations().catch(() => [])).find((other) => other.id === id);
   if (!found) return startNew();
   const all = await messagesOf(id);
-  conversation = running.values().find?.((run) => run.conversation.id === id)?.conversation ?? found;
+  conversation = [...running.values()].find((run) => run.conversation.id === id)?.conversation ?? found;
   messages = new Map(all.map((message) => [message.id, running.get(message.id)?.answer ?? message]));
   for (const { answer } of running.values()) if (answer.conversation === id) messages.set(answer.id, answer);
   shown();
@@ -70,7 +70,11 @@ function stored(...changed) {
   return keep(conversation, ...changed);
 }
 
+// What is deleted stays so, even if an answer in it is only ending now.
+const removed = new Set();
+
 async function keep(which, ...changed) {
+  if (removed.has(which.id)) return;
   try {
     await save(which, ...changed);
   } catch (error) {
@@ -96,10 +100,12 @@ function rename(which) {
 async function removeConversation(which) {
   const old = await messagesOf(which.id);
   for (const run of running.values()) if (run.conversation.id === which.id) run.controller.abort();
+  removed.add(which.id);
   await remove(which.id);
   if (which.id === conversation.id) startNew();
   sidebar.refresh();
   toast(`\u201c${which.title}\u201d is deleted`, { label: "Undo", run: async () => {
+    removed.delete(which.id);
     await keep(which, ...old);
     location.hash = which.id;
     sidebar.refresh();
@@ -167,6 +173,7 @@ function ask(parent, text) {
   messages.set(message.id, message);
   if (!conversation.named && parent === null) conversation.title = text.trim().split("\n")[0].slice(0, 60);
   conversation.leaf = message.id;
+  if (location.hash !== `#${conversation.id}`) history.pushState(null, "", `#${conversation.id}`);
   stored(message);
   answer(message.id);
 }
@@ -422,12 +429,20 @@ function setSidebar(visible) {
   document.body.classList.toggle("no-sidebar", !visible);
   document.body.classList.toggle("sidebar", visible);
   if (!narrow.matches) settings.set("sidebar", visible);
+  coverMain();
   $("show-sidebar").setAttribute("aria-expanded", String(visible));
   if (visible && narrow.matches) $("hide-sidebar").focus();
 }
 
+// What lies under an open side can be neither reached nor read.
+function coverMain() {
+  const { classList } = document.body;
+  document.querySelector("main").inert = narrow.matches && (classList.contains("sidebar") || classList.contains("panel"));
+}
+
 function setPanel(visible) {
   document.body.classList.toggle("panel", visible);
+  coverMain();
   $("show-panel").setAttribute("aria-expanded", String(visible));
   if (visible && narrow.matches) $("hide-panel").focus();
 }
@@ -504,6 +519,10 @@ function escape() {
 }
 
 function listen() {
+  narrow.addEventListener("change", () => {
+    setSidebar(!narrow.matches && settings.get("sidebar", true));
+    setPanel(false);
+  });
   addEventListener("hashchange", () => (location.hash ? open(location.hash.slice(1)) : startNew()));
   addEventListener("keydown", shortcut);
   $("new").addEventListener("click", startNew);

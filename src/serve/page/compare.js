@@ -90,12 +90,12 @@ function verdict(a, b) {
   return same === 0 ? "The answers differ from their first token on." : `The answers share their first ${whole(same)} tokens, then part.`;
 }
 
-// Underlines, in the token view, what comes after the answers part.
+// Marks, in the token view, where the answers part.
 function mark() {
   if (!sides.every(({ answer }) => answer)) return;
   const { same } = compareTokens(sides[0].answer, sides[1].answer);
   for (const { out } of sides) {
-    for (const token of out.querySelectorAll(".token")) token.classList.toggle("after", Number(token.dataset.index) >= same);
+    for (const token of out.querySelectorAll(".token")) token.classList.toggle("parts", Number(token.dataset.index) === same);
   }
 }
 

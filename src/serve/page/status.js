@@ -68,10 +68,16 @@ export class LiveStatus {
 
 function slotsNode(running, slots) {
   const label = `${running} of ${slots} slots are busy`;
-  if (slots > MOST_DOTS) return el("meter", { min: 0, max: slots, value: running, "aria-label": label });
+  if (slots > MOST_DOTS) return meter(label, running, slots);
   return el("span", { class: "dots", role: "img", "aria-label": label }, Array.from({ length: slots }, (_, i) => el("i", { class: i < running && "busy" })));
 }
 
+function meter(label, value, max) {
+  const node = el("span", { class: "meter", role: "meter", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": max, "aria-valuenow": value });
+  node.style.setProperty("--share", Math.min(value / max, 1));
+  return node;
+}
+
 function meterRow(name, share) {
-  return el("div", {}, el("span", {}, name), el("meter", { min: 0, max: 1, value: share, "aria-label": name }), el("b", {}, percent(share)));
+  return el("div", {}, el("span", {}, name), meter(name, share, 1), el("b", {}, percent(share)));
 }

@@ -1,5 +1,5 @@
-// The token view: each token of an answer coloured by its probability, with the alternatives the
-// model weighed. Choosing one of them branches the answer there.
+// The token view: each token of an answer coloured by its probability, and the box of the
+// alternatives that the model weighed. Choosing one of them branches the answer there.
 
 import { $, el, percent, place } from "./dom.js";
 
@@ -45,9 +45,9 @@ export class TokenView {
   constructor(root, branch) {
     Object.assign(this, { root, branch, tokens: [], shown: 0, current: 0 });
     root.addEventListener("pointerover", (event) => this.open(event.target.closest(".token")));
-    root.addEventListener("pointerout", () => this.closeSoon());
+    root.addEventListener("pointerout", closeSoon);
     root.addEventListener("focusin", (event) => this.open(event.target));
-    root.addEventListener("focusout", () => this.closeSoon());
+    root.addEventListener("focusout", closeSoon);
     root.addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -88,56 +88,59 @@ export class TokenView {
   }
 
   open(anchor) {
-    if (!anchor?.dataset.index) return;
-    clearTimeout(closing);
-    if (floating()?.anchor === anchor) return;
+    if (anchor?.dataset.index) showAlternatives(this.tokens, Number(anchor.dataset.index), this.branch, anchor);
+  }
+}
+
+// Opens the box of a token's alternatives at `anchor`: an element, or a range of text.
+export function showAlternatives(tokens, index, branch, anchor) {
+  clearTimeout(closing);
+  if (floating()?.token === tokens[index]) return;
+  floating()?.remove();
+  const token = tokens[index];
+  const others = token.top_logprobs ?? [];
+  const rank = others.findIndex((other) => other.token === token.token && other.logprob === token.logprob);
+  const rows = rank < 0 ? [...others, token] : others;
+  const node = el("div", { id: "alternatives", class: "floating", role: "dialog", "aria-label": `Alternatives of ${quoted(token)}` },
+    el("header", {}, el("code", {}, quoted(token)), el("strong", {}, percent(Math.exp(token.logprob)))),
+    el("p", { class: "detail" }, [`token ${index + 1}`, token.id !== undefined && `id ${token.id}`, `logprob ${token.logprob.toFixed(3)}`].filter(Boolean).join(" \u00b7 ")),
+    el("ul", {}, rows.map((other) => el("li", {}, alternative(tokens, index, other, branch)))),
+    branch && rows.length > 1 && el("p", { class: "detail" }, "Choose one to branch the answer here."));
+  node.token = token;
+  node.addEventListener("pointerenter", () => clearTimeout(closing));
+  node.addEventListener("pointerleave", closeSoon);
+  node.addEventListener("focusin", () => clearTimeout(closing));
+  node.addEventListener("focusout", closeSoon);
+  node.addEventListener("keydown", (event) => {
+    const buttons = [...node.querySelectorAll("button")];
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key === "Escape") anchor.focus?.();
+    else if (step) buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length]?.focus();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  document.body.append(node);
+  for (const bar of node.querySelectorAll(".fill")) bar.style.setProperty("--share", bar.dataset.share);
+  place(node, anchor);
+}
+
+function alternative(tokens, index, other, branch) {
+  const share = Math.exp(other.logprob);
+  const row = [el("span", { class: "fill", "data-share": share.toFixed(4) }), el("code", {}, quoted(other)), el("span", { class: "share" }, percent(share))];
+  const own = other.token === tokens[index].token && other.logprob === tokens[index].logprob;
+  if (own) return el("span", { class: "row own" }, row);
+  const text = textWith(tokens, index, other);
+  if (!branch || (text === null && !endsAnswer(other))) return el("span", { class: "row" }, row);
+  return el("button", { type: "button", class: "row", "aria-label": `Branch with ${quoted(other)}, ${percent(share)}`, onclick: () => {
     floating()?.remove();
-    const index = Number(anchor.dataset.index);
-    const token = this.tokens[index];
-    const others = token.top_logprobs ?? [];
-    const rank = others.findIndex((other) => other.token === token.token && other.logprob === token.logprob);
-    const rows = rank < 0 ? [...others, token] : others;
-    const node = el("div", { id: "alternatives", class: "floating", role: "dialog", "aria-label": `Alternatives of ${quoted(token)}` },
-      el("header", {}, el("code", {}, quoted(token)), el("strong", {}, percent(Math.exp(token.logprob)))),
-      el("p", { class: "detail" }, [`token ${index + 1}`, token.id !== undefined && `id ${token.id}`, `logprob ${token.logprob.toFixed(3)}`].filter(Boolean).join(" \u00b7 ")),
-      el("ul", {}, rows.map((other) => el("li", {}, this.alternative(index, token, other, anchor)))),
-      this.branch && rows.length > 1 && el("p", { class: "detail" }, "Choose one: a new answer branches off here."));
-    node.anchor = anchor;
-    node.addEventListener("pointerenter", () => clearTimeout(closing));
-    node.addEventListener("pointerleave", () => this.closeSoon());
-    node.addEventListener("focusin", () => clearTimeout(closing));
-    node.addEventListener("focusout", () => this.closeSoon());
-    node.addEventListener("keydown", (event) => {
-      const buttons = [...node.querySelectorAll("button")];
-      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-      if (event.key === "Escape") anchor.focus();
-      else if (step) buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length]?.focus();
-      else return;
-      event.preventDefault();
-      event.stopPropagation();
-    });
-    document.body.append(node);
-    for (const bar of node.querySelectorAll(".fill")) bar.style.setProperty("--share", bar.dataset.share);
-    place(node, anchor);
-  }
+    branch(index, other);
+  } }, row);
+}
 
-  alternative(index, token, other, anchor) {
-    const share = Math.exp(other.logprob);
-    const row = [el("span", { class: "fill", "data-share": share.toFixed(4) }), el("code", {}, quoted(other)), el("span", { class: "share" }, percent(share))];
-    const own = other.token === token.token && other.logprob === token.logprob;
-    if (own) return el("span", { class: "row own" }, row);
-    const text = textWith(this.tokens, index, other);
-    if (!this.branch || (text === null && !endsAnswer(other))) return el("span", { class: "row" }, row);
-    return el("button", { type: "button", class: "row", "aria-label": `Branch with ${quoted(other)}, ${percent(share)}`, onclick: () => {
-      floating()?.remove();
-      this.branch(index, other);
-    } }, row);
-  }
-
-  closeSoon() {
-    clearTimeout(closing);
-    closing = setTimeout(() => floating()?.remove(), 180);
-  }
+export function closeSoon() {
+  clearTimeout(closing);
+  closing = setTimeout(() => floating()?.remove(), 180);
 }
 
 let closing = 0;
