@@ -114,8 +114,10 @@ export function showAlternatives(tokens, index, branch, anchor) {
   node.addEventListener("keydown", (event) => {
     const buttons = [...node.querySelectorAll("button")];
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (event.key === "Escape") anchor.focus?.();
-    else if (step) buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length]?.focus();
+    if (event.key === "Escape") {
+      node.remove();
+      anchor.focus?.();
+    } else if (step) buttons[(buttons.indexOf(document.activeElement) + step + buttons.length) % buttons.length]?.focus();
     else return;
     event.preventDefault();
     event.stopPropagation();
