@@ -145,7 +145,10 @@ function actions(page, context, errors) {
     },
     theme: (name) => page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: name }, { name: "prefers-reduced-motion", value: "reduce" }]),
     // Waits for the end of a side's movement.
-    settle: () => page.evaluate(() => Promise.all(document.getAnimations().map((each) => each.finished.catch(() => {})))),
+    settle: () => page.evaluate(async () => {
+      await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+      await Promise.all(document.getAnimations().map((each) => each.finished.catch(() => {})));
+    }),
     // Returns what the act downloads.
     async download(act) {
       const before = new Set(await files());

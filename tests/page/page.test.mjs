@@ -200,10 +200,16 @@ test("a wrong parameter is explained in the answer's place, and can be tried aga
   await page.setText("#p-logit_bias", "apple");
   await page.say(FRANCE);
   assert.match((await texts(".error p"))[0], /Logit bias: "apple"/);
-  await page.click("#reset");
-  await page.setParam("temperature", 1);
-  await page.say(FRANCE);
-  assert.equal((await texts(".error p")).length, 1);
+  await page.setText("#p-logit_bias", "");
+  await page.setParam("temperature", 3);
+  await page.clickText(".error button", "Try again");
+  await page.idle();
+  assert.match((await texts(".error p"))[0], /temperature/);
+  await page.setParam("temperature", 0);
+  await page.say("What is the capital of Italy?");
+  // The turn that has no answer is not part of the next one's prompt.
+  assert.deepEqual(await texts(".bubble"), ["What is the capital of Italy?"]);
+  assert.deepEqual(await texts(".error p"), []);
 });
 
 test("conversations are searched, renamed, branched, deleted and brought back", async () => {
@@ -284,7 +290,7 @@ test("the keyboard reaches everything", async () => {
   await page.waitForSelector(".message.assistant");
   await page.idle();
   await page.keyboard.press("ArrowUp");
-  await page.waitForSelector(".message.user.editing textarea");
+  await page.waitForFunction(() => document.activeElement.matches(".message.user.editing textarea"));
   await page.keyboard.press("Escape");
   assert.equal(await page.$(".editing"), null);
   await page.chord("Control", "k");

@@ -178,11 +178,13 @@ function ask(parent, text) {
   answer(message.id);
 }
 
+// Returns what an answer is asked with now, but for its messages.
+function request(prefix = "") {
+  return { model: model.id, system: conversation.system, params: structuredClone(conversation.params), seed: conversation.params.seed ?? randomSeed(), prefix };
+}
+
 // Writes new answers to a message of the user's.
-function answer(parent, { request, prefix = "", tokens, repeatOf } = {}) {
-  if (!model) return toast("The server is not ready yet");
-  const seed = request?.seed ?? conversation.params.seed ?? randomSeed();
-  const asked = request ?? { model: model.id, system: conversation.system, params: structuredClone(conversation.params), seed };
+function answer(parent, { asked = request(), prefix = "", tokens, repeatOf } = {}) {
   const count = prefix || repeatOf ? 1 : asked.params.n ?? 1;
   const answers = Array.from({ length: count }, () => ({ ...newMessage(conversation, parent, "assistant", prefix), request: { ...asked, prefix }, tokens, finish: null }));
   for (const each of answers) messages.set(each.id, each);
@@ -226,7 +228,7 @@ const isRunningHere = () => [...running.values()].some((each) => each.conversati
 
 // Writes on where an answer ended, in the same message.
 function goOn(message) {
-  message.request = { ...(message.request ?? {}), model: model.id, system: conversation.system, params: structuredClone(conversation.params), seed: conversation.params.seed ?? message.request?.seed ?? randomSeed(), prefix: message.content };
+  message.request = request(message.content);
   message.repeat = null;
   message.written = 0;
   run([message]);
@@ -234,11 +236,11 @@ function goOn(message) {
 
 // Asks for the same answer again: the same messages, parameters and seed.
 function again(message) {
-  const { prefix = "", ...request } = message.request;
+  const { prefix, params, ...rest } = message.request;
   // Where it was continued or branched off, the first tokens are those before.
   let length = 0;
   const given = prefix ? (message.tokens ?? []).filter(({ token }) => (length += token.length) <= prefix.length) : undefined;
-  answer(message.parent, { request: { ...request, params: { ...request.params, seed: request.seed } }, prefix, tokens: given, repeatOf: message });
+  answer(message.parent, { asked: { ...rest, params: { ...params, seed: rest.seed } }, prefix, tokens: given, repeatOf: message });
 }
 
 function branchAt(message, index, alternative) {
@@ -347,7 +349,7 @@ function answerView(message) {
 // An answer that failed before its first token has nothing worth keeping.
 function regenerateInPlace(message) {
   if (isRunningHere()) return;
-  Object.assign(message, { content: "", tokens: [], written: 0 });
+  Object.assign(message, { content: "", tokens: [], written: 0, request: request() });
   run([message]);
 }
 
@@ -470,10 +472,10 @@ function send() {
   if (!model) return toast("The server is not ready yet");
   $("draft").value = "";
   grow($("draft"));
+  // A turn without an answer cannot be followed by another: the new text stands beside it.
   const last = messages.get(conversation.leaf);
-  // A turn without an answer cannot be followed by another: the new text takes its place.
-  const parent = last?.role === "user" ? last.parent : conversation.leaf;
-  ask(parent, text);
+  const unanswered = last?.role === "user" ? last : last?.content === "" ? messages.get(last.parent) : null;
+  ask(unanswered ? unanswered.parent : conversation.leaf, text);
 }
 
 function editLast() {

@@ -142,7 +142,8 @@ export function menu(anchor, items) {
     event.preventDefault();
     event.stopPropagation();
   });
-  document.body.append(node);
+  // Within the anchor's landmark, where a screen reader looks for it.
+  anchor.closest("nav, main, aside").append(node);
   place(node, anchor);
   anchor.setAttribute("aria-expanded", "true");
   addEventListener("pointerdown", outside, true);

@@ -129,15 +129,15 @@ export function showAlternatives(tokens, index, branch, anchor) {
 
 function alternative(tokens, index, other, branch) {
   const share = Math.exp(other.logprob);
-  const row = [el("span", { class: "fill", "data-share": share.toFixed(4) }), el("code", {}, quoted(other)), el("span", { class: "share" }, percent(share))];
+  const row = [el("span", { class: "fill", "data-share": share.toFixed(4) }), el("code", {}, quoted(other)), " ", el("span", { class: "share" }, percent(share))];
   const own = other.token === tokens[index].token && other.logprob === tokens[index].logprob;
   if (own) return el("span", { class: "row own" }, row);
   const text = textWith(tokens, index, other);
   if (!branch || (text === null && !endsAnswer(other))) return el("span", { class: "row" }, row);
-  return el("button", { type: "button", class: "row", "aria-label": `Branch with ${quoted(other)}, ${percent(share)}`, onclick: () => {
+  return el("button", { type: "button", class: "row", onclick: () => {
     floating()?.remove();
     branch(index, other);
-  } }, row);
+  } }, el("span", { class: "sr" }, "Branch with "), row);
 }
 
 export function closeSoon() {
