@@ -70,7 +70,7 @@ static FILES: [File; 22] = [
 /// The page's files, without a key: they hold nothing of the model's or of anybody's.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     FILES.iter().fold(Router::new(), |router, file| {
-        router.route(file.path, get(|headers: HeaderMap| async move { respond(file, &headers) }))
+        router.route(file.path, get(move |headers: HeaderMap| async move { respond(file, &headers) }))
     })
 }
 
@@ -142,7 +142,8 @@ mod tests {
     fn every_file_that_a_file_names_is_served() {
         for file in &FILES {
             let text = text(file);
-            let imports = text.split("from \"./").skip(1).map(|rest| format!("/page/{}", rest.split('"').next().unwrap()));
+            let imports =
+                text.split("from \"./").skip(1).map(|rest| format!("/page/{}", rest.split('"').next().unwrap()));
             let links = text.split("\"page/").skip(1).map(|rest| format!("/page/{}", rest.split('"').next().unwrap()));
             for path in imports.chain(links) {
                 assert!(is_file(&path), "{} names {path}", file.path);
@@ -162,7 +163,9 @@ mod tests {
     #[test]
     fn text_never_becomes_markup() {
         for file in &FILES {
-            for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval(", " style=\""] {
+            for way in
+                ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "eval(", " style=\""]
+            {
                 let used = text(file).lines().find(|line| line.contains(way) && !line.trim_start().starts_with("//"));
                 assert_eq!(used, None, "{} uses {way}", file.path);
             }

@@ -186,7 +186,7 @@ function request(prefix = "") {
 // Writes new answers to a message of the user's.
 function answer(parent, { asked = request(), prefix = "", tokens, repeatOf } = {}) {
   const count = prefix || repeatOf ? 1 : asked.params.n ?? 1;
-  const answers = Array.from({ length: count }, () => ({ ...newMessage(conversation, parent, "assistant", prefix), request: { ...asked, prefix }, tokens, finish: null }));
+  const answers = Array.from({ length: count }, (_, i) => ({ ...newMessage(conversation, parent, "assistant", prefix, i), request: { ...asked, prefix }, tokens, finish: null }));
   for (const each of answers) messages.set(each.id, each);
   conversation.leaf = answers[0].id;
   return run(answers, repeatOf);

@@ -8,8 +8,9 @@ export function newConversation(system, params) {
   return { id: newId(), title: "New conversation", named: false, created: now, updated: now, system, params, leaf: null };
 }
 
-export function newMessage(conversation, parent, role, content) {
-  return { id: newId(), conversation: conversation.id, parent, role, content, created: Date.now() };
+// `turn` keeps messages of one moment in order.
+export function newMessage(conversation, parent, role, content, turn = 0) {
+  return { id: newId(), conversation: conversation.id, parent, role, content, created: Date.now() + turn };
 }
 
 // Returns the messages from the root to `leaf`.
