@@ -42,7 +42,7 @@ macro_rules! file {
     };
 }
 
-static FILES: [File; 22] = [
+static FILES: [File; 23] = [
     File { path: "/", content_type: HTML, bytes: include_bytes!("page/index.html") },
     File { path: "/compare", content_type: HTML, bytes: include_bytes!("page/compare.html") },
     file!("answer.js", JAVASCRIPT),
@@ -65,6 +65,7 @@ static FILES: [File; 22] = [
     file!("style.css", CSS),
     file!("theme.js", JAVASCRIPT),
     file!("tokens.js", JAVASCRIPT),
+    file!("tree.js", JAVASCRIPT),
 ];
 
 /// The page's files, without a key: they hold nothing of the model's or of anybody's.

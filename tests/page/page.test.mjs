@@ -39,6 +39,7 @@ async function eventually(what, check) {
 }
 
 test("an answer streams, with its figures, and is there after a reload", async () => {
+  await page.setParam("temperature", 0);
   await page.say(FRANCE);
   assert.match((await answers())[0], /Paris/);
   const figures = await texts(".figures dt");
@@ -80,6 +81,7 @@ test("another answer is a branch, and the branches can be walked", async () => {
 });
 
 test("editing a message asks again beside it; editing an answer keeps the old one", async () => {
+  await page.setParam("temperature", 0);
   await page.say(FRANCE);
   await page.click('.message.user button[title^="Edit"]');
   await page.replaceText(".editing textarea", "What is the capital of Italy?");
@@ -212,6 +214,7 @@ test("a wrong parameter is explained in the answer's place, and can be tried aga
 });
 
 test("conversations are searched, renamed, branched, deleted and brought back", async () => {
+  await page.setParam("temperature", 0);
   await page.say(FRANCE);
   await page.click("#new");
   await page.say("What is the capital of Italy?");
@@ -354,6 +357,7 @@ test("a server with a key asks for it once", async () => {
     await page.type("#key-field", "secret");
     await page.keyboard.press("Enter");
     await page.waitForFunction(() => document.querySelector("#model").value !== "");
+    await page.setParam("temperature", 0);
     await page.say(FRANCE);
     assert.match((await answers())[0], /Paris/);
     await eventually("the metrics", async () => (await texts("#live b")).length > 0);

@@ -381,7 +381,7 @@ function drawActions(message) {
     add("play", "Continue this answer", () => goOn(message), busy || message.content === "");
     if (message.request && !message.edited) add("repeat", "Same answer again: same seed, compared token by token", () => again(message), busy);
     add("edit", "Edit this answer", () => edit(message), busy);
-    add("prompt", "The prompt of this answer, with token ids", () => showPrompt(model?.id, historyTo(message.parent, message.request?.system ?? conversation.system), message.promptIds));
+    add("prompt", "The prompt of this answer, with token ids", () => showPromptOf(message));
   }
   add("branch", "Branch into a new conversation", () => branchOff(conversation, message.id), busy);
   bar.replaceChildren(...nodes);
@@ -488,6 +488,13 @@ function showNextPrompt() {
   const history = [...historyTo(conversation.leaf, conversation.system), ...(draft ? [{ role: "user", content: draft }] : [])];
   if (!history.some(({ role }) => role !== "system")) return toast("Write a message first: the prompt is made from it");
   return showPrompt(model?.id, history);
+}
+
+// Where an answer was continued or branched off, the prompt ends with its first part.
+function showPromptOf(message) {
+  const { system = conversation.system, prefix } = message.request ?? {};
+  const history = historyTo(message.parent, system);
+  return showPrompt(model?.id, prefix ? [...history, { role: "assistant", content: prefix }] : history, message.promptIds);
 }
 
 const SHORTCUTS = [

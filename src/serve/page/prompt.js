@@ -17,7 +17,7 @@ export async function showPrompt(model, messages, computedFrom) {
     const known = computedFrom && computedFrom.length === tokens.length && computedFrom.every((id, i) => id === tokens[i]);
     body.replaceChildren(
       el("p", { class: "ending" }, `${whole(count ?? tokens.length)} tokens${max_model_len ? ` of ${whole(max_model_len)}` : ""}. `,
-        computedFrom && (known ? "The answer was computed from exactly these ids." : "The answer was computed from other ids: the system text has changed since, or the answer was continued.")),
+        computedFrom && (known ? "The answer was computed from exactly these ids." : "The answer was computed from other ids: a message before it has other words now, or the server another template.")),
       el("section", {}, heading("As the template wrote it", "Copy the text", () => copy(prompt, "Prompt")),
         el("pre", { tabindex: "0", "aria-label": "Text of the prompt" }, prompt.split(SPECIAL).map((part) => (SPECIAL.test(part) ? el("mark", {}, part) : part)))),
       el("section", {}, heading("Tokens and their ids", "Copy the ids", () => copy(JSON.stringify(tokens), "Ids")),
