@@ -11,8 +11,8 @@ const GROUPS = [
     { name: "min_p", label: "Min p", min: 0, max: 1, step: 0.01, help: "Tokens at least this likely, relative to the likeliest." },
   ]],
   ["Length", [
-    { name: "max_tokens", label: "Max tokens", min: 1, step: 1, help: "The longest answer." },
-    { name: "min_tokens", label: "Min tokens", min: 0, step: 1, help: "The answer does not end before." },
+    { name: "max_tokens", label: "Max tokens", min: 1, step: 1, unset: "context", help: "The longest answer." },
+    { name: "min_tokens", label: "Min tokens", min: 0, step: 1, unset: 0, help: "The answer does not end before." },
     { name: "stop", label: "Stop strings", kind: "lines", help: "One a line; \\n stands for a line break." },
     { name: "ignore_eos", label: "Ignore the end of turn", kind: "flag", help: "Writes on until the length is reached." },
   ]],
@@ -94,6 +94,8 @@ export class ParamsForm {
   show(params, model) {
     this.params = params;
     this.defaults = { ...model?.defaults, ...OWN_DEFAULTS };
+    // Where none is set the page draws one itself, so that each answer can be had again.
+    delete this.defaults.seed;
     this.context = model?.max_model_len;
     this.root.replaceChildren(...GROUPS.map(([title, fields]) =>
       el("fieldset", {}, el("legend", {}, title), fields.map((field) => this.row(field)))));
@@ -126,7 +128,8 @@ export class ParamsForm {
   number(field, id, help) {
     const { name, min, step } = field;
     const max = field.max ?? (name.endsWith("_tokens") ? this.context : undefined);
-    const standard = this.defaults[name];
+    // The server's numbers have the digits of 32 bits.
+    const standard = typeof this.defaults[name] === "number" ? Number(this.defaults[name].toPrecision(6)) : undefined;
     const input = el("input", { id, type: "number", inputmode: step < 1 ? "decimal" : "numeric", min, max, step: step < 1 ? "any" : step, placeholder: standard ?? field.unset ?? "default", "aria-describedby": help });
     const slider = field.max !== undefined && el("input", { type: "range", min, max, step, "aria-label": field.label, tabindex: "-1" });
     const display = () => {

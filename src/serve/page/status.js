@@ -24,9 +24,10 @@ export async function waitUntilReady(banner) {
 async function progress() {
   const response = await fetch(new URL("readyz", new URL(".", document.baseURI)), { cache: "no-store" });
   if (response.status !== 503) return null;
-  const { status, programs } = await response.json();
+  const { status, reason, programs } = await response.json();
+  if (status !== "loading") return [el("span", {}, reason ? `The server has failed: ${reason}` : `The server takes no requests: ${status}.`)];
   const { done, total } = programs ?? {};
-  const words = total ? `${done} of ${total} programs are compiled` : status ?? "it starts";
+  const words = total ? `${done} of ${total} programs are compiled` : "weights are loading";
   return [el("span", {}, `The server is getting ready: ${words}.`), total > 0 && el("progress", { max: total, value: done, "aria-label": "Programs compiled" })].filter(Boolean);
 }
 
