@@ -199,6 +199,39 @@ test("the parameters show the server's defaults and are sent only where they are
   assert.ok(!("temperature" in third) && !("stop" in third));
 });
 
+test("the form of an answer can be set", async () => {
+  const sent = async (kind, text) => {
+    await page.$eval("#p-format", (node, value) => {
+      node.value = value;
+      node.dispatchEvent(new Event("input", { bubbles: true }));
+    }, kind);
+    if (text) await page.setText('[aria-label="Format\'s text"]', text);
+    return page.requestOf(() => page.say(FRANCE));
+  };
+  assert.deepEqual((await sent("json")).response_format, { type: "json_object" });
+  assert.equal((await sent("regex", "[a-z]+")).regex, "[a-z]+");
+  assert.deepEqual((await sent("choices", "yes\nno")).choices, ["yes", "no"]);
+  assert.deepEqual((await sent("schema", '{"type": "object"}')).response_format.json_schema.schema, { type: "object" });
+  const none = await sent("text");
+  assert.ok(!("response_format" in none) && !("regex" in none) && !("choices" in none));
+});
+
+test("a server that loads says how far it is, and is used when it is ready", async () => {
+  let loading = true;
+  await page.setRequestInterception(true);
+  page.on("request", (request) => {
+    const body = JSON.stringify({ status: "loading", weights_placed: true, programs: { done: 3, total: 12 } });
+    if (loading && request.url().endsWith("/readyz")) request.respond({ status: 503, contentType: "application/json", body });
+    else request.continue();
+  });
+  await page.open(server.url, { ready: false });
+  await page.waitForSelector("#banner progress");
+  assert.match((await texts("#banner"))[0], /3 of 12 programs are compiled/);
+  assert.equal(await page.$eval("#model", (node) => node.value), "");
+  loading = false;
+  await page.waitForFunction(() => document.querySelector("#banner").hidden && document.querySelector("#model").value !== "");
+});
+
 test("a wrong parameter is explained in the answer's place, and can be tried again", async () => {
   await page.setText("#p-logit_bias", "apple");
   await page.say(FRANCE);
