@@ -34,8 +34,7 @@ await view("tokens", "desktop", "dark", async (page) => {
   await page.setParam("seed", 8);
   for (const text of CONVERSATION.slice(0, 2)) await page.say(text);
   await page.click("#tokens");
-  const tokens = await page.$$(".message:last-child .token");
-  await tokens[0].hover();
+  await page.hover(".token.level4");
   await page.waitForSelector("#alternatives");
 });
 await view("prompt", "tablet", "light", async (page) => {

@@ -164,7 +164,7 @@ export function dialog(title, properties, ...children) {
 }
 
 export const percent = (share) =>
-  share === 0 ? "0 %" : share >= 0.9995 ? "100 %" : share >= 0.1 ? `${(share * 100).toFixed(1)} %` : `${(share * 100).toPrecision(2)} %`;
+  share === 0 ? "0 %" : share < 1e-5 ? "< 0.001 %" : share >= 0.9995 ? "100 %" : share >= 0.1 ? `${(share * 100).toFixed(1)} %` : `${(share * 100).toPrecision(2)} %`;
 
 export const whole = (number) => Math.round(number).toLocaleString("en");
 

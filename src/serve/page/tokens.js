@@ -25,7 +25,7 @@ export const endsAnswer = (token) => ENDS.has(token.token);
 
 // Returns what stands for a token in the page: line breaks are visible, parts of characters are hex.
 function display({ token, bytes }) {
-  if (bytes?.length > 0 && (token === "" || token.includes("\ufffd"))) {
+  if (bytes?.length > 0 && (token === "" || token.includes("\ufffd") || /^<0x[0-9A-F]{2}>$/.test(token))) {
     return `\u2039${bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}\u203a`;
   }
   return token.replaceAll("\n", "\u21b5\n");
@@ -103,7 +103,7 @@ export function showAlternatives(tokens, index, branch, anchor) {
   const rows = rank < 0 ? [...others, token] : others;
   const node = el("div", { id: "alternatives", class: "floating", role: "dialog", "aria-label": `Alternatives of ${quoted(token)}` },
     el("header", {}, el("code", {}, quoted(token)), el("strong", {}, percent(Math.exp(token.logprob)))),
-    el("p", { class: "detail" }, [`token ${index + 1}`, token.id !== undefined && `id ${token.id}`, `logprob ${token.logprob.toFixed(3)}`].filter(Boolean).join(" \u00b7 ")),
+    el("p", { class: "detail" }, [`token ${index + 1}`, token.id !== undefined && `id ${token.id}`, `logprob ${token.logprob.toFixed(3).replace(/^-0\.000$/, "0.000")}`].filter(Boolean).join(" \u00b7 ")),
     el("ul", {}, rows.map((other) => el("li", {}, alternative(tokens, index, other, branch)))),
     branch && rows.length > 1 && el("p", { class: "detail" }, "Choose one to branch the answer here."));
   node.token = token;
