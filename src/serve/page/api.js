@@ -95,7 +95,7 @@ export async function* events(stream) {
   }
 }
 
-// Returns the samples of a Prometheus text by name; those of one name with several labels are added.
+// Returns the samples of a Prometheus text by name; those with several labels are added.
 export function parseMetrics(text) {
   const samples = {};
   for (const line of text.split("\n")) {

@@ -263,7 +263,7 @@ function closingTicks(text, from, length) {
   return -1;
 }
 
-// Returns where the delimiter that opens at `at` closes, or -1. An underscore within a word is none.
+// Returns where the delimiter that opens at `at` closes, or -1. Underscores in words are none.
 function closing(text, at, char, size, unclosed) {
   const delimiter = char.repeat(size);
   const inWord = (index) => char === "_" && /\w/.test(text[index] ?? " ");

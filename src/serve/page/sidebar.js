@@ -6,7 +6,7 @@ import { listConversations, searchMessages } from "./store.js";
 const DAY = 86_400_000;
 
 export class Sidebar {
-  // `actions`: { open, rename, branch, exportJson, exportMarkdown, remove }, each given the conversation.
+  // `actions`: { rename, branch, exportJson, exportMarkdown, remove }, given the conversation.
   constructor(actions) {
     this.actions = actions;
     this.current = null;

@@ -23,7 +23,7 @@ export function textWith(tokens, index, alternative) {
 
 export const endsAnswer = (token) => ENDS.has(token.token);
 
-// Returns what stands for a token in the page: line breaks are visible, parts of characters are hex.
+// Returns what stands for a token in the page: line breaks are shown, parts of characters in hex.
 function display({ token, bytes }) {
   if (bytes?.length > 0 && (token === "" || token.includes("\ufffd") || /^<0x[0-9A-F]{2}>$/.test(token))) {
     return `\u2039${bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}\u203a`;
@@ -41,7 +41,7 @@ function level(probability) {
 }
 
 export class TokenView {
-  // `branch(index, alternative)` is called when the user chooses one; without it none can be chosen.
+  // `branch(index, alternative)` is called with the choice; without it none can be chosen.
   constructor(root, branch) {
     Object.assign(this, { root, branch, tokens: [], shown: 0, current: 0 });
     root.addEventListener("pointerover", (event) => this.open(event.target.closest(".token")));
