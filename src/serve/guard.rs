@@ -21,7 +21,10 @@ use axum::{
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::error::{ApiError, ApiResult};
+use super::{
+    error::{ApiError, ApiResult},
+    page,
+};
 
 /// The name of a request, of the client's or our choice.
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -102,7 +105,7 @@ impl Guard {
         if request.method() == Method::OPTIONS && is_preflight && headers.contains_key(header::ORIGIN) {
             return Ok(Admitted::Preflight);
         }
-        let is_open = is_probe(path) || self.open_metrics && path == "/metrics";
+        let is_open = is_probe(path) || page::is_file(path) || self.open_metrics && path == "/metrics";
         let key = if is_open { "probe".into() } else { self.key(headers)? };
         Ok(Admitted::Caller(Caller { request_id: request_id.clone(), key }))
     }
@@ -218,12 +221,21 @@ mod tests {
     }
 
     #[test]
-    fn every_path_but_probes_needs_a_key() {
+    fn every_path_but_probes_and_the_page_needs_a_key() {
         let host = ("host", "localhost:8080");
-        for path in ["/v1/models", "/metrics", "/", "//v1/models", "/v1/../healthz", "/healthz/x", "/unknown"] {
+        for path in [
+            "/v1/models",
+            "/metrics",
+            "/page/",
+            "/page/app.js/x",
+            "//v1/models",
+            "/v1/../healthz",
+            "/healthz/x",
+            "/unknown",
+        ] {
             assert_eq!(admit(&guard(), path, &[host]), Err(401), "{path}");
         }
-        for path in ["/healthz", "/readyz", "/health"] {
+        for path in ["/healthz", "/readyz", "/health", "/", "/compare", "/page/app.js"] {
             assert_eq!(admit(&guard(), path, &[host]), Ok("probe".into()), "{path}");
         }
         for (header, value, wanted) in [

@@ -22,6 +22,7 @@ mod guard;
 mod health;
 mod metrics;
 mod models;
+mod page;
 mod record;
 mod responses;
 mod running;
@@ -68,6 +69,7 @@ pub fn router(served: State) -> Router {
         .route("/ping", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/health", get(health::ready))
+        .merge(page::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(served.clone(), around::check))
