@@ -49,7 +49,7 @@ pub async fn list(Shared(served): Shared<State>) -> Json<Value> {
 /// `/v1/models/{name}`, where a name may have slashes.
 pub async fn one(Shared(served): Shared<State>, name: Result<Path<String>, PathRejection>) -> ApiResult<Json<Value>> {
     let Path(name) = name.map_err(|wrong| ApiError::invalid(wrong.body_text()))?;
-    match served.names.iter().any(|served| *served == name) {
+    match served.names.contains(&name) {
         true => Ok(Json(model(&served, &name))),
         false => Err(ApiError::unknown_model(&name, &served.names)),
     }

@@ -74,11 +74,9 @@ impl Events {
 
 /// Returns the response whose events a task writes, and starts the task. If the client leaves, the
 /// task is dropped, wherever it waits.
-pub fn respond<F: Future<Output = Result<(), Closed>> + Send>(
-    write: impl FnOnce(Events) -> F + Send + 'static,
-) -> Response
+pub fn respond<F>(write: impl FnOnce(Events) -> F + Send + 'static) -> Response
 where
-    F: 'static,
+    F: Future<Output = Result<(), Closed>> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(BUFFERED);
     let watched = Events { sender: sender.clone() };
