@@ -63,7 +63,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Measure a server of OpenAI's API under load
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
