@@ -9,6 +9,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # no list of prices is fetc
 import litellm
 import openai
 
+litellm.suppress_debug_info = True  # no advice on standard error where an error is expected
 server = dict(api_base=os.environ["OPENAI_BASE_URL"], api_key=os.environ["OPENAI_API_KEY"], num_retries=0)
 name = openai.OpenAI().models.list().data[0].id
 # The prefix says whose interface it is: OpenAI's, or vLLM's with its further fields.

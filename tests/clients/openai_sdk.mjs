@@ -34,7 +34,8 @@ const final = await client.chat.completions.stream(question).finalChatCompletion
 assert.equal(final.choices[0].message.content, text);
 ok("the package's stream helper");
 
-const drawn = { ...question, temperature: 1.5, n: 3, seed: 7, max_tokens: 20 };
+const story = [{ role: "user", content: "Tell me a story." }];
+const drawn = { model, messages: story, temperature: 2, n: 3, seed: 7, max_tokens: 20 };
 const texts = async (body) => (await client.chat.completions.create(body)).choices.map((choice) => choice.message.content);
 assert.deepEqual(await texts(drawn), await texts(drawn));
 assert.notDeepEqual(await texts(drawn), await texts({ ...drawn, seed: 8 }));

@@ -13,6 +13,7 @@ import openai
 client = openai.OpenAI(max_retries=0)
 model = client.models.list().data[0].id
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+STORY = [{"role": "user", "content": "Tell me a story."}]
 
 
 def chat(**more):
@@ -64,7 +65,7 @@ def an_answer_as_it_is_written():
 
 
 def several_answers_and_a_seed():
-    drawn = dict(temperature=1.5, n=3, seed=7, max_tokens=20)
+    drawn = dict(messages=STORY, temperature=2, n=3, seed=7, max_tokens=20)
     first, again = chat(**drawn), chat(**drawn)
     texts = [choice.message.content for choice in first.choices]
     assert [choice.index for choice in first.choices] == [0, 1, 2] and len(set(texts)) > 1
@@ -81,12 +82,12 @@ def several_answers_and_a_seed():
 def the_same_answer_among_others():
     async def all_at_once():
         async with openai.AsyncOpenAI(max_retries=0) as many:
-            asked = [many.chat.completions.create(model=model, messages=QUESTION, temperature=1.2, seed=seed % 4, max_tokens=24)
-                     for seed in range(16)]
+            asked = [many.chat.completions.create(model=model, messages=STORY, temperature=2, seed=seed % 8, max_tokens=24)
+                     for seed in range(32)]
             return [answer.choices[0].message.content for answer in await asyncio.gather(*asked)]
 
     texts = asyncio.run(all_at_once())
-    assert all(texts[i] == texts[i % 4] for i in range(16)), texts
+    assert all(texts[i] == texts[i % 8] for i in range(32)) and len(set(texts)) > 1, texts
 
 
 def where_an_answer_ends():
