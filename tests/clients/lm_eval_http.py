@@ -18,6 +18,8 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 import openai
 import transformers
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -58,9 +60,9 @@ def likelihoods(samples):
     }
 
 
-def over_http(kind, name, arguments, documents=None):
-    found = simple_evaluate(kind, model_args=arguments, tasks=[task(name)], num_fewshot=1, log_samples=True, bootstrap_iters=0,
-                            samples=documents and {name: documents})
+def over_http(name, **arguments):
+    found = simple_evaluate("local-completions", model_args=arguments, tasks=[task(name)], task_manager=manager, num_fewshot=1, log_samples=True,
+                            bootstrap_iters=0)
     return likelihoods(found["samples"][name])
 
 
@@ -82,18 +84,22 @@ completions = dict(model=model, base_url=f"{url}/completions", tokenizer=tokeniz
                    add_bos_token=True, max_length=CONTEXT + 2, batch_size=8, num_concurrent=4)
 started = time.monotonic()
 for name in TASKS:
-    compare("local-completions", name, over_http("local-completions", name, completions), likelihoods(by_task[name]))
-print(f"{time.monotonic() - started:.1f} s")
+    compare("local-completions", name, over_http(name, **completions), likelihoods(by_task[name]))
+print(f"{time.monotonic() - started:.1f} s, the harness's own time included")
 
-# The `gguf` client sends texts, and finds the choice in the answer by the characters' offsets. It cuts nothing, and its items are whole
-# words, so that only documents are asked that fit and do not end in a space.
+# The `gguf` client sends texts, and finds the choice in the answer by the characters' offsets. It cuts nothing, and takes a context as it
+# ends, where the harness counts a space at the end for the choice.
 tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_dir)
+gguf = get_model("gguf")(base_url=url.removesuffix("/v1"))
 for name in TASKS:
-    def is_plain(sample):
-        pairs = [(pair["arg_0"], pair["arg_1"]) for pair in sample["arguments"].values()]
-        return all(context == context.rstrip() and len(tokenizer(context + choice).input_ids) <= CONTEXT for context, choice in pairs)
-
-    documents = [sample for sample in by_task[name] if is_plain(sample)][:20]
-    assert len(documents) >= 5, f"{name}: only {len(documents)} documents are plain"
-    found = over_http("gguf", name, dict(base_url=url.removesuffix("/v1")), [sample["doc_id"] for sample in documents])
-    compare("gguf", name, found, likelihoods(documents))
+    items = {}
+    for sample in by_task[name]:
+        for i, pair in enumerate(sample["arguments"].values()):
+            context, choice = pair["arg_0"], pair["arg_1"]
+            if context == context.rstrip() and len(tokenizer(context + choice).input_ids) <= CONTEXT:
+                items[sample["doc_id"], i] = (context, choice)
+    assert len(items) >= 30, f"{name}: only {len(items)} items can be asked"
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(items.values())]
+    found = dict(zip(items, gguf.loglikelihood(requests, disable_tqdm=True), strict=True))
+    expected = likelihoods(by_task[name])
+    compare("gguf", name, found, {item: expected[item] for item in items})
