@@ -79,7 +79,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "prompt_tokens")]
     prompts: Option<PathBuf>,
     /// Temperature of sampling; 0 takes the likeliest token
-    #[arg(long, value_name = "T", default_value = "0", value_parser = clap::value_parser!(f64))]
+    #[arg(long, value_name = "T", default_value = "0")]
     temperature: f64,
     /// Further fields of every request, such as '{"top_k": 50}'
     #[arg(long, value_name = "JSON", value_parser = object)]
@@ -123,15 +123,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 async fn measure(args: &Args, server: Server, file: Option<Vec<FilePrompt>>) -> Result<Outcome> {
     let timeout = Duration::from_secs_f64(args.timeout);
-    let mut requests = Requests {
-        endpoint: args.endpoint,
-        model: model(args, &server).await?,
-        temperature: args.temperature,
-        dialect: Dialect::ALL[0],
-        extra: args.extra_body.clone().unwrap_or_default(),
-    };
-    let prompts = tokio::select! {
-        prompts = prepare(args, &server, &mut requests, file, timeout) => prompts?,
+    let (requests, prompts) = tokio::select! {
+        prepared = prepare(args, &server, file, timeout) => prepared?,
         () = interrupted() => return Ok(Outcome::Interrupted),
     };
     let (requests, prompts) = (Arc::new(requests), Arc::new(prompts));
@@ -217,25 +210,31 @@ async fn model(args: &Args, server: &Server) -> Result<String> {
 async fn prepare(
     args: &Args,
     server: &Server,
-    requests: &mut Requests,
     file: Option<Vec<FilePrompt>>,
     timeout: Duration,
-) -> Result<Prompts> {
+) -> Result<(Requests, Prompts)> {
+    let mut requests = Requests {
+        endpoint: args.endpoint,
+        model: model(args, server).await?,
+        temperature: args.temperature,
+        dialect: Dialect::ALL[0],
+        extra: args.extra_body.clone().unwrap_or_default(),
+    };
     let refused = |failure: Failure| {
         anyhow!("{}{} does not answer a first request: {}", server.base(), args.endpoint.path(), failure.message)
     };
     let prompt = file.as_ref().map_or_else(|| Prompt::Text(prompts::all_words()), |lines| lines[0].prompt.clone());
-    requests.dialect = detect(server, requests, &prompt, timeout).await.map_err(refused)?;
+    requests.dialect = detect(server, &requests, &prompt, timeout).await.map_err(refused)?;
     if !requests.dialect.ignore_eos {
         note("note: the server refuses ignore_eos: answers may end early");
     }
     let prompts = match file {
         Some(lines) => Prompts::File(lines),
-        None => random_prompts(args, server, requests, timeout).await.map_err(refused)?,
+        None => random_prompts(args, server, &requests, timeout).await.map_err(refused)?,
     };
     // One that is too long for the model is an error now, not in each request.
-    one_token(server, requests, &prompts.get(0, 1).0, timeout).await.map_err(refused)?;
-    Ok(prompts)
+    one_token(server, &requests, &prompts.get(0, 1).0, timeout).await.map_err(refused)?;
+    Ok((requests, prompts))
 }
 
 async fn random_prompts(
