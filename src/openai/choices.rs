@@ -102,7 +102,7 @@ impl Choices<'_> {
     ) -> Result<Value> {
         let (mut tokens, mut own, mut top, mut offsets) = (vec![], vec![], vec![], vec![]);
         let mut add = |piece: Piece, logprob: Value, likeliest: Value| {
-            offsets.push(offset.0);
+            offsets.push(offset.0.saturating_sub(usize::from(piece.continues_character())));
             offset.0 += piece.chars();
             tokens.push(piece.text);
             own.push(logprob);

@@ -56,6 +56,11 @@ impl Piece {
     pub fn chars(&self) -> usize {
         self.bytes.iter().filter(|&&byte| byte & 0xC0 != 0x80).count()
     }
+
+    /// Returns whether it begins within a character.
+    pub fn continues_character(&self) -> bool {
+        self.bytes.first().is_some_and(|byte| byte & 0xC0 == 0x80)
+    }
 }
 
 /// A loaded tokenizer with its chat template.

@@ -321,3 +321,24 @@ fn weights_that_cannot_be_placed_end_the_run_and_no_line() {
     home.run(&args).ok();
     assert_eq!(lines(&home.path("out.jsonl")).len(), 2);
 }
+
+/// Clients find a token's text by its offset in characters: the bytes of a character share its own.
+#[test]
+fn bytes_of_one_character_have_its_offset() {
+    let home = Home::new();
+    let (input, output) = (home.path("in.jsonl"), home.path("out.jsonl"));
+    let body = json!({"model": "demo", "prompt": "Größe 日本", "echo": true, "max_tokens": 1, "logprobs": 1, "temperature": 0});
+    let line = json!({"custom_id": "one", "method": "POST", "url": "/v1/completions", "body": body});
+    fs::write(&input, line.to_string()).unwrap();
+    home.run(&["generate", "--input", input.to_str().unwrap(), "--output", output.to_str().unwrap()]).ok();
+    let answer: Value = serde_json::from_str(&fs::read_to_string(&output).unwrap()).unwrap();
+    let logprobs = &answer["response"]["body"]["choices"][0]["logprobs"];
+    let list = |name: &str| logprobs[name].as_array().unwrap().clone();
+    let bytes: Vec<u64> = list("tokens")
+        .iter()
+        .zip(list("text_offset"))
+        .filter(|(token, _)| token.as_str().unwrap().starts_with("<0x"))
+        .map(|(_, offset)| offset.as_u64().unwrap())
+        .collect();
+    assert_eq!(bytes, [2, 2, 3, 3, 6, 6, 6, 7, 7, 7], "{logprobs}");
+}

@@ -3,6 +3,7 @@
 mod bad_input;
 mod batch;
 mod bench;
+mod bench_serve;
 mod chat;
 mod commands;
 mod compat;

@@ -1,14 +1,16 @@
-//! `bench`: how fast a model runs here, and how fast it could run.
+//! `bench`: how fast a model runs here, and how fast it could run. `bench serve` measures servers.
 //!
 //! Every measurement is compared with the machine's limit, which probes measure just before it. The
 //! limit of a step is the larger of two times: its bytes over the memory's bandwidth, and its
 //! operations over the peak of multiplying.
 
 mod report;
+#[cfg(feature = "serve")]
+mod serve;
 
 use std::{
     io::Write,
-    process::{Command, Stdio},
+    process::{self, Stdio},
     time::Instant,
 };
 
@@ -30,7 +32,11 @@ use crate::{
 use report::{FIRST_TOKEN_PROMPT, MachineLimits, Measurement, Report};
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[cfg(feature = "serve")]
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     model: ModelArgs,
     /// Lengths of prompts to prefill [default: 16,128,512, as far as they fit the context]
@@ -53,7 +59,18 @@ pub struct Args {
     json: bool,
 }
 
+#[cfg(feature = "serve")]
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Measure a server of OpenAI's API under load
+    Serve(Box<serve::Args>),
+}
+
 pub fn run(args: &Args) -> Result<Outcome> {
+    #[cfg(feature = "serve")]
+    if let Some(Command::Serve(args)) = &args.command {
+        return serve::run(args);
+    }
     let opened = args.model.open()?;
     let prompts = prompts(args, &opened)?;
     let platform = args.model.platform(&opened)?;
@@ -198,7 +215,8 @@ fn first_token(args: &Args, opened: &OpenedModel) -> Result<Vec<(f64, f64)>> {
     let tokens = FIRST_TOKEN_PROMPT.min(opened.context - 1);
     let ids: Vec<String> = (0..tokens).map(|i| (2 + i).to_string()).collect();
     let measure = || -> Result<(f64, f64)> {
-        let mut command = Command::new(std::env::current_exe().context("this program does not know its own file")?);
+        let mut command =
+            process::Command::new(std::env::current_exe().context("this program does not know its own file")?);
         command.args(["generate", "-n", "1", "--json", "--prompt-tokens", &ids.join(",")]);
         let output = command.args(args.model.to_arguments()).stderr(Stdio::inherit()).output()?;
         let result: serde_json::Value = serde_json::from_slice(&output.stdout)
