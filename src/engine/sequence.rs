@@ -137,6 +137,7 @@ impl Sequence {
             logprobs: request.logprobs.is_some(),
             history: if request.penalties == Penalties::NONE { &[] } else { &self.tokens },
             prompt_len: request.prompt.len(),
+            mask: None,
         }
     }
 
