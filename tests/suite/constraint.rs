@@ -1,14 +1,22 @@
-//! Answers that are held to a form: masks without a model.
+//! Answers that are held to a form: masks without a model, and answers of the demo model.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use gemma_pjrt::{
     constraint::{Constraint, ConstraintError, Grammars, Matcher},
-    tokenizer::{TextFiles, Tokenizer, minimal_tokenizer_json},
+    engine::{Answer, Engine, Event, FinishReason, Refusal, Request, RequestId},
+    gemma::Lowering,
+    hlo::Mesh,
+    runtime::Model,
+    sampling::{Params, Penalties},
+    tokenizer::{Message, TextFiles, Tokenizer, minimal_tokenizer_json},
 };
 use serde_json::{Map, Value, json};
 
-use crate::common::demo_tokenizer;
+use crate::common::{KERNELS, NATIVE, demo_model, demo_tokenizer, several_devices};
 
 fn grammars() -> &'static Arc<Grammars> {
     static GRAMMARS: OnceLock<Arc<Grammars>> = OnceLock::new();
@@ -459,5 +467,175 @@ fn whatever_is_drawn_is_valid() {
     for _ in 0..500 {
         let schema = random_root(&mut random);
         assert_valid(&draw(&Constraint::JsonSchema(schema.clone()), &mut random), &schema);
+    }
+}
+
+/// The demo model on one device.
+fn model() -> Arc<Model> {
+    static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
+    MODEL.get_or_init(|| demo_model(KERNELS, Mesh::SINGLE)).clone()
+}
+
+fn engine(model: Arc<Model>, slots: i64) -> Engine {
+    let mut engine = Engine::new(model, demo_tokenizer().clone(), slots, 256).unwrap();
+    engine.use_grammars(grammars().clone());
+    engine
+}
+
+fn request(question: &str, max_tokens: usize, constraint: Option<Constraint>) -> Request {
+    let prompt = demo_tokenizer().encode_chat(&[Message::user(question)]).unwrap();
+    Request { stop_ids: demo_tokenizer().chat_stop_ids(), constraint, ..Request::greedy(prompt, max_tokens) }
+}
+
+fn run(engine: &mut Engine, requests: &[Request]) -> Vec<BTreeMap<usize, Result<Answer, String>>> {
+    let ids: Vec<RequestId> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
+    let mut answers: Vec<BTreeMap<usize, Result<Answer, String>>> = vec![BTreeMap::new(); ids.len()];
+    let place = |id: RequestId| ids.iter().position(|known| *known == id).unwrap();
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            match event {
+                Event::Finished { id, index, answer } => drop(answers[place(id)].insert(index, Ok(answer))),
+                Event::Failed { id, error } => drop(answers[place(id)].insert(0, Err(error))),
+                _ => {}
+            }
+        }
+    }
+    answers
+}
+
+fn texts(answers: &[BTreeMap<usize, Result<Answer, String>>]) -> Vec<Vec<(Vec<u32>, String, FinishReason)>> {
+    let shown = |answer: &Result<Answer, String>| {
+        let answer = answer.as_ref().unwrap();
+        (answer.tokens.iter().map(|token| token.id).collect(), answer.text.clone(), answer.finish_reason)
+    };
+    answers.iter().map(|of| of.values().map(shown).collect()).collect()
+}
+
+/// Requests of all samplers under all kinds of constraints, and without one.
+fn mixed_requests() -> Vec<Request> {
+    let person = json!({
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": false
+    });
+    let constraints = [
+        None,
+        Some(Constraint::JsonSchema(person)),
+        Some(Constraint::Choices(vec!["Paris".into(), "The capital".into(), "It is not known.".into()])),
+        None,
+        Some(Constraint::Regex("[A-Z][a-z]{2,8}( [a-z]{1,6}){0,3}\\.".into())),
+        Some(Constraint::Grammar("start: \"yes\" | \"no\" | \"may\" \"be\"*\n".into())),
+        Some(Constraint::JsonObject),
+    ];
+    let vary = |i: usize| {
+        let params = Params {
+            temperature: [0.0, 0.8, 1.5][i % 3],
+            top_k: [0, 40, 5][i % 3],
+            top_p: [1.0, 0.9][i % 2],
+            min_p: [0.0, 0.02][i / 2 % 2],
+            seed: 1000 + i as u64,
+        };
+        let penalties =
+            if i % 4 == 1 { Penalties { repetition: 1.2, presence: 0.3, frequency: 0.2 } } else { Penalties::NONE };
+        let logit_bias = if i % 5 == 2 { vec![(200, 3.0), (300, -100.0)] } else { vec![] };
+        let logprobs = (i % 6 == 3).then_some(4);
+        let constraint = constraints[i % constraints.len()].clone();
+        let n = if i % 11 == 7 { 2 } else { 1 };
+        Request {
+            params,
+            penalties,
+            logit_bias,
+            logprobs,
+            n,
+            ..request("What is the capital of France?", 10 + i % 30, constraint)
+        }
+    };
+    (0..42).map(vary).collect()
+}
+
+/// Alone, among others with and without constraints, on every lowering and mesh.
+#[test]
+fn constrained_answers_are_the_same_everywhere() {
+    let _alone = several_devices();
+    let requests = mixed_requests();
+    let mut alone = engine(model(), 1);
+    let expected: Vec<_> = requests.iter().flat_map(|one| texts(&run(&mut alone, std::slice::from_ref(one)))).collect();
+    for (request, answers) in requests.iter().zip(&expected) {
+        let Some(constraint) = &request.constraint else { continue };
+        for (_, text, reason) in answers {
+            let is_whole = match constraint {
+                _ if *reason == FinishReason::Length => continue,
+                Constraint::Choices(choices) => choices.contains(text),
+                Constraint::Regex(_) => text.starts_with(|c: char| c.is_ascii_uppercase()) && text.ends_with('.'),
+                Constraint::Grammar(_) => ["yes", "no"].contains(&&text[..]) || text.starts_with("may"),
+                _ => serde_json::from_str::<Map<String, Value>>(text).is_ok(),
+            };
+            assert!(is_whole, "{text:?} for {constraint:?}");
+        }
+    }
+    // With no constraint around, too.
+    let free: Vec<Request> = requests.iter().filter(|request| request.constraint.is_none()).cloned().collect();
+    let among_free = texts(&run(&mut engine(model(), 8), &free));
+    let of_free: Vec<_> =
+        requests.iter().zip(&expected).filter(|(r, _)| r.constraint.is_none()).map(|(_, e)| e).collect();
+    assert_eq!(among_free.iter().collect::<Vec<_>>(), of_free);
+
+    for (lowering, mesh) in [
+        (KERNELS, Mesh::SINGLE),
+        (KERNELS, Mesh { data: 1, model: 2 }),
+        (NATIVE, Mesh { data: 2, model: 1 }),
+        (Lowering::TPU, Mesh::SINGLE),
+        (Lowering::TPU, Mesh { data: 2, model: 2 }),
+        (Lowering::CUDA, Mesh { data: 1, model: 4 }),
+    ] {
+        let model = if (lowering, mesh) == (KERNELS, Mesh::SINGLE) { model() } else { demo_model(lowering, mesh) };
+        let found = texts(&run(&mut engine(model, 6), &requests));
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            assert_eq!(found, expected, "{} on {mesh}, request {i}", lowering.name);
+        }
+    }
+}
+
+#[test]
+fn answers_to_random_schemas_are_valid() {
+    let mut random = Random(0x2545_F491_4F6C_DD1D);
+    let schemas: Vec<Value> = (0..500).map(|_| random_root(&mut random)).collect();
+    let asked = |(i, schema): (usize, &Value)| Request {
+        params: Params { temperature: [0.0, 1.0, 2.0][i % 3], seed: i as u64, ..Params::GREEDY },
+        ..request("Write something in JSON.", 120, Some(Constraint::JsonSchema(schema.clone())))
+    };
+    let requests: Vec<Request> = schemas.iter().enumerate().map(asked).collect();
+    let answers = texts(&run(&mut engine(model(), 32), &requests));
+    let mut whole = 0;
+    for (schema, answer) in schemas.iter().zip(&answers) {
+        let (_, text, reason) = &answer[0];
+        if *reason == FinishReason::Stop {
+            assert_valid(text, schema);
+            whole += 1;
+        }
+    }
+    assert!(whole >= 450, "{whole} of 500 answers came to an end");
+}
+
+/// A constraint that cannot be compiled, or that fails during an answer, is that request's alone.
+#[test]
+fn a_constraint_that_fails_ends_its_own_request() {
+    let mut engine = engine(model(), 4);
+    let refused = engine.submit(request("x", 5, Some(Constraint::Regex("(".into())))).unwrap_err();
+    assert!(matches!(refused, Refusal::BadConstraint(_)), "{refused}");
+    assert!(engine.is_idle());
+
+    let plain = request("What is the capital of France?", 20, None);
+    let expected = texts(&run(&mut engine, std::slice::from_ref(&plain)));
+    // Allowed at its beginning, and then by no token.
+    let dead_end = Constraint::Grammar("start: \"a\" REST\nREST: /b[0-9]{1,300}c/ & /b[0-9]{301,400}c/\n".into());
+    let hostile = request("x", 20, Some(dead_end));
+    let answers = run(&mut engine, &[plain.clone(), Request { n: 2, ..hostile.clone() }, hostile, plain]);
+    assert_eq!(texts(&answers[..1]), expected);
+    assert_eq!(texts(&answers[3..]), expected);
+    for failed in &answers[1..3] {
+        let error = failed[&0].as_ref().unwrap_err();
+        assert!(error.contains("constraint"), "{error}");
     }
 }
