@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod commands;
 mod compat;
+mod constraint;
 mod eval;
 mod hub;
 mod moments;
