@@ -23,9 +23,12 @@ pub enum MatchError {
     Unexpected { token: u32, tokens: usize, reason: String },
 }
 
-/// The first line of what llguidance says, without the marks that it adds.
+/// The first line of what llguidance says, without the marks that it adds, and what a regular
+/// expression's error comes down to.
 pub(super) fn first_line(error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
-    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown reason");
-    line.trim().to_owned()
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("unknown reason");
+    let cause = lines.find_map(|line| line.strip_prefix("error: "));
+    cause.map_or_else(|| first.to_owned(), |cause| format!("{first} {cause}"))
 }

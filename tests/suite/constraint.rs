@@ -271,7 +271,7 @@ fn what_cannot_be_honoured_is_refused() {
         (schema(json!([])), "must be an object"),
         (schema(deep), "levels"),
         (schema(json!({"type": "string", "pattern": "("})), "JSON schema"),
-        (Constraint::Regex("(".into()), "regular expression"),
+        (Constraint::Regex("(".into()), "unclosed group"),
         (Constraint::Regex(r"a(?=b)".into()), "regular expression"),
         (Constraint::Regex("x".repeat(300_000)), "bytes"),
         (Constraint::Choices(vec![]), "empty"),
