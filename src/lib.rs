@@ -20,6 +20,7 @@
 //! | [`gemma`] | the architecture: config, weights and their sharding, layers, programs |
 //! | [`checkpoint`] | safetensors files: mapping, strict checks, writing |
 //! | [`tokenizer`] | tokenizer.json, the chat template, streaming text |
+//! | [`constraint`] | answers held to a form: JSON, expressions, grammars |
 //! | [`demo`] | the demo model, embedded |
 //! | [`device`] | the platform, and the grid of devices |
 //! | [`compile`] | where graphs meet plugins: programs compiled, cached, bundled; target machines |
@@ -38,6 +39,7 @@ pub mod cache_dir;
 pub mod checkpoint;
 pub mod cli;
 pub mod compile;
+pub mod constraint;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod device;

@@ -22,6 +22,12 @@ enum SamplerName {
     Penalties,
     /// Also log-probabilities
     Logprobs,
+    /// Temperature 0, for answers that are held to a form
+    MaskedGreedy,
+    /// As penalties, for answers that are held to a form
+    Masked,
+    /// As logprobs, for answers that are held to a form
+    MaskedLogprobs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -51,6 +57,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         SamplerName::Sample => Sampler::Stochastic,
         SamplerName::Penalties => Sampler::Penalized,
         SamplerName::Logprobs => Sampler::Logprobs,
+        SamplerName::MaskedGreedy => Sampler::MaskedGreedy,
+        SamplerName::Masked => Sampler::Masked,
+        SamplerName::MaskedLogprobs => Sampler::MaskedLogprobs,
     };
     let samplers: Vec<Sampler> = args.samplers.iter().map(sampler).collect();
     let mut report = |name: &str, i: usize, all: usize| note(&format!("[{} of {all}] {name}", i + 1));

@@ -46,6 +46,12 @@ enum HeadName {
     Penalties,
     /// As penalties, with log-probabilities
     Logprobs,
+    /// The most likely token of those that are allowed
+    MaskedGreedy,
+    /// As penalties, of tokens that are allowed
+    Masked,
+    /// As logprobs, of tokens that are allowed
+    MaskedLogprobs,
     /// Log-probabilities of given tokens
     Score,
     /// Logits
@@ -63,6 +69,9 @@ impl HeadName {
             Self::Sample => Head::Sample(Sampler::Stochastic),
             Self::Penalties => Head::Sample(Sampler::Penalized),
             Self::Logprobs => Head::Sample(Sampler::Logprobs),
+            Self::MaskedGreedy => Head::Sample(Sampler::MaskedGreedy),
+            Self::Masked => Head::Sample(Sampler::Masked),
+            Self::MaskedLogprobs => Head::Sample(Sampler::MaskedLogprobs),
             Self::Score => Head::Logprobs { top: false },
             Self::Logits => Head::Logits,
             Self::Hidden => Head::Hidden,

@@ -27,12 +27,12 @@ use super::{
     outcome::notes_as_json,
 };
 use crate::{
+    constraint::{Constraint, Grammars},
     engine::{
         Engine, Request,
         service::{LoadProgress, MakeEngine, Phase, QueueLimits, Service},
     },
-    serve::{ApiKey, Guard, Listener, Metrics, Served, Tls, router, unix_time},
-    tokenizer::Tokenizer,
+    serve::{ApiKey, Guard, Listener, Metrics, Served, Text, Tls, router, unix_time},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -221,8 +221,8 @@ async fn serve(
     let limits =
         QueueLimits { requests: args.max_queue, prompt_tokens: args.max_queue_tokens.unwrap_or(32 * context as usize) };
     let fingerprint = args.fingerprint(&opened)?;
-    let tokenizer: Arc<OnceLock<Arc<Tokenizer>>> = Arc::default();
-    let (vocab, of_thread, to_fill) = (opened.config.vocab_size, args.clone(), tokenizer.clone());
+    let text: Arc<OnceLock<Text>> = Arc::default();
+    let (vocab, of_thread, to_fill) = (opened.config.vocab_size, args.clone(), text.clone());
     let load = move |on_progress: &(dyn Fn(LoadProgress) + Sync)| {
         load(&of_thread, &opened, context, &to_fill, on_progress).map_err(|e| format!("{e:#}"))
     };
@@ -232,7 +232,7 @@ async fn serve(
         names,
         defaults,
         timeout: (args.timeout > 0).then(|| Duration::from_secs(args.timeout)),
-        tokenizer,
+        text,
         fingerprint,
         started: unix_time(),
         service: service.clone(),
@@ -312,16 +312,18 @@ fn load(
     args: &Args,
     opened: &OpenedModel,
     context: i64,
-    tokenizer: &OnceLock<Arc<Tokenizer>>,
+    text: &OnceLock<Text>,
     on_progress: &(dyn Fn(LoadProgress) + Sync),
 ) -> Result<MakeEngine> {
     let platform = args.model.platform(opened)?;
     let loaded = args.model.load(opened, &platform)?;
-    let read = opened.tokenizer()?.clone();
-    let _ = tokenizer.set(read.clone()); // it is set once
+    let tokenizer = opened.tokenizer()?.clone();
+    let grammars = Arc::new(Grammars::new(tokenizer.clone()));
+    grammars.prepare();
+    let _ = text.set(Text { tokenizer: tokenizer.clone(), grammars: grammars.clone() }); // it is set once
     let (model, slots, is_cpu) = (loaded.model, i64::from(args.slots), loaded.is_cpu);
     // Memory that is not there is better said before minutes of compiling.
-    drop(Engine::new(model.clone(), read.clone(), slots, context)?);
+    drop(Engine::new(model.clone(), tokenizer.clone(), slots, context)?);
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let progress =
         |weights_placed| move |done, total| on_progress(LoadProgress { weights_placed, programs: (done, total) });
@@ -332,7 +334,15 @@ fn load(
         report.compiled + report.cached
     };
     progress(true)(programs, programs);
-    Ok(Box::new(move || Engine::new(model.clone(), read.clone(), slots, context)))
+    // The first request that asks for a form should not wait for what all of them need.
+    if let Err(problem) = grammars.compile(&Constraint::JsonObject) {
+        note(&format!("warning: {problem}"));
+    }
+    Ok(Box::new(move || {
+        let mut engine = Engine::new(model.clone(), tokenizer.clone(), slots, context)?;
+        engine.use_grammars(grammars.clone());
+        Ok(engine)
+    }))
 }
 
 /// Allows as many open files as the system lets this process have: each connection is one.

@@ -1,6 +1,6 @@
 //! Why a request is refused, apart from why the engine cannot go on.
 
-use crate::sampling::OutOfRange;
+use crate::{constraint::ConstraintError, sampling::OutOfRange};
 
 /// A request that is not taken. The engine is as before.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -16,6 +16,8 @@ pub enum Refusal {
     UnknownToken { id: u32, vocab: i64 },
     #[error(transparent)]
     BadParameter(#[from] OutOfRange),
+    #[error(transparent)]
+    BadConstraint(#[from] ConstraintError),
     #[error("{waiting} answers wait already, at most {most} may; try again when some are finished")]
     QueueFull { waiting: usize, most: usize },
     #[error("the engine is shutting down and takes no more requests")]

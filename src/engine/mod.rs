@@ -39,6 +39,7 @@ use scoring::ScoreInProgress;
 use sequence::Sequence;
 
 use crate::{
+    constraint::{Grammar, Grammars},
     runtime::{
         BatchHead, DecodeRow, Error, Model, Result, RowRef, ScoredRow, Segment, Session, StepBatch, StepOutput, Token,
     },
@@ -65,6 +66,7 @@ pub struct Stats {
 pub struct Engine {
     session: Session,
     tokenizer: Arc<Tokenizer>,
+    grammars: Arc<Grammars>,
     vocab: i64,
     queue: VecDeque<Sequence>,
     /// The most answers that may wait.
@@ -101,6 +103,7 @@ impl Engine {
         let slots = std::iter::repeat_with(Slot::default).take(session.slots() as usize).collect();
         Ok(Self {
             session,
+            grammars: Arc::new(Grammars::new(tokenizer.clone())),
             tokenizer,
             vocab,
             queue: VecDeque::new(),
@@ -119,6 +122,11 @@ impl Engine {
     /// Refuses requests while more answers than this wait for a slot.
     pub fn limit_queue(&mut self, most: usize) {
         self.max_queue = most;
+    }
+
+    /// Compiles constraints with what others prepared for the same tokenizer.
+    pub fn use_grammars(&mut self, grammars: Arc<Grammars>) {
+        self.grammars = grammars;
     }
 
     /// Refuses all further requests; those that were taken are finished.
@@ -175,8 +183,11 @@ impl Engine {
     /// # Errors
     /// A request that would be refused, or the plugin's error while compiling.
     pub fn prepare(&self, request: &Request) -> Result<()> {
-        request.check(self.cache_len(), self.vocab).map_err(|refusal| Error::Invalid(refusal.to_string()))?;
-        let sequence = Sequence::answer(RequestId(0), 0, 0, &Arc::new(request.clone()), &self.tokenizer);
+        let invalid = |refusal: Refusal| Error::Invalid(refusal.to_string());
+        request.check(self.cache_len(), self.vocab).map_err(invalid)?;
+        let grammar = self.grammar(request).map_err(invalid)?;
+        let request = Arc::new(request.clone());
+        let sequence = Sequence::answer(RequestId(0), (0, 0), &request, grammar.as_ref(), &self.tokenizer);
         let slots: Vec<SlotView<'_>> = self.slots.iter().map(Slot::view).collect();
         let first = schedule(&slots, &[sequence.view()], self.limits(), None);
         let cached = first.admissions.first().map_or(0, |admission| admission.cached);
@@ -201,6 +212,11 @@ impl Engine {
         self.next_order
     }
 
+    /// Compiles what a request's answers are held to.
+    fn grammar(&self, request: &Request) -> std::result::Result<Option<Grammar>, Refusal> {
+        Ok(request.constraint.as_ref().map(|constraint| self.grammars.compile(constraint)).transpose()?)
+    }
+
     /// Queues a request for answers. An answer is cut where its slot ends.
     ///
     /// # Errors
@@ -209,11 +225,14 @@ impl Engine {
         request.check(self.cache_len(), self.vocab)?;
         // Control tokens are no text in which their names could be found.
         request.stop_ids.extend(request.stop.iter().filter_map(|stop| self.tokenizer.control_token(stop)));
+        let grammar = self.grammar(&request)?;
+        request.stop_ids.extend(grammar.iter().flat_map(Grammar::end_ids));
         let id = self.new_request(request.n)?;
         let request = Arc::new(request);
         for index in 0..request.n {
             let order = self.next_order();
-            self.queue.push_back(Sequence::answer(id, order, index, &request, &self.tokenizer));
+            let sequence = Sequence::answer(id, (order, index), &request, grammar.as_ref(), &self.tokenizer);
+            self.queue.push_back(sequence);
         }
         Ok(id)
     }
@@ -300,7 +319,8 @@ impl Engine {
 
     /// Runs the batch, and hands out what it gives.
     fn run(&mut self, next: &Schedule, events: &mut Vec<Event>) -> Result<()> {
-        let parts: Vec<Part> = next.segments.iter().map(|segment| self.part(segment.slot, segment.tokens)).collect();
+        let parts = next.segments.iter().map(|segment| self.part(segment.slot, segment.tokens)).collect();
+        let parts = self.with_masks(parts, events);
         if parts.is_empty() {
             return Ok(());
         }
@@ -380,6 +400,22 @@ impl Engine {
         Ok(())
     }
 
+    /// Computes the masks of answers that are held to a form. A request without a token that it may
+    /// go on with ends, and its parts are left out.
+    fn with_masks(&mut self, mut parts: Vec<Part>, events: &mut Vec<Event>) -> Vec<Part> {
+        for part in parts.iter().filter(|part| part.samples) {
+            // Another answer to the same request may have failed just now.
+            let Some(sequence) = &mut self.slots[part.slot].sequence else { continue };
+            let id = sequence.id;
+            if let Err(error) = sequence.compute_mask() {
+                self.cancel(id);
+                events.push(Event::Failed { id, error: error.to_string() });
+            }
+        }
+        parts.retain(|part| self.slots[part.slot].sequence.is_some());
+        parts
+    }
+
     /// What a segment of the schedule means for its sequence.
     fn part(&self, slot: usize, tokens: usize) -> Part {
         let (start, sequence) = (self.slots[slot].cached.len(), sequence_of(&self.slots, slot));
@@ -433,6 +469,10 @@ impl Engine {
     /// Adds tokens to a slot's answer, up to what ends it. All but the last one are in the cache
     /// then.
     fn receive(&mut self, slot: usize, tokens: Vec<Token>, events: &mut Vec<Event>) {
+        // Another answer to the same request may have failed in this step.
+        if self.slots[slot].sequence.is_none() {
+            return;
+        }
         if !tokens.iter().all(Token::is_chosen) {
             let (id, held) = (sequence_of(&self.slots, slot).id, &mut self.slots[slot]);
             held.cached.extend(tokens.iter().take_while(|token| token.is_chosen()).map(|token| token.id));

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Refusal;
 use crate::{
+    constraint::Constraint,
     runtime::Token,
     sampling::{MAX_BIAS, OutOfRange, Params, Penalties, TOP_LOGPROBS},
 };
@@ -42,6 +43,8 @@ pub struct Request {
     pub echo: bool,
     /// What requests have in the cache is shared only among those of the same salt.
     pub cache_salt: u64,
+    /// The form that the answer is held to. It ends where it is complete.
+    pub constraint: Option<Constraint>,
 }
 
 impl Request {
@@ -60,6 +63,7 @@ impl Request {
             logprobs: None,
             echo: false,
             cache_salt: 0,
+            constraint: None,
         }
     }
 

@@ -7,6 +7,7 @@ use super::{
     scheduler::SequenceView,
 };
 use crate::{
+    constraint::{Grammar, MatchError, Matcher},
     runtime::{SamplingInputs, Token, TokenScore},
     sampling::{Params, Penalties},
     tokenizer::{Detokenizer, StopStrings, Tokenizer, TokenizerError},
@@ -57,6 +58,19 @@ pub(super) struct AnswerInProgress {
     text: String,
     /// The request's biases, and those that keep stop ids away until there are `min_tokens`.
     bias_without_stop: Vec<(u32, f32)>,
+    /// What the answer is held to.
+    matcher: Option<Matcher>,
+    /// The tokens that the matcher allows next.
+    mask: Vec<u32>,
+}
+
+/// Why an answer cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AnswerError {
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Constraint(#[from] MatchError),
 }
 
 /// A bias that no logit makes up for, but a number: infinities would meet zeros.
@@ -71,8 +85,14 @@ pub(super) struct Progress {
 }
 
 impl Sequence {
-    /// The answer of number `index` to a request.
-    pub fn answer(id: RequestId, order: u64, index: usize, request: &Arc<Request>, tokenizer: &Arc<Tokenizer>) -> Self {
+    /// The answer of number `index` to a request, whose constraint is compiled as `grammar`.
+    pub fn answer(
+        id: RequestId,
+        (order, index): (u64, usize),
+        request: &Arc<Request>,
+        grammar: Option<&Grammar>,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> Self {
         let scores = request.scores_prompt();
         let count = if scores { request.prompt.len() - 1 } else { 0 };
         let target =
@@ -102,6 +122,8 @@ impl Sequence {
                         request.logit_bias.iter().copied().chain(never).collect()
                     }
                 },
+                matcher: grammar.map(Grammar::matcher),
+                mask: vec![],
             }),
         }
     }
@@ -137,7 +159,19 @@ impl Sequence {
             logprobs: request.logprobs.is_some(),
             history: if request.penalties == Penalties::NONE { &[] } else { &self.tokens },
             prompt_len: request.prompt.len(),
+            mask: answer.matcher.as_ref().map(|_| &answer.mask[..]),
         }
+    }
+
+    /// Computes which tokens may come next, if the answer is held to a form.
+    ///
+    /// # Errors
+    /// None may.
+    pub fn compute_mask(&mut self) -> Result<(), MatchError> {
+        let Some(AnswerInProgress { matcher: Some(matcher), mask, .. }) = &mut self.answer else { return Ok(()) };
+        mask.clear();
+        mask.extend_from_slice(matcher.mask()?);
+        Ok(())
     }
 
     /// The most tokens that one dispatch may add to its answer in a slot of `cache_len` tokens.
@@ -154,11 +188,11 @@ impl Sequence {
     /// Adds tokens to the answer, up to what ends it.
     ///
     /// # Errors
-    /// A token that cannot be turned into text.
+    /// A token that cannot be turned into text, or that the answer's constraint does not allow.
     ///
     /// # Panics
     /// If it is scored only.
-    pub fn receive(&mut self, new: Vec<Token>, cache_len: usize) -> Result<Progress, TokenizerError> {
+    pub fn receive(&mut self, new: Vec<Token>, cache_len: usize) -> Result<Progress, AnswerError> {
         let answer = self.answer.as_mut().expect("a sequence that samples has an answer");
         let mut progress = Progress { tokens: vec![], text: String::new(), finish_reason: None };
         for token in new {
@@ -166,6 +200,9 @@ impl Sequence {
                 answer.stopped_by = Some(Stop::Token(token.id));
                 progress.finish_reason = Some(FinishReason::Stop);
                 break;
+            }
+            if let Some(matcher) = &mut answer.matcher {
+                matcher.accept(token.id)?;
             }
             let piece = answer.detokenizer.push(token.id)?;
             let (piece, stop) = if answer.may_stop() { answer.stop.push(&piece) } else { (piece, None) };
@@ -176,6 +213,10 @@ impl Sequence {
             answer.tokens.push(token);
             if let Some(stop) = stop {
                 answer.stopped_by = Some(Stop::Text(stop));
+                progress.finish_reason = Some(FinishReason::Stop);
+                break;
+            }
+            if answer.matcher.as_ref().is_some_and(Matcher::is_finished) {
                 progress.finish_reason = Some(FinishReason::Stop);
                 break;
             }

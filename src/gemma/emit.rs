@@ -76,7 +76,7 @@ impl ProgramSpec {
 
     /// Steps of decoding until as many were taken as were asked for, or all slots are idle.
     fn decode(&self, g: &Graph, inputs: &Inputs<'_>, sampler: Sampler) -> Result<Module, HloError> {
-        let (slots, max_steps) = (self.slots, self.model.decode_steps());
+        let (slots, max_steps) = (self.slots, self.model.decode_steps(sampler));
         let count = g.s32(slots);
         let weights = Weights::declare(g, &self.model);
         let given = self.declare_caches(g);

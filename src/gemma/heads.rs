@@ -3,13 +3,13 @@
 
 use super::{
     Context,
-    inputs::Inputs,
+    inputs::{Field, Inputs},
     layers::{largest_logit, logits, score_logits, top_logits},
     weights::Weights,
 };
 use crate::{
     hlo::{DType, Op},
-    sampling::{self, Candidates, MAX_TOP_K, ParamOps, PenaltyOps, Sampler},
+    sampling::{self, Candidates, MAX_TOP_K, ParamOps, PenaltyOps, Sampler, VocabSplit},
     tree,
 };
 
@@ -18,17 +18,20 @@ use crate::{
 pub(super) struct SamplingOps<'g> {
     params: Option<ParamOps<'g>>,
     penalties: Option<PenaltyOps<'g>>,
+    /// Tokens that are allowed, `s32[rows, mask_words]`.
+    mask: Option<Op<'g>>,
     sampler: Sampler,
 }
-tree!(SamplingOps { params, penalties } keeping { sampler });
+tree!(SamplingOps { params, penalties, mask } keeping { sampler });
 
 impl<'g> SamplingOps<'g> {
     /// Takes them from the program's inputs.
     pub fn new(cx: Context<'_, 'g>, inputs: &Inputs<'g>, sampler: Sampler) -> Self {
         let penalties = || PenaltyOps::new(inputs.penalties(), cx.model.vocab());
         Self {
-            params: (sampler > Sampler::Greedy).then(|| inputs.params()),
-            penalties: (sampler >= Sampler::Penalized).then(penalties),
+            params: sampler.takes_params().then(|| inputs.params()),
+            penalties: sampler.takes_penalties().then(penalties),
+            mask: sampler.is_masked().then(|| inputs.get(Field::Mask)),
             sampler,
         }
     }
@@ -36,6 +39,11 @@ impl<'g> SamplingOps<'g> {
     /// Counts a token of each row, `s32[rows]`, as generated.
     pub fn after(self, cx: Context<'_, 'g>, tokens: Op<'g>) -> Self {
         Self { penalties: self.penalties.map(|penalties| penalties.after(tokens, cx.model.vocab())), ..self }
+    }
+
+    /// Returns logits `f32[rows, per_device]` with minus infinity for tokens that are not allowed.
+    fn allowed(&self, logits: Op<'g>, vocab: VocabSplit) -> Op<'g> {
+        self.mask.map_or(logits, |mask| sampling::allowed(logits, mask, vocab))
     }
 
     /// Samples a token for each row of hidden states `[rows, hidden]`; it will stand at `positions`
@@ -65,13 +73,15 @@ impl<'g> SamplingOps<'g> {
             Sampler::Stochastic => {
                 sampling::sample(Candidates::all(logits(cx, hidden, weights), vocab), params(), positions)
             }
-            Sampler::Penalized | Sampler::Logprobs => {
+            Sampler::MaskedGreedy => sampling::greedy(self.allowed(logits(cx, hidden, weights), vocab), vocab),
+            Sampler::Penalized | Sampler::Logprobs | Sampler::Masked | Sampler::MaskedLogprobs => {
                 let logits = logits(cx, hidden, weights);
                 let changed = self.penalties.expect("the sampler has penalties").apply(logits);
-                let tokens = sampling::sample(Candidates::all(changed, vocab), params(), positions);
+                let candidates = Candidates::all(self.allowed(changed, vocab), vocab);
+                let tokens = sampling::sample(candidates, params(), positions);
                 // Log-probabilities are those of the model's own distribution.
                 packed_logprobs =
-                    (self.sampler == Sampler::Logprobs).then(|| sampling::packed_logprobs(logits, tokens, true, vocab));
+                    self.sampler.gives_logprobs().then(|| sampling::packed_logprobs(logits, tokens, true, vocab));
                 tokens
             }
         };

@@ -46,6 +46,8 @@ pub enum Field {
     /// Of each row the tokens with a bias, padded with -1, and the biases.
     BiasTokens,
     Biases,
+    /// Of each row the tokens that are allowed, as bits; see [`crate::sampling::allowed`].
+    Mask,
     /// Slots to copy from and to.
     CopyFrom,
     CopyTo,
@@ -69,7 +71,7 @@ impl Field {
     /// What stands where the host writes nothing.
     fn padding(self) -> i32 {
         match self {
-            Self::StopIds | Self::History | Self::BiasTokens => -1,
+            Self::StopIds | Self::History | Self::BiasTokens | Self::Mask => -1,
             Self::RepetitionPenalty | Self::TopP => 1.0_f32.to_bits() as i32,
             _ => 0,
         }
@@ -101,7 +103,7 @@ impl InputLayout {
                     layout.push(Field::RowCount, &[]);
                 }
                 match head {
-                    Head::Sample(sampler) => layout.push_sampling(sampler, rows, spec.cache_len),
+                    Head::Sample(sampler) => layout.push_sampling(sampler, rows, spec),
                     Head::Logprobs { .. } => layout.push(Field::Targets, &[rows]),
                     Head::None | Head::Logits | Head::Hidden => {}
                 }
@@ -112,7 +114,7 @@ impl InputLayout {
                 layout.push(Field::MaxNewTokens, &[slots]);
                 layout.push(Field::StopIds, &[slots, MAX_STOP_IDS]);
                 layout.push(Field::Steps, &[]);
-                layout.push_sampling(sampler, slots, spec.cache_len);
+                layout.push_sampling(sampler, slots, spec);
             }
             Program::Copy => {
                 layout.push(Field::CopyFrom, &[]);
@@ -127,20 +129,23 @@ impl InputLayout {
         self.len += dims.iter().product::<i64>() as usize;
     }
 
-    fn push_sampling(&mut self, sampler: Sampler, rows: i64, history: i64) {
-        if sampler > Sampler::Greedy {
+    fn push_sampling(&mut self, sampler: Sampler, rows: i64, spec: &ProgramSpec) {
+        if sampler.takes_params() {
             for field in [Field::Temperature, Field::TopK, Field::TopP, Field::MinP] {
                 self.push(field, &[rows]);
             }
             self.push(Field::Seed, &[rows, 2]);
         }
-        if sampler >= Sampler::Penalized {
+        if sampler.takes_penalties() {
             for field in [Field::RepetitionPenalty, Field::PresencePenalty, Field::FrequencyPenalty, Field::PromptLen] {
                 self.push(field, &[rows]);
             }
-            self.push(Field::History, &[rows, history]);
+            self.push(Field::History, &[rows, spec.cache_len]);
             self.push(Field::BiasTokens, &[rows, MAX_BIAS as i64]);
             self.push(Field::Biases, &[rows, MAX_BIAS as i64]);
+        }
+        if sampler.is_masked() {
+            self.push(Field::Mask, &[rows, spec.model.vocab().mask_words()]);
         }
     }
 
@@ -236,6 +241,11 @@ impl PackedInputs {
         for (i, value) in values.into_iter().enumerate() {
             places[i] = value;
         }
+    }
+
+    /// Dimensions of a field, if the program takes it.
+    pub fn dims(&self, field: Field) -> Option<&[i64]> {
+        self.layout.dims(field)
     }
 
     /// Whether the program takes a field.

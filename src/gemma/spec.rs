@@ -3,7 +3,7 @@
 use super::{Config, ConfigError, Lowering, storage::StoredTypes};
 use crate::{
     hlo::{DType, Mesh},
-    sampling::VocabSplit,
+    sampling::{Sampler, VocabSplit},
 };
 
 /// A model, and how it is run.
@@ -33,8 +33,9 @@ impl ModelSpec {
 
     /// The most tokens of each slot that one dispatch decodes. XLA:TPU copies four-bit weights
     /// before a loop, all of them (3.8 GiB for the 7B), so that those decode one step a dispatch.
-    pub fn decode_steps(&self) -> i64 {
-        if self.stored.matrices == DType::S4 { 1 } else { self.lowering.decode_steps }
+    /// So do answers with masks: which tokens may follow a token only the host knows.
+    pub fn decode_steps(&self, sampler: Sampler) -> i64 {
+        if self.stored.matrices == DType::S4 || sampler.is_masked() { 1 } else { self.lowering.decode_steps }
     }
 
     /// Element type of keys and values in the cache's arrays.

@@ -2,6 +2,7 @@
 //! llama-server add to it: for lines of `generate --input`, and for the server.
 
 mod choices;
+mod constraint;
 mod fields;
 mod prompt;
 mod request;

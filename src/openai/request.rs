@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::fields::{FieldError, Fields, Result};
+use super::{
+    constraint::constraint,
+    fields::{FieldError, Fields, Result},
+};
 use crate::engine::Request;
 
 /// Takes the fields that change a request, whose other parts are as in `request`. Ids that end it
@@ -45,6 +48,7 @@ pub fn request(fields: &mut Fields, mut request: Request) -> Result<Request> {
         let id = id.parse().map_err(wrong)?;
         request.logit_bias.push((id, bias));
     }
+    request.constraint = constraint(fields, request.constraint)?;
     request.min_tokens = fields.take("min_tokens")?.unwrap_or(request.min_tokens);
     Ok(request)
 }
@@ -73,7 +77,6 @@ const WITHOUT_EFFECT: [&str; 16] = [
 /// supported. Their defaults are accepted.
 fn refuse_what_is_not_supported(fields: &mut Fields) -> Result<()> {
     let no_tools = "Gemma calls no tools; describe them in a message, and leave this out";
-    let no_grammar = "answers cannot be held to a grammar; ask for the format in a message, and leave this out";
     let no_beams = "beam search is not supported; leave this out";
     let text_only = "answers are text; leave this out";
     let as_it_is = "only the default is supported; leave this out";
@@ -84,12 +87,6 @@ fn refuse_what_is_not_supported(fields: &mut Fields) -> Result<()> {
         ("functions", vec![empty.clone()], no_tools),
         ("function_call", vec![json!("none")], no_tools),
         ("web_search_options", vec![], no_tools),
-        ("response_format", vec![json!({"type": "text"})], no_grammar),
-        ("structured_outputs", vec![], no_grammar),
-        ("guided_json", vec![], no_grammar),
-        ("guided_regex", vec![], no_grammar),
-        ("guided_choice", vec![], no_grammar),
-        ("guided_grammar", vec![], no_grammar),
         ("use_beam_search", vec![no.clone()], no_beams),
         ("length_penalty", vec![json!(1), json!(1.0)], no_beams),
         ("early_stopping", vec![no.clone()], no_beams),

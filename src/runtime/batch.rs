@@ -82,23 +82,27 @@ pub struct SamplingInputs<'a> {
     /// there are none.
     pub history: &'a [u32],
     pub prompt_len: usize,
+    /// The tokens that are allowed, if not all; see [`crate::sampling::allowed`]. Those beyond its
+    /// end are not.
+    pub mask: Option<&'a [u32]>,
 }
 
 impl SamplingInputs<'_> {
     /// By these parameters alone.
     pub fn plain(params: Params) -> Self {
-        Self { params, penalties: Penalties::NONE, bias: &[], logprobs: false, history: &[], prompt_len: 0 }
+        Self { params, penalties: Penalties::NONE, bias: &[], logprobs: false, history: &[], prompt_len: 0, mask: None }
     }
 
     /// The sampler that it needs.
     pub fn sampler(&self) -> Sampler {
-        if self.logprobs {
+        let sampler = if self.logprobs {
             Sampler::Logprobs
         } else if self.penalties != Penalties::NONE || !self.bias.is_empty() {
             Sampler::Penalized
         } else {
             self.params.sampler()
-        }
+        };
+        if self.mask.is_some() { sampler.masked() } else { sampler }
     }
 
     /// Writes the inputs of row `row`, as far as the program takes them.
@@ -121,6 +125,11 @@ impl SamplingInputs<'_> {
             inputs.set(Field::PromptLen, row, [self.prompt_len as i32]);
             inputs.set(Field::BiasTokens, row, self.bias.iter().map(|&(id, _)| id as i32).take(MAX_BIAS));
             inputs.set(Field::Biases, row, self.bias.iter().map(|&(_, bias)| bias.to_bits() as i32).take(MAX_BIAS));
+        }
+        let words = inputs.dims(Field::Mask).map(|dims| dims[1] as usize);
+        if let (Some(words), Some(mask)) = (words, self.mask) {
+            let all = mask.iter().map(|&word| word as i32).chain(std::iter::repeat(0));
+            inputs.set(Field::Mask, row, all.take(words));
         }
     }
 }

@@ -36,12 +36,12 @@ impl BatchSize {
     }
 }
 
-/// The program's head for a batch: the slowest sampler that a row needs.
+/// The program's head for a batch: the fastest sampler that does what all rows need.
 pub(super) fn head_of(head: &BatchHead<'_>) -> Head {
     match head {
         BatchHead::None => Head::None,
         BatchHead::Sample(rows) => {
-            Head::Sample(rows.iter().map(|(_, sampling)| sampling.sampler()).max().unwrap_or(Sampler::Greedy))
+            Head::Sample(rows.iter().map(|(_, sampling)| sampling.sampler()).fold(Sampler::Greedy, Sampler::joined))
         }
         BatchHead::Logprobs { top, .. } => Head::Logprobs { top: *top },
         BatchHead::Logits(_) => Head::Logits,

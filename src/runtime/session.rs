@@ -106,7 +106,7 @@ impl Session {
 
     /// The most tokens that one dispatch decodes for a slot.
     pub fn decode_steps(&self) -> i64 {
-        self.model.spec().decode_steps()
+        self.model.spec().decode_steps(Sampler::Greedy)
     }
 
     /// Makes the programs ready that it takes to extend a sequence of `start` tokens by `tokens`,
@@ -172,7 +172,7 @@ impl Session {
     }
 
     /// One dispatch of up to `steps` tokens of each row's slot; the tokens of each, the one that
-    /// ends it included.
+    /// ends it included. Of a row with a mask it is one token, and so of all.
     ///
     /// # Errors
     /// As [`Self::step`].
@@ -186,11 +186,11 @@ impl Session {
             };
             return Ok(tokens.into_iter().map(|token| vec![token]).collect());
         }
-        let steps = steps.min(self.decode_steps());
+        let sampler = rows.iter().map(|row| row.sampling.sampler()).fold(Sampler::Greedy, Sampler::joined);
+        let steps = steps.min(self.model.spec().decode_steps(sampler));
         for row in rows {
             self.layout.check_room(row.slot, row.position, row.max_new_tokens.min(steps))?;
         }
-        let sampler = rows.iter().map(|row| row.sampling.sampler()).max().unwrap_or(Sampler::Greedy);
         let end = rows.iter().map(|row| row.position + row.max_new_tokens.min(steps)).max().unwrap_or(1);
         let spec = self.decode_spec(end, sampler);
         let outputs = self.run(&spec, &pack_decode(rows, steps, &spec, self.layout))?;

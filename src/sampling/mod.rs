@@ -8,9 +8,10 @@
 //! top-k, each step of the bisection costs one all-reduce of a scalar per row.
 //!
 //! The order of what changes the distribution is that of transformers: penalties and biases,
-//! temperature, top-k, top-p, min-p.
+//! temperature, top-k, top-p, min-p. Tokens that are not allowed have no part in it.
 
 mod logprobs;
+mod mask;
 mod penalties;
 mod random;
 mod range;
@@ -18,6 +19,7 @@ mod threshold;
 mod vocab;
 
 pub use logprobs::{TOP_LOGPROBS, log_probability, merged_log_probability, packed_logprobs, top_logprobs};
+pub use mask::allowed;
 pub use penalties::{MAX_BIAS, Penalties, PenaltyInputs, PenaltyOps};
 pub use random::{gumbel, threefry2x32};
 pub use range::OutOfRange;
@@ -28,8 +30,8 @@ use crate::{
     tree,
 };
 
-/// What a program can do with logits, from fast to slow; a slower one does what a faster one can.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// What a program can do with logits. A slower one does what a faster one can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sampler {
     /// Always the largest logit; the first one where several are equal.
     Greedy,
@@ -43,16 +45,77 @@ pub enum Sampler {
     /// As [`Self::Penalized`], with the log-probabilities of the token and of the [`TOP_LOGPROBS`]
     /// most likely ones.
     Logprobs,
+    /// As [`Self::Greedy`], of the tokens that are allowed.
+    MaskedGreedy,
+    /// As [`Self::Penalized`], of the tokens that are allowed.
+    Masked,
+    /// As [`Self::Logprobs`], of the tokens that are allowed.
+    MaskedLogprobs,
 }
 
 impl Sampler {
-    /// All of them, from fast to slow.
-    pub const ALL: [Self; 5] = [Self::Greedy, Self::TopK, Self::Stochastic, Self::Penalized, Self::Logprobs];
+    /// All of them: those that allow all tokens, from fast to slow, and then those with masks.
+    pub const ALL: [Self; 8] = [
+        Self::Greedy,
+        Self::TopK,
+        Self::Stochastic,
+        Self::Penalized,
+        Self::Logprobs,
+        Self::MaskedGreedy,
+        Self::Masked,
+        Self::MaskedLogprobs,
+    ];
+
+    /// Returns the sampler that does this for tokens that are allowed.
+    pub fn masked(self) -> Self {
+        match self {
+            Self::Greedy | Self::MaskedGreedy => Self::MaskedGreedy,
+            Self::TopK | Self::Stochastic | Self::Penalized | Self::Masked => Self::Masked,
+            Self::Logprobs | Self::MaskedLogprobs => Self::MaskedLogprobs,
+        }
+    }
+
+    /// Returns the fastest sampler that does what both can, for rows of one batch.
+    pub fn joined(self, other: Self) -> Self {
+        let (a, b) = (self.of_all_tokens(), other.of_all_tokens());
+        let joined = if a as u8 > b as u8 { a } else { b };
+        if self.is_masked() || other.is_masked() { joined.masked() } else { joined }
+    }
+
+    /// Without the mask.
+    fn of_all_tokens(self) -> Self {
+        match self {
+            Self::MaskedGreedy => Self::Greedy,
+            Self::Masked => Self::Penalized,
+            Self::MaskedLogprobs => Self::Logprobs,
+            other => other,
+        }
+    }
+
+    /// Returns whether it takes the tokens that are allowed.
+    pub fn is_masked(self) -> bool {
+        self.of_all_tokens() != self
+    }
+
+    /// Returns whether it takes [`Params`].
+    pub fn takes_params(self) -> bool {
+        self.of_all_tokens() != Self::Greedy
+    }
+
+    /// Returns whether it takes [`Penalties`] and biases.
+    pub fn takes_penalties(self) -> bool {
+        matches!(self.of_all_tokens(), Self::Penalized | Self::Logprobs)
+    }
+
+    /// Returns whether it gives log-probabilities.
+    pub fn gives_logprobs(self) -> bool {
+        self.of_all_tokens() == Self::Logprobs
+    }
 
     /// s32 numbers that a program returns for each row: the token, and its log-probabilities if
     /// there are some.
     pub fn width(self) -> i64 {
-        if self == Self::Logprobs { 2 + 2 * TOP_LOGPROBS } else { 1 }
+        if self.gives_logprobs() { 2 + 2 * TOP_LOGPROBS } else { 1 }
     }
 
     /// Name in program names.
@@ -63,6 +126,9 @@ impl Sampler {
             Self::Stochastic => "sample",
             Self::Penalized => "penalties",
             Self::Logprobs => "logprobs",
+            Self::MaskedGreedy => "masked-greedy",
+            Self::Masked => "masked",
+            Self::MaskedLogprobs => "masked-logprobs",
         }
     }
 }

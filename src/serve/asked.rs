@@ -92,6 +92,10 @@ impl Asked {
         if request.max_tokens == usize::MAX {
             request.max_tokens = if kind == Kind::Chat { context } else { DEFAULT_MAX_TOKENS.max(request.min_tokens) };
         }
+        if let Some(constraint) = &request.constraint {
+            // The engine finds it compiled.
+            served.text()?.grammars.compile(constraint).map_err(Refusal::from)?;
+        }
         if kind == Kind::Chat && request.echo {
             return Err(ApiError::field("echo", "\"echo\" is of /v1/completions; leave it out"));
         }

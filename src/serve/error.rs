@@ -165,6 +165,7 @@ impl From<Refusal> for ApiError {
                 let code = Some("context_length_exceeded");
                 Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message)
             }
+            Refusal::BadConstraint(_) => Self::field("response_format", refusal.to_string()),
             Refusal::BadParameter(out_of_range) => Self::field(out_of_range.name, out_of_range.problem),
             Refusal::UnknownToken { .. } | Refusal::EmptyPrompt => Self::field("prompt", refusal.to_string()),
             Refusal::QueueFull { .. } => Self::unavailable("overloaded", refusal.to_string()),

@@ -45,7 +45,7 @@ pub use error::ApiError;
 pub use guard::{ApiKey, Guard};
 pub use metrics::Metrics;
 pub use record::ACCESS_LOG;
-pub use served::{Served, State};
+pub use served::{Served, State, Text};
 pub use tls::Tls;
 
 /// Returns the server's endpoints.

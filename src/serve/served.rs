@@ -13,9 +13,10 @@ use super::{
     metrics::Metrics,
 };
 use crate::{
+    constraint::Grammars,
     engine::{
         Request,
-        service::{Service, Updates, Work},
+        service::{Service, ServiceError, Updates, Work},
     },
     tokenizer::Tokenizer,
 };
@@ -28,8 +29,8 @@ pub struct Served {
     pub defaults: Request,
     /// The longest time of a request, waiting included.
     pub timeout: Option<Duration>,
-    /// The tokenizer, once it is there.
-    pub tokenizer: Arc<OnceLock<Arc<Tokenizer>>>,
+    /// The tokenizer, and what compiles constraints on answers for it, once they are there.
+    pub text: Arc<OnceLock<Text>>,
     /// A digest of what answers depend on: weights, types, mesh, version.
     pub fingerprint: String,
     /// Seconds since 1970.
@@ -41,16 +42,30 @@ pub struct Served {
     pub tokenizing: Semaphore,
 }
 
+/// What turns text into tokens.
+pub struct Text {
+    pub tokenizer: Arc<Tokenizer>,
+    pub grammars: Arc<Grammars>,
+}
+
 /// The state of handlers.
 pub type State = Arc<Served>;
 
 impl Served {
+    /// Returns what turns text into tokens.
+    ///
+    /// # Errors
+    /// 503 while it is being loaded.
+    pub fn text(&self) -> ApiResult<&Text> {
+        self.text.get().ok_or_else(|| ServiceError::Loading.into())
+    }
+
     /// Returns the tokenizer.
     ///
     /// # Errors
     /// 503 while it is being loaded.
     pub fn tokenizer(&self) -> ApiResult<&Arc<Tokenizer>> {
-        self.tokenizer.get().ok_or_else(|| crate::engine::service::ServiceError::Loading.into())
+        Ok(&self.text()?.tokenizer)
     }
 
     /// Returns the model's name in answers.

@@ -13,6 +13,7 @@ mod minimal;
 mod stop;
 mod stream;
 mod template;
+mod token_bytes;
 
 pub use chat::RenderedChat;
 pub use error::TokenizerError;

@@ -7,6 +7,7 @@ mod bench_serve;
 mod chat;
 mod commands;
 mod compat;
+mod constraint;
 mod eval;
 mod hub;
 mod moments;

@@ -182,6 +182,7 @@ fn clients_get_what_they_ask_for() {
     let server = Server::start(&["--served-model-name", "gemma,other/name", "--slots", "4"]);
     models_and_tokens(&server);
     answers_in_a_chat(&server);
+    answers_held_to_a_form(&server);
     completions_with_their_prompt(&server);
     responses_and_scores(&server);
     what_is_wrong_is_explained(&server);
@@ -269,6 +270,34 @@ fn answers_in_a_chat(server: &Server) {
     let token = &first["choices"][0]["logprobs"]["content"][0];
     assert_eq!(token["top_logprobs"].as_array().unwrap().len(), 2);
     assert!(token["logprob"].as_f64().unwrap() <= 0.0 && token["bytes"].is_array());
+}
+
+fn answers_held_to_a_form(server: &Server) {
+    let schema = json!({
+        "type": "object", "required": ["city", "year"], "additionalProperties": false,
+        "properties": {"city": {"enum": ["Paris", "Rome"]}, "year": {"type": "integer", "minimum": 0, "maximum": 99}},
+    });
+    let format = json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}});
+    let body = with(
+        with(chat("What is the capital of France?"), format),
+        json!({"max_tokens": 64, "n": 2, "temperature": 1, "logprobs": true}),
+    );
+    let answer = server.post(CHAT, &body).ok();
+    for choice in answer["choices"].as_array().unwrap() {
+        let text = choice["message"]["content"].as_str().unwrap();
+        let object: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert!(
+            ["Paris", "Rome"].contains(&object["city"].as_str().unwrap()) && object["year"].as_u64().unwrap() < 100
+        );
+        assert_eq!(choice["finish_reason"], "stop");
+    }
+    let chosen = with(chat("Is Rome in Italy?"), json!({"choices": ["yes", "no"], "stream": true}));
+    let chunks = server.stream(CHAT, &chosen);
+    let text: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+    assert!(["yes", "no"].contains(&text.as_str()), "{text:?}");
+    let digits = server.post(COMPLETIONS, &json!({"prompt": "Count:", "regex": "[0-9]{4}", "max_tokens": 30})).ok();
+    let text = digits["choices"][0]["text"].as_str().unwrap();
+    assert!(text.len() == 4 && text.bytes().all(|byte| byte.is_ascii_digit()), "{text:?}");
 }
 
 fn completions_with_their_prompt(server: &Server) {
@@ -374,12 +403,11 @@ fn what_is_wrong_is_explained(server: &Server) {
     fails(CHAT, with(chat("x"), json!({"n": "two"})), Some("n"), "\"two\"");
     fails(CHAT, with(chat("x"), json!({"top_logprobs": 2})), Some("top_logprobs"), "\"logprobs\": true");
     fails(CHAT, with(chat("x"), json!({"tools": [{"type": "function"}]})), Some("tools"), "calls no tools");
-    fails(
-        CHAT,
-        with(chat("x"), json!({"response_format": {"type": "json_object"}})),
-        Some("response_format"),
-        "format",
-    );
+    fails(CHAT, with(chat("x"), json!({"response_format": {"type": "xml"}})), Some("response_format"), "json_schema");
+    let recursive =
+        json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {"type": "string"}}}}});
+    fails(CHAT, with(chat("x"), recursive), Some("response_format"), "cannot be honoured");
+    fails(CHAT, with(chat("x"), json!({"regex": "(a"})), Some("response_format"), "cannot be honoured");
     fails(CHAT, with(chat("x"), json!({"stream_options": {}})), Some("stream_options"), "\"stream\": true");
     fails(CHAT, with(chat("x"), json!({"min_tokens": 600})), Some("min_tokens"), "min_tokens is 600");
     fails(COMPLETIONS, json!({"prompt": []}), Some("prompt"), "none empty");

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use gemma_pjrt::tokenizer::{Message, Tokenizer};
+use gemma_pjrt::{
+    constraint::{Constraint, Grammars},
+    tokenizer::{Message, Tokenizer},
+};
 use serde_json::Value;
 
 fn tokenizer() -> &'static Arc<Tokenizer> {
@@ -149,4 +152,29 @@ fn chats_are_those_of_transformers() {
         assert_eq!(found.unwrap(), text);
         assert_eq!(serde_json::json!(t.encode_chat(&messages).unwrap()), expected["ids"], "{text:?}");
     }
+}
+
+/// What each of the 256,000 tokens writes, and answers that are held to a form in them.
+#[test]
+fn answers_can_be_held_to_a_form() {
+    let bytes = tokenizer().token_bytes().unwrap();
+    assert_eq!(bytes.len(), 256_000);
+    let text = "{\n    \"k\": [1, -2.5e3, \"\u{4e16}\u{754c} \u{1f30d}\"]\n}";
+    let ids = tokenizer().encode_continuation(text).unwrap();
+    let written: Vec<u8> = ids.iter().flat_map(|&id| bytes[id as usize].clone()).collect();
+    assert_eq!(written, text.as_bytes());
+
+    let started = std::time::Instant::now();
+    let grammars = Grammars::new(tokenizer().clone());
+    let grammar = grammars.compile(&Constraint::JsonObject).unwrap();
+    println!("the first constraint takes {:?}", started.elapsed());
+    let mut matcher = grammar.matcher();
+    let started = std::time::Instant::now();
+    for &id in &ids {
+        let mask = matcher.mask().unwrap();
+        assert!(mask[id as usize / 32] >> (id % 32) & 1 == 1, "{:?} is not allowed", tokenizer().piece(id));
+        matcher.accept(id).unwrap();
+    }
+    println!("{:?} a token", started.elapsed() / ids.len() as u32);
+    assert!(matcher.is_finished());
 }

@@ -62,6 +62,14 @@ fn texts() -> Vec<ProgramSpec> {
         all.push(program(tiny(lowering, tp(1)), Program::Copy));
         all.push(program(tiny(lowering, tp(4)), Program::Step { tokens: 32, head: Head::Sample(Sampler::Logprobs) }));
     }
+    // Tokens that are not allowed.
+    let masked = |lowering, mesh, sampler| {
+        program(tiny(lowering, mesh), Program::Step { tokens: 32, head: Head::Sample(sampler) })
+    };
+    all.extend([KERNELS, NATIVE, Lowering::TPU].map(|lowering| masked(lowering, tp(4), Sampler::MaskedGreedy)));
+    all.push(masked(Lowering::TPU, tp(1), Sampler::Masked));
+    all.push(masked(Lowering::TPU, tp(4), Sampler::MaskedLogprobs));
+    all.push(program(tiny(Lowering::TPU, tp(1)), Program::Decode { sampler: Sampler::MaskedGreedy }));
     // Matrices that a file does not align.
     let mut unaligned = tiny(KERNELS, tp(4));
     unaligned.stored.unaligned = true;

@@ -4,6 +4,7 @@ mod checkpoint;
 mod checkpoint_variations;
 mod common;
 mod compat;
+mod constraint;
 mod demo;
 mod engine;
 mod eval;

@@ -3,8 +3,8 @@
 use gemma_pjrt::{
     hlo::{DType, Graph, Literal, Mesh, Op, Shape},
     sampling::{
-        Candidates, MAX_BIAS, ParamOps, Params, Penalties, PenaltyInputs, PenaltyOps, TOP_LOGPROBS, VocabSplit, greedy,
-        log_probability, sample, threefry2x32, top_logprobs,
+        Candidates, MAX_BIAS, ParamOps, Params, Penalties, PenaltyInputs, PenaltyOps, TOP_LOGPROBS, VocabSplit,
+        allowed, greedy, log_probability, sample, threefry2x32, top_logprobs,
     },
 };
 
@@ -366,5 +366,65 @@ fn the_most_likely_tokens_are_told_in_order() {
         let out = run_on_devices(&module, &(0..devices).map(of_device).collect::<Vec<_>>()).swap_remove(0);
         assert_eq!(numbers::<i32>(&out[0]), tokens, "on {devices}");
         assert_close(&numbers::<f32>(&out[1]), &logprobs, 1e-6);
+    }
+}
+
+/// Tokens that are not allowed are as if their logits were minus infinity, on a vocabulary that is
+/// whole and one that is split, also where devices have none that are allowed.
+#[test]
+fn only_allowed_tokens_are_chosen() {
+    let _alone = several_devices();
+    for tokens in [64, 61, 100] {
+        let rows = 4;
+        let logits: Vec<f32> = (0..rows * tokens).map(|i| ((i * 31) % 47) as f32 / 5.0).collect();
+        let is_allowed = |row: usize, token: usize| match row {
+            0 => true,
+            1 => token % 7 == 3,
+            2 => token == tokens - 1,
+            _ => token < 5,
+        };
+        let words = tokens.div_ceil(32);
+        let mut mask = vec![0_u32; rows * words];
+        for (row, token) in (0..rows * tokens).map(|i| (i / tokens, i % tokens)).filter(|&(r, t)| is_allowed(r, t)) {
+            mask[row * words + token / 32] |= 1 << (token % 32);
+        }
+        let mask: Vec<i32> = mask.iter().map(|&word| word as i32).collect();
+        let removed = |(i, &x): (usize, &f32)| if is_allowed(i / tokens, i % tokens) { x } else { f32::NEG_INFINITY };
+        let removed: Vec<f32> = logits.iter().enumerate().map(removed).collect();
+        let params = [
+            Params { temperature: 0.9, top_k: 12, top_p: 0.8, min_p: 0.0, seed: 1 },
+            Params { temperature: 1.5, top_k: 0, top_p: 0.9, min_p: 0.05, seed: 2 },
+            Params { temperature: 1.0, top_k: 40, top_p: 1.0, min_p: 0.0, seed: 3 },
+            Params { temperature: 2.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 4 },
+        ];
+        let positions = [5, 6, 7, 8];
+        let drawn = draw(&removed, tokens as i64, &params, &positions);
+        let best = removed.chunks(tokens).map(|row| {
+            let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            row.iter().position(|&x| x == largest).unwrap() as i32
+        });
+        let best: Vec<i32> = best.collect();
+        for devices in [1, 2, 4, 7] {
+            let vocab = split(tokens, devices);
+            let graph = Graph::new("allowed");
+            let x = graph.parameter("logits", Shape::new(DType::F32, [rows as i64, vocab.per_device()]));
+            let bits = graph.parameter("mask", Shape::new(DType::S32, [rows as i64, vocab.mask_words()]));
+            let at = graph.parameter("positions", Shape::new(DType::S32, [rows as i64]));
+            let shapes: Vec<Shape> = parameters(&params).iter().map(|literal| literal.shape.clone()).collect();
+            let ops: Vec<Op<'_>> =
+                shapes.iter().enumerate().map(|(i, shape)| graph.parameter(&format!("p{i}"), shape.clone())).collect();
+            let left = allowed(vocab.owned(x), bits, vocab);
+            let outputs = [sample(Candidates::all(left, vocab), &param_ops(&ops), at), greedy(left, vocab)];
+            let module = graph.finish(&outputs).unwrap();
+            let of_device = |d: usize| {
+                let mask = Literal::s32s([rows as i64, words as i64], &mask);
+                let mut list = vec![held(&logits, vocab, d), mask, Literal::s32s([rows as i64], &positions)];
+                list.extend(parameters(&params));
+                list
+            };
+            let out = run_on_devices(&module, &(0..devices).map(of_device).collect::<Vec<_>>()).swap_remove(0);
+            assert_eq!(numbers::<i32>(&out[0]), drawn, "drawn of {tokens} on {devices}");
+            assert_eq!(numbers::<i32>(&out[1]), best, "greedy of {tokens} on {devices}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use super::constraint_args::ConstraintArgs;
 use crate::{
     cli::model_args::{ModelArgs, PenaltyArgs, SamplingArgs, parse_tokens},
     engine::Request,
@@ -48,6 +49,8 @@ pub struct Args {
     /// End the text before this string (may be repeated)
     #[arg(long, value_name = "STR")]
     pub stop: Vec<String>,
+    #[command(flatten)]
+    pub constraint: ConstraintArgs,
     /// Print one JSON object instead of streaming text
     #[arg(long)]
     pub json: bool,
@@ -65,6 +68,7 @@ impl Args {
             penalties: self.penalties.penalties()?,
             stop_ids,
             stop: self.stop.clone(),
+            constraint: self.constraint.constraint(),
             ..Request::greedy(prompt, self.max_tokens as usize)
         })
     }

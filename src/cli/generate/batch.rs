@@ -68,7 +68,8 @@ impl Batch {
             bail!("{} has no lines; give one JSON object a line, such as {{\"prompt\": \"...\"}}", path.display());
         }
         // A run with other settings must not resume this one.
-        let settings = format!("{:?}", (args.max_tokens, &args.sampling, &args.penalties, &args.stop, args.raw));
+        let settings =
+            format!("{:?}", (args.max_tokens, &args.sampling, &args.penalties, &args.stop, args.raw, &args.constraint));
         let mut identity = args.model.run_identity(opened)?;
         identity.insert("input", format!("{:x}", Sha256::digest(&bytes)));
         identity.insert("settings", format!("{:x}", Sha256::digest(settings)));
@@ -81,6 +82,12 @@ impl Batch {
         let remaining =
             lines.into_iter().enumerate().filter(|(index, _)| !finished.lines.contains_key(index)).collect();
         Ok(Self { remaining, finished, total, longest })
+    }
+
+    /// Returns whether an answer is held to a form.
+    pub fn has_constraints(&self) -> bool {
+        let has_one = |line: &Line| line.request.as_ref().is_ok_and(|(request, _)| request.constraint.is_some());
+        self.remaining.iter().any(|(_, line)| has_one(line))
     }
 
     /// Returns whether all lines are answered, so that no model is needed.

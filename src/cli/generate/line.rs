@@ -144,7 +144,10 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::tokenizer::{TextFiles, minimal_tokenizer_json};
+    use crate::{
+        constraint::Constraint,
+        tokenizer::{TextFiles, minimal_tokenizer_json},
+    };
 
     #[derive(Parser)]
     struct Cli {
@@ -185,6 +188,10 @@ mod tests {
         assert_eq!(accepted(json!({"max_tokens": 9, "max_completion_tokens": 9})).max_tokens, 9);
         assert_eq!(accepted(json!({"n": 3, "best_of": 3})).n, 3);
         assert_eq!(accepted(json!({"ignore_eos": true, "stop_token_ids": [4]})).stop_ids, [4]);
+        assert_eq!(accepted(json!({})).constraint, None);
+        let format = json!({"response_format": {"type": "json_object"}});
+        assert_eq!(accepted(format).constraint, Some(Constraint::JsonObject));
+        assert_eq!(accepted(json!({"guided_regex": "a+"})).constraint, Some(Constraint::Regex("a+".into())));
         for (given, wanted) in [
             (json!({"logprobs": true, "top_logprobs": 2}), Some(2)),
             (json!({"logprobs": true}), Some(0)),
@@ -232,7 +239,8 @@ mod tests {
             (json!({"tools": [{"type": "function"}]}), ["\"tools\" is [", "describe them in a message"]),
             (json!({"functions": [{}]}), ["\"functions\" is", "leave this out"]),
             (json!({"min_tokens": -1}), ["\"min_tokens\" is -1", "expected usize"]),
-            (json!({"response_format": {"type": "json_object"}}), ["json_object", "ask for the format in a message"]),
+            (json!({"response_format": {"type": "xml"}}), ["\"xml\"", "json_schema"]),
+            (json!({"regex": "a", "choices": ["a"]}), ["\"choices\" and \"regex\"", "give one"]),
             (json!({"use_beam_search": true}), ["\"use_beam_search\" is true", "leave this out"]),
             (json!({"best_of": 4}), ["\"best_of\" is 4", "write \"n\""]),
             (json!({"prompt_logprobs": 1}), ["\"prompt_logprobs\"", "\"echo\": true"]),

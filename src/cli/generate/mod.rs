@@ -2,6 +2,7 @@
 
 mod args;
 mod batch;
+mod constraint_args;
 mod line;
 mod reply;
 
@@ -12,6 +13,7 @@ pub use reply::{Body, Envelope, Failure};
 use std::{
     io::Write,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -27,6 +29,7 @@ use super::{
     process::{ProcessMemory, size},
 };
 use crate::{
+    constraint::Grammars,
     engine::{Engine, Event, FinishReason, Request, Workload, drive},
     tokenizer::Message,
 };
@@ -43,6 +46,7 @@ pub(super) fn run(args: &Args, started: Instant) -> Result<Outcome> {
     let platform = args.model.platform(&opened)?;
     let prompt = prompt_tokens(args, &text, &opened)?;
     opened.check_prompt(&prompt, 1)?;
+    let grammars = grammars(&opened, args.constraint.constraint().is_some())?;
 
     let loaded = args.model.load(&opened, &platform)?;
     let tokenizer = opened.tokenizer()?;
@@ -51,6 +55,7 @@ pub(super) fn run(args: &Args, started: Instant) -> Result<Outcome> {
     let request = args.request(prompt.clone(), stop_ids)?;
     let cache_len = opened.cache_len(prompt.len() as i64 + i64::from(args.max_tokens));
     let mut engine = Engine::new(loaded.model.clone(), tokenizer.clone(), 1, cache_len)?;
+    engine.use_grammars(grammars);
     engine.prepare(&request)?;
 
     interrupt::begin_writing();
@@ -88,11 +93,22 @@ fn run_batch(args: &Args, opened: &OpenedModel, input: &Path, output: &Path) -> 
         return batch.complete(output);
     }
     let platform = args.model.platform(opened)?;
+    let grammars = grammars(opened, batch.has_constraints())?;
     let loaded = args.model.load(opened, &platform)?;
     let cache_len = opened.cache_len(i64::try_from(batch.longest).unwrap_or(i64::MAX));
     let mut engine = Engine::new(loaded.model, tokenizer.clone(), args.slots.into(), cache_len)?;
+    engine.use_grammars(grammars);
     interrupt::begin_writing();
     batch.run(&mut engine, tokenizer, output)
+}
+
+/// Compiles constraints; if there are some, gets ready for them while the model is loaded.
+fn grammars(opened: &OpenedModel, are_used: bool) -> Result<Arc<Grammars>> {
+    let grammars = Arc::new(Grammars::new(opened.tokenizer()?.clone()));
+    if are_used {
+        grammars.prepare();
+    }
+    Ok(grammars)
 }
 
 /// An answer as it is streamed, with its times.
