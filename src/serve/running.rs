@@ -55,7 +55,7 @@ impl Running {
     /// # Errors
     /// One is refused; the others are cancelled.
     pub fn submit(served: &Served, requests: &[Request], key: &Arc<str>, mut record: Record) -> ApiResult<Self> {
-        let works = requests.iter().map(|request| Work::Generate(request.clone())).collect();
+        let works = requests.iter().map(|request| Work::Generate(Box::new(request.clone()))).collect();
         let updates = served.submit(works, key)?.into_iter().zip(requests);
         let prompts = updates.map(|(updates, request)| Prompt { updates, remaining: request.n }).collect();
         record.taken();

@@ -61,7 +61,7 @@ fn long(text: &str, max_tokens: usize) -> Request {
 }
 
 fn submit(service: &Service, work: Request, key: &str) -> Result<Updates, ServiceError> {
-    service.submit(Submission { work: Work::Generate(work), key: key.into(), timeout: None })
+    service.submit(Submission { work: Work::Generate(Box::new(work)), key: key.into(), timeout: None })
 }
 
 /// Waits for the end of a request.
@@ -211,8 +211,11 @@ fn deadlines_include_waiting() {
     let mut running = submit(&service, long("Count.", 220), "k").unwrap();
     begin(&mut running);
     let timeout = Duration::from_millis(1);
-    let late =
-        |tokens| Submission { work: Work::Generate(long("Hi.", tokens)), key: "k".into(), timeout: Some(timeout) };
+    let late = |tokens| Submission {
+        work: Work::Generate(Box::new(long("Hi.", tokens))),
+        key: "k".into(),
+        timeout: Some(timeout),
+    };
     assert_eq!(finish(service.submit(late(2)).unwrap()), Err(Failure::DeadlineExceeded(timeout)));
     drop(running);
     wait_until_idle(&service);

@@ -18,7 +18,7 @@ use crate::{
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub enum Work {
-    Generate(Request),
+    Generate(Box<Request>),
     Score(ScoreRequest),
 }
 

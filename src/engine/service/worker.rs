@@ -225,7 +225,7 @@ impl<'s> Worker<'s> {
             let (submitted, answers) = match work {
                 Work::Generate(request) => {
                     let n = request.n;
-                    (self.engine.submit(request), n)
+                    (self.engine.submit(*request), n)
                 }
                 Work::Score(request) => (self.engine.submit_score(&request), 1),
             };
