@@ -54,7 +54,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Generate text from a prompt
-    Generate(generate::Args),
+    Generate(Box<generate::Args>),
     /// Chat with a model
     Chat(chat::Args),
     /// Compute the log-likelihood of a text, token by token
