@@ -7,6 +7,17 @@ import schemathesis
 
 GENERATES = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+FORMS = {
+    "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}},
+    "structured_outputs": {"choice": ["yes", "no"]},
+    "regex": "[a-z]{2}",
+    "choices": ["yes", "no"],
+    "grammar": 'start: "a" | "b"',
+    "guided_json": {"type": "object", "properties": {"a": {"type": "boolean"}}},
+    "guided_regex": "[0-9]+",
+    "guided_choice": ["1", "2"],
+    "guided_grammar": "start: /[a-z]+/",
+}
 MOST_TOKENS = 8
 CONTEXT, VOCABULARY = 512, 1024
 
@@ -70,6 +81,10 @@ def fit_each_other(body, path):
             body[name] = "0.5"
     if isinstance(body.get("top_p"), float):
         body["top_p"] = max(body["top_p"], 1e-6)  # above 0 in 32 bits, too
+    # One form of the answer, that has a meaning.
+    asked = [name for name in FORMS if body.get(name) is not None]
+    for place, name in enumerate(asked):
+        body[name] = FORMS[name] if place == 0 else None
     if body.get("logit_bias"):
         body["logit_bias"] = {str(int(id) % VOCABULARY): bias for id, bias in body["logit_bias"].items()}
     most = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
