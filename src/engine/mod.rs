@@ -36,7 +36,7 @@ pub use error::Refusal;
 pub use request::{Answer, Event, FinishReason, Likelihood, Request, RequestId, ScoreRequest, Stop};
 use scheduler::{Limits, Schedule, SlotView, StepKind, schedule};
 use scoring::ScoreInProgress;
-use sequence::Sequence;
+use sequence::{AnswerError, Sequence};
 
 use crate::{
     constraint::{Grammar, Grammars},
@@ -409,7 +409,7 @@ impl Engine {
             let id = sequence.id;
             if let Err(error) = sequence.compute_mask() {
                 self.cancel(id);
-                events.push(Event::Failed { id, error: error.to_string() });
+                events.push(Event::Failed { id, error: error.to_string(), by_request: true });
             }
         }
         parts.retain(|part| self.slots[part.slot].sequence.is_some());
@@ -497,7 +497,8 @@ impl Engine {
             }
             Err(error) => {
                 self.cancel(id);
-                events.push(Event::Failed { id, error: error.to_string() });
+                let by_request = matches!(error, AnswerError::Constraint(_));
+                events.push(Event::Failed { id, error: error.to_string(), by_request });
             }
         }
     }
@@ -534,7 +535,7 @@ impl Engine {
         let tokens = std::mem::take(&mut self.slots[slot].cached);
         let error = self.session.not_numbers(slot as i64, 0, &tokens).to_string();
         self.cancel(id);
-        events.push(Event::Failed { id, error });
+        events.push(Event::Failed { id, error, by_request: false });
     }
 
     /// Ends all requests that have a slot: a step that failed takes the caches with it.
@@ -542,7 +543,7 @@ impl Engine {
         let running = self.slots.iter().filter_map(|slot| Some(slot.sequence.as_ref()?.id));
         for id in running.collect::<BTreeSet<_>>() {
             self.cancel(id);
-            events.push(Event::Failed { id, error: error.to_owned() });
+            events.push(Event::Failed { id, error: error.to_owned(), by_request: false });
         }
         for slot in &mut self.slots {
             slot.cached.clear();

@@ -202,7 +202,12 @@ pub enum Event {
     /// All continuations of a [`ScoreRequest`] are scored, in their order.
     Scored { id: RequestId, likelihoods: Vec<Likelihood> },
     /// The request could not be finished, and has no more events. Others go on.
-    Failed { id: RequestId, error: String },
+    Failed {
+        id: RequestId,
+        error: String,
+        /// Whether what was asked for is to blame, and not the step.
+        by_request: bool,
+    },
 }
 
 impl Event {

@@ -7,7 +7,7 @@ use super::fields::{FieldError, Fields, Result, shortened};
 use crate::constraint::Constraint;
 
 /// The fields that ask for one.
-const FIELDS: [&str; 9] = [
+pub const CONSTRAINT_FIELDS: [&str; 9] = [
     "response_format",
     "structured_outputs",
     "guided_json",
@@ -25,7 +25,7 @@ const FIELDS: [&str; 9] = [
 /// A value that asks for something else, or several constraints at once.
 pub fn constraint(fields: &mut Fields, mut default: Option<Constraint>) -> Result<Option<Constraint>> {
     let mut found: Option<(&'static str, Constraint)> = None;
-    for field in FIELDS {
+    for field in CONSTRAINT_FIELDS {
         let Some(value) = fields.value(field) else { continue };
         let wrong = |reason: String| FieldError::new(field, format!("{field:?} {reason}"));
         let Some(constraint) = asked(field, value).map_err(wrong)? else {

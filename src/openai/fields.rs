@@ -39,6 +39,11 @@ impl Fields {
         self.remaining.remove(name)
     }
 
+    /// Returns whether a field is given.
+    pub fn has(&self, name: &str) -> bool {
+        self.remaining.contains_key(name)
+    }
+
     /// Takes a number, which some clients write as a string.
     ///
     /// # Errors

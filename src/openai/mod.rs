@@ -8,6 +8,7 @@ mod prompt;
 mod request;
 
 pub use choices::{Choices, TextOffset, finite, stop_reason};
+pub use constraint::CONSTRAINT_FIELDS;
 pub use fields::{FieldError, Fields, Result, shortened};
 pub use prompt::{Prompt, messages};
 pub use request::request;

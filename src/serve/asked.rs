@@ -14,8 +14,9 @@ use super::{
     served::Served,
 };
 use crate::{
+    constraint::ConstraintError,
     engine::{Refusal, Request},
-    openai::{Fields, Prompt, messages, request},
+    openai::{CONSTRAINT_FIELDS, Fields, Prompt, messages, request},
     tokenizer::{Message, Tokenizer},
 };
 
@@ -88,13 +89,15 @@ impl Asked {
             Kind::Completion => tokenizer.stop_ids().ids.clone(),
         };
         let base = Request { max_tokens: usize::MAX, stop_ids, cache_salt: salt, ..served.defaults.clone() };
+        let form = CONSTRAINT_FIELDS.into_iter().find(|name| fields.has(name));
         let mut request = request(&mut fields, base)?;
         if request.max_tokens == usize::MAX {
             request.max_tokens = if kind == Kind::Chat { context } else { DEFAULT_MAX_TOKENS.max(request.min_tokens) };
         }
         if let Some(constraint) = &request.constraint {
             // The engine finds it compiled.
-            served.text()?.grammars.compile(constraint).map_err(Refusal::from)?;
+            let refused = |e: ConstraintError| ApiError::field(form.unwrap_or("response_format"), e.to_string());
+            served.text()?.grammars.compile(constraint).map_err(refused)?;
         }
         if kind == Kind::Chat && request.echo {
             return Err(ApiError::field("echo", "\"echo\" is of /v1/completions; leave it out"));

@@ -194,6 +194,7 @@ impl From<Failure> for ApiError {
             Failure::DeadlineExceeded(_) => Self::unavailable("deadline_exceeded", message),
             Failure::ShuttingDown => Self::unavailable("shutting_down", message),
             Failure::Step(_) => Self::internal(message),
+            Failure::Constraint(_) => Self::field("response_format", message),
         }
     }
 }

@@ -30,11 +30,14 @@ pub async fn create(
     body: JsonObject,
 ) -> ApiResult<Response> {
     let (of_thread, key) = (served.clone(), caller.key.clone());
-    let asked = served
+    let (asked, format) = served
         .beside(move || {
             let chat = as_chat(body.fields())?;
+            let format = chat["response_format"].clone();
             let asked = Asked::read(Kind::Chat, Fields::new(chat), &of_thread, &key);
-            asked.map_err(|error| error.renaming(&[("messages", "input"), ("max_tokens", "max_output_tokens")]))
+            let names =
+                [("messages", "input"), ("max_tokens", "max_output_tokens"), ("response_format", "text.format")];
+            Ok((asked.map_err(|error| error.renaming(&names))?, format))
         })
         .await?;
     if asked.requests[0].n != 1 {
@@ -52,6 +55,7 @@ pub async fn create(
         max_output_tokens: asked.requests[0].max_tokens,
         temperature: params.temperature,
         top_p: params.top_p,
+        format: if format.is_null() { json!({"type": "text"}) } else { format },
     };
     match streams {
         false => Ok(Json(reply.whole(running).await?).into_response()),
@@ -84,17 +88,22 @@ fn as_chat(mut fields: Fields) -> ApiResult<Map<String, Value>> {
     fields.allow("max_tokens", &[], "write \"max_output_tokens\"")?;
     fields.allow("max_completion_tokens", &[], "write \"max_output_tokens\"")?;
     let of_chats = "it is of /v1/chat/completions; leave it out";
-    for name in ["logprobs", "return_token_ids", "stream_options", "continue_final_message"] {
+    for name in ["logprobs", "return_token_ids", "continue_final_message"] {
         fields.allow(name, &[json!(false)], of_chats)?;
     }
+    let plain = json!({"include_obfuscation": false});
+    fields.allow("stream_options", &[json!({}), plain], "events are sent as they are; leave it out")?;
     fields.allow("top_logprobs", &[json!(0)], of_chats)?;
-    fields.allow("text", &[json!({"format": {"type": "text"}}), json!({})], "answers are text; leave this out")?;
+    fields.allow("response_format", &[], "write \"text\": {\"format\": ...}")?;
+    // The same object as in a chat, with the schema beside its type.
+    let format = fields.take::<Map<String, Value>>("text")?.and_then(|mut text| text.remove("format"));
     fields.allow("truncation", &[json!("disabled")], "prompts are not cut; leave this out")?;
     fields.allow("include", &[json!([])], "only the answer's text is included; leave this out")?;
     fields.allow("reasoning", &[json!({})], "Gemma does not reason before it answers; leave this out")?;
     fields.allow("tool_choice", &[json!("auto"), json!("none")], "Gemma calls no tools; leave this out")?;
     let max_tokens = fields.take::<usize>("max_output_tokens")?;
     let mut chat = fields.into_rest();
+    chat.insert("response_format".into(), format.unwrap_or_default());
     chat.insert("messages".into(), messages.into());
     chat.insert("max_tokens".into(), json!(max_tokens));
     Ok(chat)
@@ -132,6 +141,8 @@ struct Reply {
     max_output_tokens: usize,
     temperature: f32,
     top_p: f32,
+    /// The form that the answer is held to.
+    format: Value,
 }
 
 impl Reply {
@@ -185,7 +196,7 @@ impl Reply {
             "tool_choice": "none",
             "tools": [],
             "store": false,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": self.format},
             "truncation": "disabled",
             "usage": null,
         })

@@ -365,6 +365,8 @@ fn responses_and_scores(server: &Server) {
     let deltas: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
     assert_eq!(deltas, text);
     assert!(events.iter().enumerate().all(|(i, event)| event["sequence_number"] == i));
+    let held = json!({"input": "Where is Rome?", "text": {"format": {"type": "json_schema", "name": "x", "schema": {"enum": ["Italy"]}}}});
+    assert_eq!(server.post("/v1/responses", &held).ok()["output"][0]["content"][0]["text"], "\"Italy\"");
     let previous = server.post("/v1/responses", &json!({"input": "x", "previous_response_id": "resp_1"}));
     previous.fails(400, "invalid_request_error", Some("previous_response_id"), "the whole conversation");
     let scored = server
@@ -407,7 +409,10 @@ fn what_is_wrong_is_explained(server: &Server) {
     let recursive =
         json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {"type": "string"}}}}});
     fails(CHAT, with(chat("x"), recursive), Some("response_format"), "cannot be honoured");
-    fails(CHAT, with(chat("x"), json!({"regex": "(a"})), Some("response_format"), "cannot be honoured");
+    fails(CHAT, with(chat("x"), json!({"regex": "(a"})), Some("regex"), "cannot be honoured");
+    // A form whose cost shows only in the answer.
+    let costly = json!({"prompt": "x", "max_tokens": 40, "regex": "(a?){500}a{500}(b|(c|d)*)*"});
+    fails(COMPLETIONS, costly, Some("response_format"), "constraint");
     fails(CHAT, with(chat("x"), json!({"stream_options": {}})), Some("stream_options"), "\"stream\": true");
     fails(CHAT, with(chat("x"), json!({"min_tokens": 600})), Some("min_tokens"), "min_tokens is 600");
     fails(COMPLETIONS, json!({"prompt": []}), Some("prompt"), "none empty");

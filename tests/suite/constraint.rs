@@ -495,7 +495,7 @@ fn run(engine: &mut Engine, requests: &[Request]) -> Vec<BTreeMap<usize, Result<
         for event in engine.step().unwrap() {
             match event {
                 Event::Finished { id, index, answer } => drop(answers[place(id)].insert(index, Ok(answer))),
-                Event::Failed { id, error } => drop(answers[place(id)].insert(0, Err(error))),
+                Event::Failed { id, error, .. } => drop(answers[place(id)].insert(0, Err(error))),
                 _ => {}
             }
         }

@@ -218,7 +218,7 @@ impl Workload for RunningLines<'_> {
                 let done = self.running.remove(&id).expect("it was there");
                 self.complete(&done, tokens)?;
             }
-            Event::Failed { id, error } => {
+            Event::Failed { id, error, .. } => {
                 let request = self.running.remove(&id).expect("it was submitted");
                 self.fail(&request.place, Failure::Step, &error)?;
             }

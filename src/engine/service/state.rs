@@ -94,6 +94,9 @@ pub enum Failure {
     /// The step that it was in failed; others go on.
     #[error("{0}")]
     Step(String),
+    /// The form that its answer is held to cannot be kept.
+    #[error("{0}")]
+    Constraint(String),
 }
 
 /// Why a request is not taken.

@@ -267,6 +267,7 @@ impl<'s> Worker<'s> {
                 (Happened::Finished { index, answer }, running.remaining == 0)
             }
             Event::Scored { likelihoods, .. } => (Happened::Scored(likelihoods), true),
+            Event::Failed { error, by_request: true, .. } => (Happened::Failed(Failure::Constraint(error)), true),
             Event::Failed { error, .. } => (Happened::Failed(Failure::Step(error)), true),
         };
         send(&running.updates, at, happened);
