@@ -136,6 +136,7 @@ fn openai_batches_are_answered_in_their_format() {
         "message": {"role": "assistant", "content": "The capital of France is Paris.", "refusal": null},
         "logprobs": null,
         "finish_reason": "stop",
+        "stop_reason": 107, // <end_of_turn>
     });
     let answer = json!({
         "id": "chatcmpl-one", "object": "chat.completion", "created": 0, "model": "gemma", "choices": [choice], "usage": usage,

@@ -334,7 +334,7 @@ fn wrong_tasks_and_data_are_explained() {
     let lines = home.path("data/piqa/data/validation.jsonl");
     fs::write(&lines, "{\"goal\": \"x\", \"sol1\": \"a\", \"label\": 0}\n").unwrap();
     eval("piqa", &own)
-        .fails(1, &["task piqa, document 0", "[sol1, sol2] has a wrong value", "the fields goal, label, sol1"]);
+        .fails(1, &["task piqa, document 0", "[sol1, sol2] has a wrong value", "the fields goal, sol1, label"]);
     fs::write(&lines, "{\"goal\": \"x\",\n").unwrap();
     eval("piqa", &own).fails(1, &["validation.jsonl cannot be read", "line 1"]);
     fs::write(&lines, "{\"goal\": \"x\", \"sol1\": \"a\", \"sol2\": \"b\", \"label\": 0}\n").unwrap();
