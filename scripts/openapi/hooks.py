@@ -82,6 +82,9 @@ def fit_each_other(body, path):
     if isinstance(body.get("top_p"), float):
         body["top_p"] = max(body["top_p"], 1e-6)  # above 0 in 32 bits, too
     # One form of the answer, that has a meaning.
+    if (body.get("text") or {}).get("format") is not None:
+        body["text"] = {"format": {"type": "json_schema", "schema": {"type": "integer"}}}
+        body.update({name: None for name in FORMS if name in body})
     asked = [name for name in FORMS if body.get(name) is not None]
     for place, name in enumerate(asked):
         body[name] = FORMS[name] if place == 0 else None
