@@ -31,7 +31,7 @@ pub fn note(line: &str) {
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
-/// Whether lines are JSON objects.
+/// True if lines are JSON objects.
 static AS_JSON: AtomicBool = AtomicBool::new(false);
 
 /// Makes all lines on stderr JSON objects, from now on.

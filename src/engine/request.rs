@@ -41,7 +41,7 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Report the prompt's log-probabilities, too, if any are wanted.
     pub echo: bool,
-    /// What requests have in the cache is shared only among those of the same salt.
+    /// Requests share cached prefixes only with those of the same salt.
     pub cache_salt: u64,
     /// The form that the answer is held to. It ends where it is complete.
     pub constraint: Option<Constraint>,
@@ -205,7 +205,7 @@ pub enum Event {
     Failed {
         id: RequestId,
         error: String,
-        /// Whether what was asked for is to blame, and not the step.
+        /// True if what was asked for is to blame, and not the step.
         by_request: bool,
     },
 }
