@@ -1,4 +1,4 @@
-//! What a request asks for.
+//! The forms that a request can hold its answers to.
 
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ impl Constraint {
         }
     }
 
-    /// Whether answers are JSON.
+    /// Returns true if answers are JSON.
     pub fn is_json(&self) -> bool {
         matches!(self, Self::JsonObject | Self::JsonSchema(_))
     }

@@ -32,7 +32,7 @@ pub struct Grammars {
 /// How many compiled constraints are kept: requests of one program often have the same.
 const RECENT: usize = 32;
 
-/// What all constraints share. Gemma's 256,000 tokens take it about a second.
+/// The part that all constraints share. Building it takes about a second for 256,000 tokens.
 struct Compiler {
     vocabulary: Arc<Vocabulary>,
     factory: ParserFactory,

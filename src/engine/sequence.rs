@@ -53,12 +53,12 @@ pub(super) struct AnswerInProgress {
     prompt: Option<Vec<Token>>,
     detokenizer: Detokenizer,
     stop: StopStrings,
-    /// What ended the answer, if it was a token or a string.
+    /// The token or string that ended the answer, if one did.
     stopped_by: Option<Stop>,
     text: String,
     /// The request's biases, and those that keep stop ids away until there are `min_tokens`.
     bias_without_stop: Vec<(u32, f32)>,
-    /// What the answer is held to.
+    /// Follows the form that the answer is held to.
     matcher: Option<Matcher>,
     /// The tokens that the matcher allows next.
     mask: Vec<u32>,

@@ -147,7 +147,7 @@ impl Choice {
     }
 }
 
-/// What the stream has told so far.
+/// The state of a stream after the events so far.
 #[derive(Default)]
 struct Stream {
     chunks: Vec<TokenChunk>,

@@ -131,7 +131,7 @@ pub(super) struct Summary {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub output_tokens: u64,
-    /// Whether the server counted the tokens of all answers.
+    /// True if the server counted the tokens of all answers.
     pub is_counted: bool,
     pub ttft: Option<Distribution>,
     pub tpot: Option<Distribution>,

@@ -1,4 +1,4 @@
-//! What is sent: bodies of requests, and the fields beyond OpenAI's that the server takes.
+//! Bodies of requests, and the fields beyond OpenAI's that the server takes.
 
 use hyper::body::Bytes;
 use serde_json::{Map, Value, json};
